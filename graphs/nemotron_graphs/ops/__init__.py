@@ -1,0 +1,35 @@
+"""The ops of the ``nemotron`` dialect (ONNX domain ``nemotron``, version 1), one file each."""
+
+from __future__ import annotations
+
+import onnx
+
+from nemotron_graphs.ops.cached_attention import cached_attention
+from nemotron_graphs.ops.definition import DOMAIN, DOMAIN_VERSION, OpDefinition, OpInput
+from nemotron_graphs.ops.kv_cache_update import kv_cache_update
+from nemotron_graphs.ops.partial_rotary_embedding import partial_rotary_embedding
+
+__all__ = [
+    "DOMAIN",
+    "DOMAIN_VERSION",
+    "OPS",
+    "OpDefinition",
+    "OpInput",
+    "cached_attention",
+    "kv_cache_update",
+    "partial_rotary_embedding",
+    "register_schemas",
+]
+
+OPS: dict[str, OpDefinition] = {op.name: op for op in (partial_rotary_embedding, kv_cache_update, cached_attention)}
+
+# torch.export needs the ops registered before it meets them
+for _op in OPS.values():
+    _ = _op.torch_op
+
+
+def register_schemas() -> None:
+    """Makes the dialect's schemas known to ONNX, so that the checker and the exporter accept its nodes."""
+    for op in OPS.values():
+        if not onnx.defs.has(op.name, DOMAIN):
+            onnx.defs.register_schema(op.schema)
