@@ -19,7 +19,7 @@ def _eager(
 ) -> torch.Tensor:
     B, S, _, _ = new.shape
     slots_BS = write_index[:, None] + torch.arange(S, device=new.device)
-    if B and S and not (0 <= int(slots_BS.min()) and int(slots_BS.max()) < cache.shape[2]):
+    if B and S and not (0 <= int(slots_BS.min()) <= int(slots_BS.max()) < cache.shape[2]):
         raise IndexError(f"slots {int(slots_BS.min())}..{int(slots_BS.max())} of a cache with {cache.shape[2]} slots")
     rows_B = torch.arange(B, device=new.device) if cache_row is None else cache_row
     updated_NGTD = cache.clone(memory_format=torch.contiguous_format)
