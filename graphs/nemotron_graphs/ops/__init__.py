@@ -7,6 +7,7 @@ import onnx
 from nemotron_graphs.ops.cached_attention import cached_attention
 from nemotron_graphs.ops.definition import DOMAIN, DOMAIN_VERSION, OpDefinition, OpInput
 from nemotron_graphs.ops.kv_cache_update import kv_cache_update
+from nemotron_graphs.ops.linear import linear
 from nemotron_graphs.ops.partial_rotary_embedding import partial_rotary_embedding
 
 __all__ = [
@@ -17,11 +18,14 @@ __all__ = [
     "OpInput",
     "cached_attention",
     "kv_cache_update",
+    "linear",
     "partial_rotary_embedding",
     "register_schemas",
 ]
 
-OPS: dict[str, OpDefinition] = {op.name: op for op in (partial_rotary_embedding, kv_cache_update, cached_attention)}
+OPS: dict[str, OpDefinition] = {
+    op.name: op for op in (partial_rotary_embedding, kv_cache_update, cached_attention, linear)
+}
 
 # torch.export needs the ops registered before it meets them
 for _op in OPS.values():

@@ -1,0 +1,25 @@
+"""Graph passes, one file each; a target is a list of them."""
+
+from nemotron_graphs.passes.bind_rope_tables import BindRopeTablesPass
+from nemotron_graphs.passes.bind_weights import BindWeightsPass
+from nemotron_graphs.passes.canonicalize_shapes import CanonicalizeShapesPass
+from nemotron_graphs.passes.check_cache_readers import CheckCacheReadersPass
+from nemotron_graphs.passes.cleanup import cleanup
+from nemotron_graphs.passes.drop_unused_inputs import DropUnusedInputsPass
+from nemotron_graphs.passes.form_group_query_attention import FormGroupQueryAttentionPass
+from nemotron_graphs.passes.inline_dialect_ops import InlineDialectOpsPass
+from nemotron_graphs.passes.lower_linear_to_fused_matmul import LowerLinearToFusedMatMulPass
+from nemotron_graphs.passes.simplify_reshapes import SimplifyReshapesPass
+
+__all__ = [
+    "BindRopeTablesPass",
+    "BindWeightsPass",
+    "CanonicalizeShapesPass",
+    "CheckCacheReadersPass",
+    "DropUnusedInputsPass",
+    "FormGroupQueryAttentionPass",
+    "InlineDialectOpsPass",
+    "LowerLinearToFusedMatMulPass",
+    "SimplifyReshapesPass",
+    "cleanup",
+]

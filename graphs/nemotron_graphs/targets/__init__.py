@@ -1,0 +1,24 @@
+"""Targets: what a dialect graph can be lowered to."""
+
+from __future__ import annotations
+
+from nemotron_errors import GraphError
+
+from nemotron_graphs.targets.onnx import onnx
+from nemotron_graphs.targets.ort_cpu import ort_cpu
+from nemotron_graphs.targets.target import LoweredGraph, LoweringContext, Target
+
+__all__ = ["TARGETS", "LoweredGraph", "LoweringContext", "Target", "get_target"]
+
+TARGETS: dict[str, Target] = {target.name: target for target in (onnx, ort_cpu)}
+
+
+def get_target(name: str) -> Target:
+    """The target of that name.
+
+    Raises:
+        GraphError: where there is none.
+    """
+    if name not in TARGETS:
+        raise GraphError(f"target '{name}'", f"one of {', '.join(TARGETS)}", "choose one of them", where="--target")
+    return TARGETS[name]

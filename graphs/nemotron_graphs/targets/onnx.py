@@ -1,0 +1,41 @@
+"""Target ``onnx``: standard ops alone, for any runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from nemotron_graphs import passes
+from nemotron_graphs.targets.target import LoweringContext, Target
+
+__all__ = ["onnx"]
+
+
+def _passes(context: LoweringContext) -> Sequence[ir.passes.PassBase]:
+    return (
+        passes.SimplifyReshapesPass(),
+        passes.CheckCacheReadersPass(),
+        passes.BindRopeTablesPass(context.cos, context.sin),
+        passes.InlineDialectOpsPass(),
+        passes.CanonicalizeShapesPass(),
+        passes.BindWeightsPass(context.weights),
+        passes.DropUnusedInputsPass(),
+        passes.cleanup(),
+        passes.CheckCacheReadersPass(),
+    )
+
+
+onnx = Target(
+    name="onnx",
+    dtypes=("float32", "float16", "bfloat16"),
+    passes=_passes,
+    session={
+        "kind": "onnxruntime",
+        "provider": "CPUExecutionProvider",
+        "graph": "model.onnx",
+        "prefill_rows": "all",
+    },
+    description="standard ONNX ops (opset 21), for any runtime",
+    requires="ort",
+)

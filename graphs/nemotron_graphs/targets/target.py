@@ -1,0 +1,106 @@
+"""What a target is: a named list of passes and what a session must know of the graph they make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from nemotron_errors import GraphError
+
+from nemotron_graphs.weights import WeightRef
+
+__all__ = ["LoweredGraph", "LoweringContext", "Target"]
+
+
+@dataclass(frozen=True)
+class LoweringContext:
+    """What lowering needs beside the graph.
+
+    Attributes:
+        weights: name in the checkpoint → where it lies on disk.
+        cos: RoPE table, float32 [table, R/2]; ``table`` is the number of cache slots that a session may have.
+        sin: likewise.
+    """
+
+    weights: Mapping[str, WeightRef]
+    cos: np.ndarray
+    sin: np.ndarray
+
+
+@dataclass(frozen=True)
+class LoweredGraph:
+    """A graph ready to be written, and the session entry of the bundle's manifest."""
+
+    model: ir.Model
+    session: dict[str, Any]
+    passes: tuple[str, ...] = field(default=())
+
+    def save(self, path: Path) -> None:
+        """Writes the graph; no weight is read."""
+        ir.save(self.model, path)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A place where graphs run.
+
+    Attributes:
+        name: what ``--target`` takes.
+        dtypes: run dtypes that it takes ("float32", …); the first is the default.
+        passes: gives the passes for a context, in order.
+        session: the fixed part of the manifest's session entry.
+        description: one line for users.
+        requires: the extra that its session needs.
+    """
+
+    name: str
+    dtypes: tuple[str, ...]
+    passes: Callable[[LoweringContext], Sequence[ir.passes.PassBase]]
+    session: Mapping[str, Any]
+    description: str
+    requires: str
+
+    def check_dtype(self, dtype: str) -> None:
+        """Raises GraphError where the target cannot run in ``dtype``."""
+        if dtype not in self.dtypes:
+            raise GraphError(
+                f"dtype {dtype}",
+                f"one of {', '.join(self.dtypes)} for target {self.name}",
+                "choose another --dtype or another --target",
+                where="--dtype",
+            )
+
+    def lower(self, model: ir.Model, context: LoweringContext) -> LoweredGraph:
+        """Runs the target's passes over the dialect graph, in place.
+
+        Raises:
+            GraphError: where the target cannot run in the graph's dtype.
+        """
+        caches = [v for v in model.graph.inputs if (v.name or "").startswith("k_cache.")]
+        assert caches
+        assert caches[0].dtype is not None
+        cache_dtype = _NAMES[caches[0].dtype]
+        self.check_dtype(cache_dtype)
+        ran = []
+        for each in self.passes(context):
+            result = each(model)
+            model = result.model
+            ran.append(type(each).__name__)
+        session = {
+            **self.session,
+            "cache_dtype": cache_dtype,
+            "inputs": [v.name for v in model.graph.inputs],
+            "outputs": [v.name for v in model.graph.outputs],
+        }
+        return LoweredGraph(model, session, tuple(ran))
+
+
+_NAMES = {
+    ir.DataType.FLOAT: "float32",
+    ir.DataType.FLOAT16: "float16",
+    ir.DataType.BFLOAT16: "bfloat16",
+}

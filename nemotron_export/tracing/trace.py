@@ -1,0 +1,180 @@
+"""The reference model → the dialect graph of a causal language model.
+
+Dims: batch rows, tokens (new ones per row), positions (that get logits), cache_len (slots), table (RoPE positions).
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import torch
+from nemotron_graphs.ops import DOMAIN, DOMAIN_VERSION
+
+from nemotron_export.config import NemotronConfig
+from nemotron_export.model import NemotronForCausalLM
+from nemotron_export.tracing.exporter import OPSET, ExampleInput, TracedPart, trace_module
+from nemotron_export.tracing.stamp import GraphBuilder
+
+__all__ = ["trace", "trace_whole"]
+
+
+class _Embed(torch.nn.Module):
+    def __init__(self, model: NemotronForCausalLM) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, query_start: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.model.dialect_embed(input_ids, query_start)
+
+
+class _Layer(torch.nn.Module):
+    def __init__(self, model: NemotronForCausalLM) -> None:
+        super().__init__()
+        self.layer = model.model.layers[0]
+
+    def forward(self, *args: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.layer.forward_dialect(*args)
+
+
+class _Head(torch.nn.Module):
+    def __init__(self, model: NemotronForCausalLM) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, hidden: torch.Tensor, logits_index: torch.Tensor) -> torch.Tensor:
+        return self.model.dialect_head(hidden, logits_index)
+
+
+class _Whole(torch.nn.Module):
+    def __init__(self, model: NemotronForCausalLM) -> None:
+        super().__init__()
+        self.model = model
+        self.layers = len(model.model.layers)
+
+    def forward(self, *args: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        head, caches = args[:6], list(args[6:])
+        logits, keys, values = self.model.forward_dialect(*head, caches[: self.layers], caches[self.layers :])
+        return (logits, *keys, *values)
+
+
+def _meta_model(config: NemotronConfig, dtype: torch.dtype, layers: int) -> NemotronForCausalLM:
+    with torch.device("meta"):
+        return NemotronForCausalLM(config.replace(num_hidden_layers=layers)).to(dtype).eval()
+
+
+def _inputs(config: NemotronConfig, dtype: torch.dtype) -> dict[str, ExampleInput]:
+    half = config.rotary_dim // 2
+    cache = ("batch", config.num_key_value_heads, "cache_len", config.head_dim)
+    described = (
+        ExampleInput("input_ids", ("batch", "tokens")),
+        ExampleInput("query_start", ("batch",)),
+        ExampleInput("query_length", ("batch",)),
+        ExampleInput("logits_index", ("batch", "positions")),
+        ExampleInput("cos", ("table", half), dtype),
+        ExampleInput("sin", ("table", half), dtype),
+        ExampleInput("position_ids", ("batch", "tokens")),
+        ExampleInput("hidden", ("batch", "tokens", config.hidden_size), dtype),
+        ExampleInput("k_cache", cache, dtype),
+        ExampleInput("v_cache", cache, dtype),
+    )
+    return {i.name: i for i in described}
+
+
+_ROW_INPUTS = ("input_ids", "query_start", "query_length", "logits_index", "cos", "sin")
+
+
+def trace(config: NemotronConfig, dtype: torch.dtype) -> ir.Model:
+    """Traces embedding, one decoder layer and head, and stamps the layer ``num_hidden_layers`` times.
+
+    Nothing is loaded: the modules live on the meta device.
+
+    Args:
+        config: the checkpoint's config.
+        dtype: the dtype that the graph computes in.
+
+    Returns:
+        The dialect graph. Inputs: ``input_ids`` int64 [batch, tokens], ``query_start`` and ``query_length`` int64
+        [batch], ``logits_index`` int64 [batch, positions], ``cos`` and ``sin`` [table, R/2], ``k_cache.{l}`` and
+        ``v_cache.{l}`` [batch, G, cache_len, D], then every weight under its name in the checkpoint. Outputs:
+        ``logits`` [batch, positions, vocab], ``k_cache_out.{l}``, ``v_cache_out.{l}``.
+    """
+    model = _meta_model(config, dtype, layers=1)
+    described = _inputs(config, dtype)
+
+    def part(module: torch.nn.Module, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> TracedPart:
+        return trace_module(module, [described[n] for n in inputs], outputs)
+
+    embed = part(_Embed(model), ("input_ids", "query_start"), ("hidden_out", "position_ids_out"))
+    layer = part(
+        _Layer(model),
+        ("hidden", "cos", "sin", "position_ids", "query_start", "k_cache", "v_cache"),
+        ("hidden_out", "k_cache_out", "v_cache_out"),
+    )
+    head = part(_Head(model), ("hidden", "logits_index"), ("logits",))
+
+    builder = GraphBuilder({"": OPSET, DOMAIN: DOMAIN_VERSION})
+    ir_dtype = embed.model.graph.outputs[0].dtype
+    assert ir_dtype is not None
+    rows = {
+        n: builder.input(n, ir_dtype if n in ("cos", "sin") else ir.DataType.INT64, described[n].dims)
+        for n in _ROW_INPUTS
+    }
+    caches = {
+        f"{kind}_cache.{index}": builder.input(f"{kind}_cache.{index}", ir_dtype, described["k_cache"].dims)
+        for kind in ("k", "v")
+        for index in range(config.num_hidden_layers)
+    }
+
+    hidden, position_ids = builder.stamp(
+        embed.model.graph, [rows["input_ids"], rows["query_start"]], _strip(embed.weights, "model."), ""
+    )
+    updated: dict[str, ir.Value] = {}
+    for index in range(config.num_hidden_layers):
+        path = f"model.layers.{index}"
+        hidden, updated[f"k_cache_out.{index}"], updated[f"v_cache_out.{index}"] = builder.stamp(
+            layer.model.graph,
+            [
+                hidden,
+                rows["cos"],
+                rows["sin"],
+                position_ids,
+                rows["query_start"],
+                caches[f"k_cache.{index}"],
+                caches[f"v_cache.{index}"],
+            ],
+            {name: f"{path}.{name.removeprefix('layer.')}" for name in layer.weights},
+            f"{path}/",
+        )
+    head_weights = _strip(head.weights, "model.")
+    if config.tie_word_embeddings:
+        head_weights = {
+            name: "model.embed_tokens.weight" if full == "lm_head.weight" else full
+            for name, full in head_weights.items()
+        }
+    (logits,) = builder.stamp(head.model.graph, [hidden, rows["logits_index"]], head_weights, "")
+    keys_then_values = dict(sorted(updated.items(), key=lambda item: item[0][0]))
+    return builder.finish({"logits": logits, **keys_then_values})
+
+
+def trace_whole(config: NemotronConfig, dtype: torch.dtype) -> ir.Model:
+    """Traces all layers in one go: what :func:`trace` must equal. Cost grows with depth."""
+    model = _meta_model(config, dtype, config.num_hidden_layers)
+    described = _inputs(config, dtype)
+    inputs = [described[n] for n in _ROW_INPUTS]
+    outputs = ["logits"]
+    for kind in ("k", "v"):
+        for index in range(config.num_hidden_layers):
+            inputs.append(ExampleInput(f"{kind}_cache.{index}", described["k_cache"].dims, dtype))
+            outputs.append(f"{kind}_cache_out.{index}")
+    traced = trace_module(_Whole(model), inputs, outputs)
+    for value in traced.model.graph.inputs[len(inputs) :]:
+        assert value.name
+        name = value.name.removeprefix("model.")
+        # torch keeps one name of a tied pair, and may keep either
+        tied = config.tie_word_embeddings and name == "lm_head.weight"
+        value.name = "model.embed_tokens.weight" if tied else name
+    traced.model.opset_imports[DOMAIN] = DOMAIN_VERSION
+    return traced.model
+
+
+def _strip(names: tuple[str, ...], wrapper: str) -> dict[str, str]:
+    return {name: name.removeprefix(wrapper) for name in names}
