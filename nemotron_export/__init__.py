@@ -1,0 +1,51 @@
+"""Export and deployment of NVIDIA's Nemotron models: checkpoint → graph → bundle → text, with a numeric proof."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nemotron_runtime import load
+
+    from nemotron_export.build import build
+    from nemotron_export.checkpoint import Checkpoint
+    from nemotron_export.config import NemotronConfig
+    from nemotron_export.model import NemotronForCausalLM, NemotronModel
+    from nemotron_export.parity import parity
+
+__all__ = [
+    "Checkpoint",
+    "NemotronConfig",
+    "NemotronForCausalLM",
+    "NemotronModel",
+    "__version__",
+    "build",
+    "load",
+    "parity",
+]
+
+__version__ = "0.1.0"
+
+# Loaded when asked for (PEP 562): `import nemotron_export` and the command line start without torch and onnx.
+_HOMES = {
+    "Checkpoint": "nemotron_export.checkpoint",
+    "NemotronConfig": "nemotron_export.config",
+    "NemotronForCausalLM": "nemotron_export.model",
+    "NemotronModel": "nemotron_export.model",
+    "build": "nemotron_export.build",
+    "load": "nemotron_runtime",
+    "parity": "nemotron_export.parity",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,152 @@
+"""`build`: every step from a checkpoint to a bundle, in order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemotron_errors import BundleError, RequestError
+from nemotron_graphs.targets import Target, get_target
+from nemotron_runtime.bundle import write_manifest
+from nemotron_runtime.limits import Limits
+from nemotron_runtime.manifest import Manifest
+
+from nemotron_export.building.files import copy_small_files, describe_files, manifest_document
+from nemotron_export.building.graph import make_graph
+from nemotron_export.building.limits import choose_limits
+from nemotron_export.building.weights import WEIGHT_MODES, place_weights
+from nemotron_export.building.workspace import check_output, staging
+from nemotron_export.checkpoint import Checkpoint, ScanReport, scan
+from nemotron_export.parity import ParityFailedError, reference_for
+from nemotron_export.preflight import check_resources, estimate
+from nemotron_export.progress import Progress, silent
+from nemotron_export.verification import judge, write_report
+
+__all__ = ["build"]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    checkpoint: Checkpoint
+    target: Target
+    dtype: str
+    limits: Limits
+    weights: str
+
+
+def build(
+    checkpoint: str | Path,
+    output: str | Path,
+    *,
+    target: str = "ort-cpu",
+    dtype: str | None = None,
+    max_seq_len: int | None = None,
+    max_batch: int | None = None,
+    prefill_chunk: int | None = None,
+    weights: str = "reference",
+    parity: bool = True,
+    scan: bool = True,
+    overwrite: bool = False,
+    keep_failed: bool = False,
+    progress: Progress = silent,
+) -> Path:
+    """Builds a bundle.
+
+    Args:
+        checkpoint: a folder with config.json and .safetensors files.
+        output: the bundle's folder, which must not exist (or be a bundle, with `overwrite`).
+        target: a name from `nemotron_graphs.targets.TARGETS`.
+        dtype: run dtype; the target's first by default.
+        max_seq_len: prompt and new tokens together.
+        max_batch: rows at once.
+        prefill_chunk: prompt tokens computed at once.
+        weights: "reference" (stay where they are), "link" (hard links in the bundle) or "copy".
+        parity: make the reference and check the bundle against it; without, the bundle is pending.
+        scan: read every weight once for NaN, Inf and chunk hashes; without, loading cannot check contents.
+        overwrite: replace a bundle at `output`, once the new one is whole.
+        keep_failed: keep, as pending, a bundle that fails its parity; the error is raised all the same.
+        progress: told (stage, done, total).
+
+    Returns:
+        The bundle's folder.
+
+    Raises:
+        ParityFailedError: the numbers differ; holds the report.
+        NemotronError: a broken checkpoint, an option that makes no sense, too little disk or memory, …
+    """
+    place = Path(output).absolute()
+    check_output(place, overwrite=overwrite)
+    progress("open checkpoint", 0, 0)
+    plan = _plan(Path(checkpoint), place, target, dtype, (max_seq_len, max_batch, prefill_chunk), weights, parity)
+    failed: ParityFailedError | None = None
+    with staging(place, overwrite=overwrite) as folder:
+        scanned = _scan(plan, progress) if scan else None
+        _write(plan, folder, scanned, parity, progress)
+        if parity:
+            report = judge(folder, threads=None, progress=progress)
+            if not report.passed:
+                failed = ParityFailedError(report, str(place))
+                if not keep_failed:
+                    raise failed
+            write_report(folder, report)
+    if failed is not None:
+        raise failed
+    return place
+
+
+def _plan(
+    source: Path,
+    place: Path,
+    target_name: str,
+    dtype: str | None,
+    limits: tuple[int | None, int | None, int | None],
+    weights: str,
+    parity: bool,
+) -> _Plan:
+    if weights not in WEIGHT_MODES:
+        raise RequestError(f"'{weights}'", f"one of {', '.join(WEIGHT_MODES)}", "choose one of them", where="--weights")
+    target = get_target(target_name)
+    run_dtype = target.dtypes[0] if dtype is None else dtype
+    target.check_dtype(run_dtype)
+    opened = Checkpoint.open(source)
+    if opened.directory.resolve().is_relative_to(place.resolve()):
+        raise BundleError(
+            "the checkpoint inside the output", "two separate folders", "choose another --output", where=str(place)
+        )
+    chosen = choose_limits(opened.config, *limits)
+    needed = estimate(
+        opened.config,
+        num_parameters=opened.num_parameters,
+        stored_bytes=opened.num_bytes,
+        run_dtype=run_dtype,
+        slots=chosen.max_seq_len + chosen.prefill_chunk,
+        rows=min(chosen.max_batch, 4),
+        weights_mode=weights,
+        parity=parity,
+    )
+    check_resources(needed, place)
+    return _Plan(opened, target, run_dtype, chosen, weights)
+
+
+def _scan(plan: _Plan, progress: Progress) -> ScanReport:
+    return scan(plan.checkpoint, progress=lambda done, total: progress("scan weights", done, total))
+
+
+def _write(plan: _Plan, folder: Path, scanned: ScanReport | None, parity: bool, progress: Progress) -> None:
+    progress("trace and lower", 0, 0)
+    lowered = make_graph(plan.checkpoint, plan.target, plan.dtype, plan.limits)
+    lowered.save(folder / lowered.session["graph"])
+    copy_small_files(plan.checkpoint, folder)
+    directory = place_weights(
+        [shard.path for shard in plan.checkpoint.shards], folder, plan.weights,
+        lambda done, total: progress("copy weights", done, total),
+    )  # fmt: skip
+    if parity:
+        reference_for(plan.checkpoint, plan.limits.max_seq_len, progress).write(folder / "reference.safetensors")
+    document = manifest_document(
+        plan.checkpoint, plan.target, plan.dtype, plan.limits, lowered, scanned,
+        weights_mode=plan.weights, weights_directory=directory, files=describe_files(folder),
+    )  # fmt: skip
+    if not parity:
+        document["parity"]["reason"] = "built with --no-parity"
+    write_manifest(folder, Manifest.from_dict(document))

@@ -1,0 +1,104 @@
+"""The small files of a bundle, and what identifies them."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from nemotron_graphs.targets import LoweredGraph, Target
+from nemotron_runtime.limits import Limits
+
+from nemotron_export.checkpoint import Checkpoint, ScanReport
+from nemotron_export.environment import versions
+
+__all__ = ["copy_small_files", "describe_files", "manifest_document"]
+
+_NOT_LISTED = {"manifest.json", "parity.json"}
+
+
+def copy_small_files(checkpoint: Checkpoint, bundle: Path) -> None:
+    """Copies config, generation config, tokenizer and licence files."""
+    for source in (
+        checkpoint.directory / "config.json",
+        checkpoint.directory / "generation_config.json",
+        *checkpoint.tokenizer_files,
+        *checkpoint.license_files,
+    ):
+        if source.is_file():
+            shutil.copyfile(source, bundle / source.name)
+
+
+def describe_files(bundle: Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file at the top of the bundle, but for those that change after the build."""
+    described = {}
+    for path in sorted(bundle.iterdir()):
+        if path.is_file() and path.name not in _NOT_LISTED:
+            with path.open("rb") as handle:
+                digest = hashlib.file_digest(handle, "sha256").hexdigest()
+            described[path.name] = {"size": path.stat().st_size, "sha256": digest}
+    return described
+
+
+def manifest_document(
+    checkpoint: Checkpoint,
+    target: Target,
+    dtype: str,
+    limits: Limits,
+    lowered: LoweredGraph,
+    scanned: ScanReport | None,
+    *,
+    weights_mode: str,
+    weights_directory: str,
+    files: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
+    """The manifest as JSON, its parity still pending."""
+    config = checkpoint.config
+    shards = [
+        {
+            "name": shard.path.name,
+            "size": shard.size,
+            "header_sha256": shard.header_sha256,
+            "chunks": None if scanned is None else scanned.chunks[shard.path.name],
+        }
+        for shard in checkpoint.shards
+    ]
+    return {
+        "format": 1,
+        "producer": versions(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "target": target.name,
+        "task": "causal-lm",
+        "dtype": dtype,
+        "model": {
+            "config": config.to_dict(),
+            "vocab_size": config.vocab_size,
+            "num_layers": config.num_hidden_layers,
+            "num_kv_heads": config.num_key_value_heads,
+            "head_dim": config.head_dim,
+            "eos_token_ids": list(config.eos_token_ids),
+            "bos_token_id": config.bos_token_id,
+            "pad_token_id": config.pad_token_id,
+        },
+        "limits": {
+            "max_seq_len": limits.max_seq_len,
+            "max_batch": limits.max_batch,
+            "prefill_chunk": limits.prefill_chunk,
+        },
+        "session": lowered.session,
+        "files": files,
+        "weights": {
+            "mode": weights_mode,
+            "directory": weights_directory,
+            "chunk_bytes": CHUNK_BYTES if scanned is None else scanned.chunk_bytes,
+            "algorithm": "sha256" if scanned is None else scanned.algorithm,
+            "files": shards,
+        },
+        "scan": {"done": scanned is not None},
+        "parity": {"state": "pending", "reason": "not checked yet", "checked": None},
+    }
+
+
+CHUNK_BYTES = 16 << 20

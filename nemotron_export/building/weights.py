@@ -1,0 +1,76 @@
+"""Where a bundle's weights are: referred to, hard-linked or copied."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from nemotron_errors import BundleError, ResourceError
+
+__all__ = ["WEIGHT_MODES", "place_weights"]
+
+WEIGHT_MODES = ("reference", "link", "copy")
+_COPY_CHUNK = 16 << 20
+
+
+def place_weights(
+    shards: Sequence[Path], bundle: Path, mode: str, on_bytes: Callable[[int, int], None] = lambda done, total: None
+) -> str:
+    """Puts the shards where `mode` says.
+
+    Args:
+        shards: the checkpoint's weight files.
+        bundle: the bundle's folder; link and copy fill its folder `weights`.
+        mode: one of :data:`WEIGHT_MODES`.
+        on_bytes: told (bytes copied, bytes to copy).
+
+    Returns:
+        What the manifest's weights.directory holds: an absolute path, or "weights".
+
+    Raises:
+        BundleError: for a link that cannot be made.
+        ResourceError: where the disk fills up while copying.
+    """
+    assert mode in WEIGHT_MODES
+    if mode == "reference":
+        return str(shards[0].parent.absolute())
+    folder = bundle / "weights"
+    folder.mkdir()
+    total, done = sum(shard.stat().st_size for shard in shards), 0
+    for shard in shards:
+        target = folder / shard.name
+        if mode == "link":
+            _link(shard, target)
+        else:
+            for count in _copy(shard, target):
+                done += count
+                on_bytes(done, total)
+    return folder.name
+
+
+def _link(shard: Path, target: Path) -> None:
+    try:
+        # a hub's cache holds symbolic links; the file itself is what must stay
+        os.link(os.path.realpath(shard), target)
+    except OSError as error:
+        raise BundleError(
+            f"a hard link that cannot be made ({error.strerror})",
+            "the bundle on the weights' own file system",
+            "use --weights copy, or an --output on that file system",
+            where=str(shard),
+        ) from None
+
+
+def _copy(shard: Path, target: Path) -> Iterator[int]:
+    """Yields the size of each part once it is written."""
+    try:
+        with open(shard, "rb") as source, open(target, "wb") as sink:
+            while part := source.read(_COPY_CHUNK):
+                sink.write(part)
+                yield len(part)
+    except OSError as error:
+        raise ResourceError(
+            f"copying stopped ({error.strerror})", "room for a copy of the weights",
+            "free some space, or use --weights reference or link", where=str(target),
+        ) from None  # fmt: skip

@@ -1,0 +1,54 @@
+"""The `nemotron-export` application: its commands, `--version`, and the exit codes in its help."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from nemotron_export.cli.build import build
+from nemotron_export.cli.check import parity, verify
+from nemotron_export.cli.demo import demo
+from nemotron_export.cli.doctor import doctor
+from nemotron_export.cli.generate import generate
+from nemotron_export.cli.guard import EXIT_CODES, guarded
+from nemotron_export.cli.inspect import inspect
+
+__all__ = ["app", "main"]
+
+_EPILOG = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
+
+app = typer.Typer(
+    name="nemotron-export",
+    help="Export Nemotron checkpoints to parity-checked bundles, and generate text from them.",
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+for _command in (build, generate, parity, verify, inspect, doctor, demo):
+    app.command(epilog=_EPILOG)(guarded(_command))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from nemotron_export import __version__
+
+        typer.echo(f"nemotron-export {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """The console script."""
+    app()

@@ -1,0 +1,66 @@
+"""`nemotron-export build`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nemotron_export.cli.console import print_json, show_progress, size_text
+
+__all__ = ["build"]
+
+
+def build(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A folder with config.json and .safetensors files.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The bundle's folder; must not exist.")],
+    target: Annotated[str, typer.Option(help="Where the bundle runs; `doctor` lists the targets.")] = "ort-cpu",
+    dtype: Annotated[str | None, typer.Option(help="Run dtype; by default the target's first.")] = None,
+    max_seq_len: Annotated[
+        int | None, typer.Option(min=2, help="Prompt and new tokens together; at most 4096 by default.")
+    ] = None,
+    max_batch: Annotated[int | None, typer.Option(min=1, help="Rows at once.")] = None,
+    prefill_chunk: Annotated[int | None, typer.Option(min=1, help="Prompt tokens computed at once.")] = None,
+    weights: Annotated[
+        str,
+        typer.Option(help="reference: leave the weights where they are; link or copy: make a folder that ships."),
+    ] = "reference",
+    parity: Annotated[bool, typer.Option(help="Prove the numbers; without it the bundle is pending.")] = True,
+    scan: Annotated[bool, typer.Option(help="Read every weight: NaN, Inf, chunk hashes.")] = True,
+    overwrite: Annotated[bool, typer.Option(help="Replace a bundle that is there.")] = False,
+    keep_failed: Annotated[bool, typer.Option(help="Keep, as pending, a bundle whose parity failed.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Trace a checkpoint, lower it to a target, write a bundle and prove its numbers against eager PyTorch."""
+    from nemotron_export.building import build as run_build
+    from nemotron_export.cli.check import print_report
+    from nemotron_export.inspect import bundle_size, inspect_bundle
+    from nemotron_export.parity import ParityFailedError
+
+    try:
+        with show_progress() as progress:
+            path = run_build(
+                checkpoint, output, target=target, dtype=dtype, max_seq_len=max_seq_len, max_batch=max_batch,
+                prefill_chunk=prefill_chunk, weights=weights, parity=parity, scan=scan, overwrite=overwrite,
+                keep_failed=keep_failed, progress=progress,
+            )  # fmt: skip
+    except ParityFailedError as error:
+        if json_output:
+            print_json(error.report.to_dict())
+        else:
+            print_report(error.report)
+        raise
+    if json_output:
+        print_json(inspect_bundle(path))
+        return
+    from nemotron_export.verification import read_report
+
+    report = read_report(path)
+    if report is not None:
+        print_report(report)
+        typer.echo()
+    state = "parity passed" if report is not None else "parity pending: run `nemotron-export parity` on it"
+    typer.echo(f"{path}: {target}, {size_text(bundle_size(path))}, weights by {weights}, {state}")

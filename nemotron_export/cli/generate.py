@@ -1,0 +1,82 @@
+"""`nemotron-export generate`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from nemotron_errors import RequestError
+
+from nemotron_export.cli.console import print_json
+
+__all__ = ["generate"]
+
+
+def generate(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that `build` made.")],
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="[PROMPT]", help="The text to go on from; - reads stdin.")
+    ] = None,
+    prompt_option: Annotated[
+        str | None, typer.Option("-p", "--prompt", help="The prompt, for one that begins with a dash.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option("-n", "--max-new-tokens", min=1)] = 128,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(help="Sample among the k most likely tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample among the likeliest tokens of this total.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Drop tokens below this share of the likeliest.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1 makes repeats less likely.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text on every target.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the end of the text.")] = False,
+    special_tokens: Annotated[bool, typer.Option(help="Begin with the tokenizer's own tokens.")] = True,
+    weights_dir: Annotated[
+        Path | None, typer.Option(help="Where the weight files are now, if they were moved.")
+    ] = None,
+    allow_unverified: Annotated[
+        bool, typer.Option("--allow-unverified", help="Load a bundle whose numbers are not proved.")
+    ] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document at the end.")] = False,
+) -> None:
+    """Generate text from a bundle, without torch. The text streams to stdout."""
+    import nemotron_runtime
+
+    text = _prompt_text(prompt, prompt_option)
+    options: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+        "repetition_penalty": repetition_penalty, "seed": seed, "stop": tuple(stop or ()) or None,
+    }  # fmt: skip
+    # what is not given keeps the runtime's own default
+    given = {name: value for name, value in options.items() if value is not None}
+    given |= {"ignore_eos": ignore_eos, "add_special_tokens": special_tokens}
+    with nemotron_runtime.load(
+        bundle, weights_dir=weights_dir, allow_unverified=allow_unverified, threads=threads
+    ) as model:
+        if json_output:
+            result = model.generate(text, **given)
+            print_json(
+                {
+                    "prompt": text,
+                    "text": result.text,
+                    "token_ids": [int(token) for token in result.token_ids],
+                    "finish_reason": result.finish_reason,
+                    "prompt_tokens": len(result.prompt_token_ids),
+                }
+            )
+            return
+        for chunk in model.stream(text, **given):
+            sys.stdout.write(chunk.text)
+            sys.stdout.flush()
+        sys.stdout.write("\n")
+
+
+def _prompt_text(argument: str | None, option: str | None) -> str:
+    if (argument is None) == (option is None):
+        found = "no prompt" if argument is None else "a prompt twice"
+        raise RequestError(found, "one prompt", "give it as PROMPT, as --prompt, or as - for stdin", where="prompt")
+    if argument == "-":
+        return sys.stdin.read()
+    return argument if argument is not None else option or ""

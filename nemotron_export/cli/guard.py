@@ -1,0 +1,73 @@
+"""Exit codes, and the decorator that turns a user's mistake into one."""
+
+from __future__ import annotations
+
+import functools
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import ParamSpec, TypeVar
+
+import typer
+from nemotron_errors import NemotronError
+
+from nemotron_export.cli.console import print_error
+from nemotron_export.extras import missing_dependency
+
+__all__ = ["EXIT_CODES", "INTERRUPTED", "TERMINATED", "guarded"]
+
+INTERRUPTED = 130
+TERMINATED = 143
+
+EXIT_CODES = {
+    0: "done, and every check passed",
+    1: "parity or verification failed",
+    2: "wrong usage, or an input that is broken or does not fit",
+    3: "something is not installed or not available here",
+    4: "too little disk or memory",
+    INTERRUPTED: "interrupted (143 by SIGTERM); nothing is left behind",
+}
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class _Terminated(KeyboardInterrupt):
+    pass
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def guarded(command: Callable[P, R]) -> Callable[P, R]:
+    """Runs a command so that a user's mistake prints three lines and exits with its code, without a traceback.
+
+    SIGTERM unwinds as Ctrl-C does, so that temporary folders are removed.
+    """
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _terminate)
+        try:
+            return command(*args, **kwargs)
+        except NemotronError as error:
+            print_error(error)
+            raise typer.Exit(error.exit_code) from None
+        except ModuleNotFoundError as error:
+            missing = missing_dependency(error)
+            if missing is None:
+                raise
+            print_error(missing)
+            raise typer.Exit(missing.exit_code) from None
+        except _Terminated:
+            print("terminated", file=sys.stderr)
+            raise typer.Exit(TERMINATED) from None
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+
+    return run

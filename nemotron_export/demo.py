@@ -1,0 +1,108 @@
+"""The whole way on the embedded checkpoint: build, prove, generate, measure beside eager PyTorch."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemotron_export.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from nemotron_runtime.parity import ParityReport
+
+    from nemotron_export.benchmark import DecodeBenchmark
+
+__all__ = ["DemoResult", "GeneratedText", "run_demo"]
+
+PROMPTS = (
+    "The for statement is used to iterate over",
+    "Return a list of",
+)
+_NEW_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class GeneratedText:
+    """A prompt and what the bundle went on with."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo has to show."""
+
+    checkpoint: str
+    bundle_bytes: int
+    build_seconds: float
+    texts: tuple[GeneratedText, ...]
+    report: ParityReport
+    benchmark: DecodeBenchmark
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {
+            "checkpoint": self.checkpoint,
+            "bundle_bytes": self.bundle_bytes,
+            "build_seconds": self.build_seconds,
+            "texts": [asdict(text) for text in self.texts],
+            "parity": self.report.to_dict(),
+            "benchmark": asdict(self.benchmark),
+        }
+
+
+def run_demo(
+    output: Path | None = None,
+    *,
+    checkpoint: Path | None = None,
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> DemoResult:
+    """Runs the demo.
+
+    Args:
+        output: where the bundle stays; a temporary folder where None.
+        checkpoint: another checkpoint than the embedded one.
+        threads: CPU threads of PyTorch and of the bundle; all cores where None.
+        progress: told (stage, done, total).
+
+    Raises:
+        ParityError: where the bundle's numbers differ from PyTorch's.
+    """
+    import nemotron_runtime
+
+    from nemotron_export.benchmark import decode_benchmark
+    from nemotron_export.building import build
+    from nemotron_export.checkpoint import Checkpoint
+    from nemotron_export.inspect import bundle_size
+    from nemotron_export.verification import read_report
+
+    embedded = as_file(files("nemotron_export") / "assets" / "demo")
+    with (
+        embedded if checkpoint is None else nullcontext(checkpoint) as source,
+        tempfile.TemporaryDirectory(prefix="nemotron-demo-") as temporary,
+    ):
+        opened = Checkpoint.open(source)
+        started = time.perf_counter()
+        path = build(source, output or Path(temporary) / "bundle", target="ort-cpu", progress=progress)
+        seconds = time.perf_counter() - started
+        report = read_report(path)
+        assert report is not None
+        with nemotron_runtime.load(path, threads=threads) as model:
+            progress("generate", 0, 0)
+            results = model.generate(list(PROMPTS), max_new_tokens=_NEW_TOKENS)
+            texts = tuple(GeneratedText(p, r.text) for p, r in zip(PROMPTS, results, strict=True))
+            benchmark = decode_benchmark(opened, model, threads=threads, progress=progress)
+        config = opened.config
+        described = (
+            f"{opened.num_parameters / 1e6:.1f} M parameters ({opened.dtype}): {config.num_hidden_layers} layers, "
+            f"hidden {config.hidden_size}, {config.num_attention_heads} heads, {config.num_key_value_heads} KV heads, "
+            f"head_dim {config.head_dim}, vocabulary {config.vocab_size}"
+        )
+        return DemoResult(described, bundle_size(path), seconds, texts, report, benchmark)

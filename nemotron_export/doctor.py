@@ -1,0 +1,170 @@
+"""What is installed on this machine, which targets work here, and what would make the others work."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, distribution, version
+from pathlib import Path
+from typing import Any
+
+from nemotron_export.extras import EXTRAS, install_command
+
+__all__ = ["Machine", "Package", "Report", "TargetState", "cpu_name", "examine"]
+
+_BASE = ("numpy", "safetensors", "tokenizers", "sentencepiece", "typer", "rich", "psutil")
+
+# Target -> the extra that its session needs. Every target needs the extra `build` to be made.
+_SESSION_EXTRA = {"onnx": "ort", "ort-cpu": "ort"}
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package of the base install or an extra; `version` is None where it is not installed."""
+
+    name: str
+    version: str | None
+    extra: str | None
+
+
+@dataclass(frozen=True)
+class TargetState:
+    """Whether a target can be built and run here, and the command that would make both possible."""
+
+    name: str
+    builds: bool
+    runs: bool
+    remedy: str | None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The hardware. Memory in bytes; `gpus` as the NVIDIA driver names them."""
+
+    cpu: str
+    cores: int
+    instructions: str
+    memory_total: int
+    memory_available: int
+    system: str
+    gpus: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that `doctor` found; `problems` are things that are broken, not things that are merely absent."""
+
+    packages: tuple[Package, ...]
+    targets: tuple[TargetState, ...]
+    machine: Machine
+    problems: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON holds it."""
+        return asdict(self)
+
+
+def examine() -> Report:
+    """Looks at the installed distributions and the hardware; imports none of the optional packages."""
+    packages = [Package("nemotron-export", _version("nemotron-export"), None)]
+    packages += [Package(name, _version(name), None) for name in _BASE]
+    packages += [Package(dist, _version(dist), extra) for extra, names in EXTRAS.items() for dist in names.values()]
+    packages.append(Package("onnxruntime-gpu", _version("onnxruntime-gpu"), "ort-gpu"))
+    installed = {p.name: p.version for p in packages}
+    targets = tuple(_target(name, extra, installed) for name, extra in _SESSION_EXTRA.items())
+    return Report(tuple(packages), targets, _machine(), tuple(_problems(installed)))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _target(name: str, extra: str, installed: dict[str, str | None]) -> TargetState:
+    builds = all(installed[dist] for dist in EXTRAS["build"].values())
+    # the GPU build of ONNX Runtime holds the CPU provider too
+    runs = bool(installed["onnxruntime"] or installed["onnxruntime-gpu"])
+    missing = [e for e, there in (("build", builds), (extra, runs)) if not there]
+    return TargetState(name, builds, runs, install_command(*missing) if missing else None)
+
+
+def _problems(installed: dict[str, str | None]) -> list[str]:
+    problems = []
+    if installed["onnxruntime"] and installed["onnxruntime-gpu"]:
+        problems.append(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
+            "pip uninstall both, then install one of the extras 'ort' and 'ort-gpu'"
+        )
+    problems += [
+        f"the base package {name} is missing; pip install --force-reinstall nemotron-export"
+        for name in _BASE
+        if not installed[name]
+    ]
+    for name in ("torch", "onnx", "onnxruntime"):
+        if installed[name] and not _files_present(name):
+            problems.append(
+                f"{name} is listed as installed but its files are gone; pip install --force-reinstall {name}"
+            )
+    return problems
+
+
+def _files_present(name: str) -> bool:
+    root = distribution(name).locate_file(name)
+    return (Path(str(root)) / "__init__.py").is_file()
+
+
+def _machine() -> Machine:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return Machine(
+        cpu=cpu_name(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        instructions=_instructions(),
+        memory_total=memory.total,
+        memory_available=memory.available,
+        system=f"{platform.system()} {platform.release()} {platform.machine()}, Python {platform.python_version()}",
+        gpus=_gpus(),
+    )
+
+
+def _cpuinfo(*keys: str) -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in keys:
+            return value.strip()
+    return ""
+
+
+def cpu_name() -> str:
+    """The processor's name as the operating system gives it."""
+    return _cpuinfo("model name", "Model") or platform.processor() or platform.machine()
+
+
+def _instructions() -> str:
+    """The instruction sets that decide how fast matrix kernels are."""
+    flags = set(_cpuinfo("flags", "Features").split())
+    wanted = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
+    return " ".join(flag for flag in wanted if flag in flags)
+
+
+def _gpus() -> tuple[str, ...]:
+    """Name, memory and driver of each GPU, by nvidia-smi; empty where there is none."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ()
+    query = [program, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        result = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        return (f"nvidia-smi failed: {error}",)
+    return tuple(line.strip() for line in result.stdout.splitlines() if line.strip())
