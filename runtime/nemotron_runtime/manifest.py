@@ -1,0 +1,243 @@
+"""manifest.json: what a bundle holds, what it was built for and whether its numbers are proven."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from nemotron_errors import BundleError
+
+from nemotron_runtime.limits import Limits
+from nemotron_runtime.strict import read_dataclass
+
+__all__ = [
+    "FORMAT",
+    "MANIFEST_FILE",
+    "FileRecord",
+    "Limits",
+    "Manifest",
+    "ModelRecord",
+    "ParityRecord",
+    "ParityState",
+    "ScanRecord",
+    "SessionRecord",
+    "WeightsFile",
+    "WeightsRecord",
+]
+
+FORMAT = 1
+MANIFEST_FILE = "manifest.json"
+
+ParityState = Literal["passed", "pending", "waived"]
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """The model, as far as the runtime must know it.
+
+    Attributes:
+        config: the whole config, in Hugging Face's keys.
+        vocab_size: rows of the embedding.
+        num_layers: decoder layers.
+        num_kv_heads: key/value heads.
+        head_dim: lanes of a head.
+        eos_token_ids: end-of-sequence tokens.
+        bos_token_id: begin-of-sequence token.
+        pad_token_id: padding token.
+    """
+
+    config: dict[str, Any]
+    vocab_size: int
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    eos_token_ids: tuple[int, ...]
+    bos_token_id: int | None
+    pad_token_id: int | None
+
+
+@dataclass(frozen=True)
+class SessionRecord:
+    """What runs the graph.
+
+    Attributes:
+        kind: the runtime library.
+        provider: ONNX Runtime's execution provider.
+        graph: file name of the graph.
+        cache_dtype: numpy's name of the KV cache's dtype.
+        inputs: names of the graph's inputs, in order.
+        outputs: names of its outputs, in order.
+        prefill_rows: "one" where the graph takes several tokens for one row at a time only, without padding;
+            "all" where it takes padded rows together.
+    """
+
+    kind: Literal["onnxruntime"]
+    provider: str
+    graph: str
+    cache_dtype: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    prefill_rows: Literal["one", "all"]
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size in bytes and SHA-256 of a small file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """One weights file.
+
+    Attributes:
+        name: file name in the weights folder.
+        size: bytes.
+        header_sha256: SHA-256 of the safetensors header, its eight length bytes included.
+        chunks: a digest for each chunk of the whole file; None where the build skipped the scan.
+    """
+
+    name: str
+    size: int
+    header_sha256: str
+    chunks: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class WeightsRecord:
+    """Where the weights are and what identifies them.
+
+    Attributes:
+        mode: "reference" leaves them where they are; "link" and "copy" have them in the bundle.
+        directory: absolute path, or a folder of the bundle.
+        chunk_bytes: bytes of a chunk.
+        algorithm: hashlib's name of the chunks' digest.
+        files: the files.
+    """
+
+    mode: Literal["reference", "link", "copy"]
+    directory: str
+    chunk_bytes: int
+    algorithm: str
+    files: tuple[WeightsFile, ...]
+
+
+@dataclass(frozen=True)
+class ScanRecord:
+    """Whether the build looked for NaN and infinity and hashed the weights."""
+
+    done: bool
+
+
+@dataclass(frozen=True)
+class ParityRecord:
+    """Whether the bundle's numbers were held against eager PyTorch.
+
+    Attributes:
+        state: "passed"; "pending", not shown yet; "waived", given up by the user.
+        reason: why it is pending or waived.
+        checked: when it was judged last, ISO 8601.
+    """
+
+    state: ParityState
+    reason: str | None
+    checked: str | None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The whole manifest; see the parts.
+
+    Attributes:
+        producer: versions of what built the bundle.
+        created: when, ISO 8601.
+        target: name of the target.
+        task: "causal-lm".
+        dtype: the dtype that the graph computes in.
+        files: every small file of the bundle except manifest.json and parity.json.
+    """
+
+    producer: dict[str, str]
+    created: str
+    target: str
+    task: str
+    dtype: str
+    model: ModelRecord
+    limits: Limits
+    session: SessionRecord
+    files: dict[str, FileRecord]
+    weights: WeightsRecord
+    scan: ScanRecord
+    parity: ParityRecord
+    format: int = FORMAT
+
+    @classmethod
+    def from_dict(cls, data: object, where: str = MANIFEST_FILE) -> Manifest:
+        """Reads a parsed manifest.
+
+        Raises:
+            BundleError: another format, or a missing, unknown or mistyped key.
+        """
+        if not isinstance(data, dict):
+            raise BundleError(type(data).__name__, "an object", "build the bundle again", where=where)
+        found = data.get("format")
+        if isinstance(found, int) and found > FORMAT:
+            remedy = "update nemotron-export here, or build the bundle again with this version"
+            raise BundleError(f"bundle format {found}", f"format {FORMAT} or older", remedy, where=where)
+        if found != FORMAT or isinstance(found, bool):
+            raise BundleError(f"bundle format {found!r}", f"format {FORMAT}", "build the bundle again", where=where)
+        manifest = read_dataclass(cls, data, where)
+        manifest._check(where)
+        return manifest
+
+    @classmethod
+    def read(cls, directory: Path) -> Manifest:
+        """Reads ``directory/manifest.json``.
+
+        Raises:
+            BundleError: no such file, not JSON, or as :meth:`from_dict`.
+        """
+        path = directory / MANIFEST_FILE
+        if not path.is_file():
+            found = "no manifest.json" if directory.is_dir() else "no such folder"
+            remedy = "name a folder that `nemotron-export build` wrote"
+            raise BundleError(found, "a bundle", remedy, where=str(directory))
+        try:
+            data = json.loads(path.read_text("utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise BundleError(f"no JSON ({error})", "a manifest", "build the bundle again", where=str(path)) from error
+        return cls.from_dict(data, str(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What :meth:`from_dict` reads; the format comes first."""
+        data = dataclasses.asdict(self)
+        return {"format": data.pop("format"), **data}
+
+    def to_json(self) -> str:
+        """The text of manifest.json."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+
+    def _check(self, where: str) -> None:
+        for name, value in dataclasses.asdict(self.limits).items():
+            _require(value >= 1, str(value), "at least 1", f"{where}.limits.{name}")
+        _require(self.weights.chunk_bytes >= 1, str(self.weights.chunk_bytes), "at least 1", f"{where}.weights")
+        for name in (*self.files, *(file.name for file in self.weights.files), self.session.graph):
+            # a name that climbs out would let a bundle point at any file
+            inside = name not in ("", ".", "..") and not any(sign in name for sign in ("\\", "\0")) and ".." not in name
+            _require(inside and not name.startswith("/"), repr(name), "a name inside the folder", where)
+        _require(self.session.graph in self.files, f"no record of {self.session.graph}", "its hash", f"{where}.files")
+        for file in self.weights.files:
+            count = -(-file.size // self.weights.chunk_bytes)
+            if file.chunks is not None:
+                what = f"{where}.weights.{file.name}"
+                _require(len(file.chunks) == count, f"{len(file.chunks)} chunk digests", f"{count}", what)
+
+
+def _require(condition: bool, found: str, expected: str, where: str) -> None:
+    if not condition:
+        raise BundleError(found, expected, "build the bundle again", where=where)

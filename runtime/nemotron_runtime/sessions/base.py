@@ -1,0 +1,223 @@
+"""The session interface, and prefill, decode and logits in terms of one forward pass.
+
+Shapes: B rows, S new tokens, K positions whose logits are wanted, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+from nemotron_errors import LimitError, RequestError
+
+from nemotron_runtime.limits import Limits
+
+__all__ = ["Session", "as_token_ids"]
+
+Ids = npt.NDArray[np.int64]
+Logits = npt.NDArray[np.float32]
+
+
+def as_token_ids(ids: Sequence[int] | np.ndarray, vocab_size: int, where: str = "prompt") -> Ids:
+    """The token ids of one prompt as int64 [n].
+
+    Raises:
+        RequestError: empty, not integers, or outside the vocabulary.
+    """
+    array = np.asarray(ids)
+    if array.size == 0:
+        raise RequestError("no tokens", "at least one token id", "give a prompt that is not empty", where=where)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        found = f"{array.dtype} values of shape {list(array.shape)}"
+        raise RequestError(found, "a flat list of integer token ids", "give the ids of one prompt", where=where)
+    lowest, highest = int(array.min()), int(array.max())
+    if lowest < 0 or highest >= vocab_size:
+        bad = lowest if lowest < 0 else highest
+        remedy = "encode the text with the tokenizer of this model"
+        raise RequestError(f"token id {bad}", f"ids from 0 to {vocab_size - 1}", remedy, where=where)
+    return array.astype(np.int64)
+
+
+class Session(ABC):
+    """Rows of a KV cache and the forward pass over them.
+
+    A subclass gives :meth:`allocate`, :meth:`forward` and :meth:`close`; the rest follows from these.
+    :meth:`reset` comes first, then :meth:`prefill`, then :meth:`decode` once per new token. The arrays that are
+    returned hold until the session's next call; copy what must live longer.
+
+    Attributes:
+        vocab_size: V.
+        limits: what the session can take at most.
+    """
+
+    def __init__(self, vocab_size: int, limits: Limits) -> None:
+        self.vocab_size = vocab_size
+        self.limits = limits
+        self._slots = 0
+        self._lengths_B: Ids = np.zeros(0, np.int64)
+
+    @abstractmethod
+    def allocate(self, rows: int, slots: int) -> None:
+        """Makes a fresh cache of finite values (zeros) for ``rows`` rows of ``slots`` tokens each.
+
+        Padding of a short row may run past ``slots``: a session that takes padded rows allocates
+        ``slots + min(limits.prefill_chunk, slots)`` slots, and has as many positions.
+        """
+
+    @abstractmethod
+    def forward(self, input_ids_BS: Ids, query_start_B: Ids, query_length_B: Ids, logits_index_BK: Ids) -> Logits:
+        """Feeds new tokens to every row and gives the logits at chosen positions.
+
+        Args:
+            input_ids_BS: new tokens, right-padded with zeros.
+            query_start_B: tokens already in each row's cache; the new ones take the slots and positions after them.
+            query_length_B: real new tokens of each row; 0 for a row that sits this pass out (its logits mean
+                nothing). Slots past a row's end hold rubbish that later writes replace and attention never reads.
+            logits_index_BK: which of the S positions get logits, each below ``max(query_length, 1)``.
+
+        Returns:
+            Logits [B, K, V], float32.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Frees what the session holds. Closing twice is allowed."""
+
+    @property
+    def lengths_B(self) -> Ids:  # noqa: N802 (a shape-suffixed name)
+        """Tokens in each row's cache."""
+        return self._lengths_B.copy()
+
+    @property
+    def rows(self) -> int:
+        """Rows of the present cache."""
+        return len(self._lengths_B)
+
+    @property
+    def slots(self) -> int:
+        """Tokens that each row of the present cache can hold."""
+        return self._slots
+
+    def reset(self, rows: int, slots: int) -> None:
+        """Starts over with a fresh cache of ``rows`` rows able to hold ``slots`` tokens each.
+
+        Raises:
+            LimitError: more rows or slots than the limits allow.
+        """
+        limits = self.limits
+        if not 1 <= rows <= limits.max_batch:
+            remedy = "send fewer rows, or build with a larger --max-batch"
+            raise LimitError(f"{rows} rows", f"1 to {limits.max_batch} rows", remedy, where="batch")
+        if not 1 <= slots <= limits.max_seq_len:
+            remedy = "shorten the prompt or max_new_tokens, or build with a larger --max-seq-len"
+            raise LimitError(f"{slots} tokens", f"1 to {limits.max_seq_len} tokens per row", remedy, where="sequence")
+        self._lengths_B = np.zeros(rows, np.int64)
+        self._slots = slots
+        self.allocate(rows, slots)
+
+    def prefill(self, prompts: Sequence[npt.ArrayLike]) -> Logits:
+        """Feeds one prompt per row, in chunks, after what the rows hold already.
+
+        Returns:
+            Logits of each row's last token [B, V].
+        """
+        last = [np.array([np.size(prompt) - 1]) for prompt in prompts]
+        return np.concatenate(self.prefill_at(prompts, last))
+
+    def prefill_at(
+        self, prompts: Sequence[npt.ArrayLike], positions: Sequence[npt.ArrayLike], *, chunk: int | None = None
+    ) -> list[Logits]:
+        """Feeds one prompt per row and gives the logits at chosen positions of each.
+
+        Args:
+            prompts: token ids, one array per row.
+            positions: for each row, indices into its prompt.
+            chunk: new tokens per forward pass, at most ``limits.prefill_chunk`` (the default).
+
+        Returns:
+            For each row its logits [k, V], in the order of ``positions``.
+
+        Raises:
+            RequestError: not one prompt per row, or ids outside the vocabulary.
+            LimitError: more tokens than the rows have slots.
+        """
+        ids = [as_token_ids(np.asarray(p), self.vocab_size, f"prompt {b}") for b, p in enumerate(prompts)]
+        if len(ids) != self.rows:
+            raise RequestError(f"{len(ids)} prompts", f"{self.rows}, one per row", "reset for as many rows as prompts")
+        wanted = [np.asarray(p, np.int64) for p in positions]
+        length_B = np.array([len(row) for row in ids])
+        longest = int((self._lengths_B + length_B).max())
+        if longest > self._slots:
+            remedy = "reset with more slots"
+            raise LimitError(f"{longest} tokens in a row", f"at most {self._slots}", remedy, where="sequence")
+        width = min(chunk or self.limits.prefill_chunk, self.limits.prefill_chunk)
+        results = [np.empty((len(p), self.vocab_size), np.float32) for p in wanted]
+        for offset in range(0, int(length_B.max()), width):
+            count_B = np.clip(length_B - offset, 0, width)
+            input_ids_BS = np.zeros((self.rows, int(count_B.max())), np.int64)
+            for b, row in enumerate(ids):
+                input_ids_BS[b, : count_B[b]] = row[offset : offset + count_B[b]]
+            here = [np.flatnonzero((p >= offset) & (p < offset + width)) for p in wanted]
+            logits_index_BK = np.zeros((self.rows, max(1, *map(len, here))), np.int64)
+            for b, which in enumerate(here):
+                logits_index_BK[b, : len(which)] = wanted[b][which] - offset
+            logits_BKV = self.forward(input_ids_BS, self._lengths_B.copy(), count_B, logits_index_BK)
+            for b, which in enumerate(here):
+                results[b][which] = logits_BKV[b, : len(which)]
+            self._lengths_B += count_B
+        return results
+
+    def decode(self, tokens_B: npt.ArrayLike, advance_B: npt.NDArray[np.bool_] | None = None) -> Logits:
+        """Feeds one token to every row.
+
+        Args:
+            tokens_B: the tokens, inside the vocabulary.
+            advance_B: False freezes a finished row: it is fed at its end, its slot and logits are rubbish and its
+                length stays.
+
+        Returns:
+            Logits [B, V].
+
+        Raises:
+            LimitError: an advancing row whose cache is full.
+        """
+        tokens = np.asarray(tokens_B, np.int64)
+        advance = np.ones(self.rows, np.bool_) if advance_B is None else np.asarray(advance_B, np.bool_)
+        assert tokens.shape == advance.shape == (self.rows,), "one token and one flag per row"
+        full = advance & (self._lengths_B >= self._slots)
+        if full.any():
+            found = f"row {int(full.argmax())} with {self._slots} tokens in {self._slots} slots"
+            raise LimitError(found, "a free slot", "reset with more slots", where="sequence")
+        # a frozen row that is full has no slot after its end; nothing reads its last one any more
+        start_B = np.minimum(self._lengths_B, self._slots - 1)
+        logits_BV = self.step(tokens, start_B)
+        self._lengths_B += advance
+        return logits_BV
+
+    def step(self, tokens_B: Ids, query_start_B: Ids) -> Logits:
+        """One token for every row at ``query_start_B``; a subclass may give a faster way. Logits [B, V]."""
+        one_B = np.ones(len(tokens_B), np.int64)
+        return self.forward(tokens_B[:, None], query_start_B, one_B, np.zeros((len(tokens_B), 1), np.int64))[:, 0]
+
+    def logits(self, ids: npt.ArrayLike) -> Logits:
+        """Logits of every position of one prompt, float32 [S, V]. Replaces the present cache.
+
+        Raises:
+            RequestError: no ids, or ids outside the vocabulary.
+            LimitError: more ids than max_seq_len.
+        """
+        prompt = as_token_ids(np.asarray(ids), self.vocab_size)
+        self.reset(1, len(prompt))
+        return self.prefill_at([prompt], [np.arange(len(prompt))])[0]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
