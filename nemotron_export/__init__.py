@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nemotron_runtime import load
 
-    from nemotron_export.build import build
+    from nemotron_export.building import build
     from nemotron_export.checkpoint import Checkpoint
     from nemotron_export.config import NemotronConfig
     from nemotron_export.model import NemotronForCausalLM, NemotronModel
-    from nemotron_export.parity import parity
+    from nemotron_export.parity import check_parity
 
 __all__ = [
     "Checkpoint",
@@ -21,8 +21,8 @@ __all__ = [
     "NemotronModel",
     "__version__",
     "build",
+    "check_parity",
     "load",
-    "parity",
 ]
 
 __version__ = "0.1.0"
@@ -33,9 +33,9 @@ _HOMES = {
     "NemotronConfig": "nemotron_export.config",
     "NemotronForCausalLM": "nemotron_export.model",
     "NemotronModel": "nemotron_export.model",
-    "build": "nemotron_export.build",
+    "build": "nemotron_export.building",
     "load": "nemotron_runtime",
-    "parity": "nemotron_export.parity",
+    "check_parity": "nemotron_export.parity",
 }
 
 
