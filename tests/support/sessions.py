@@ -26,7 +26,7 @@ class ToySession(Session):
         self.prompt_length_B = None
 
     def allocate(self, rows, slots):
-        self.tokens_BT = np.full((rows, slots + min(self.limits.prefill_chunk, slots)), -1, np.int64)
+        self.tokens_BT = np.full((rows, slots), -1, np.int64)
         self.true_length_B = np.zeros(rows, np.int64)
         self.prompt_length_B = None
 

@@ -242,6 +242,19 @@ def test_prefill_again_goes_on_after_what_the_rows_hold():
     assert session.lengths_B.tolist() == [5, 4]
 
 
+def test_padding_of_ragged_rows_stays_inside_the_cache():
+    session = ToySession()
+    session.reset(2, 8)
+    session.prefill([[1], [4, 5, 6, 7, 8, 9]])
+    logits = session.prefill([[2, 3, 4, 5], [1]])
+    np.testing.assert_array_equal(logits[0], session.row_logits([1, 2, 3, 4, 5]))
+    np.testing.assert_array_equal(logits[1], session.row_logits([4, 5, 6, 7, 8, 9, 1]))
+    session.reset(2, 6)
+    session.prefill([[1], [4, 5, 6, 7, 8]])
+    with pytest.raises(LimitError, match="room to pad"):
+        session.prefill([[2, 3, 4], [1]])
+
+
 def test_stop_matcher_takes_the_first_of_several():
     matcher = StopMatcher(["bcd", "c"])
     assert matcher.push("ab") == ("a", False)

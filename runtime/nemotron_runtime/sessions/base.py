@@ -64,8 +64,7 @@ class Session(ABC):
     def allocate(self, rows: int, slots: int) -> None:
         """Makes a fresh cache of finite values (zeros) for ``rows`` rows of ``slots`` tokens each.
 
-        Padding of a short row may run past ``slots``: a session that takes padded rows allocates
-        ``slots + min(limits.prefill_chunk, slots)`` slots, and has as many positions.
+        No padding runs past ``slots``, see :meth:`prefill_at`.
         """
 
     @abstractmethod
@@ -156,7 +155,13 @@ class Session(ABC):
             raise LimitError(f"{longest} tokens in a row", f"at most {self._slots}", remedy, where="sequence")
         width = min(chunk or self.limits.prefill_chunk, self.limits.prefill_chunk)
         results = [np.empty((len(p), self.vocab_size), np.float32) for p in wanted]
-        for offset in range(0, int(length_B.max()), width):
+        offset, end = 0, int(length_B.max())
+        while offset < end:
+            # padding of short rows stays inside the cache; rows that start empty never need the bound
+            width = min(width, self._slots - int(self._lengths_B.max()))
+            if width < 1:
+                remedy = "reset with more slots, or prefill rows of equal length"
+                raise LimitError("a full row beside one with tokens left", "room to pad", remedy, where="sequence")
             count_B = np.clip(length_B - offset, 0, width)
             input_ids_BS = np.zeros((self.rows, int(count_B.max())), np.int64)
             for b, row in enumerate(ids):
@@ -169,6 +174,7 @@ class Session(ABC):
             for b, which in enumerate(here):
                 results[b][which] = logits_BKV[b, : len(which)]
             self._lengths_B += count_B
+            offset += width
         return results
 
     def decode(self, tokens_B: npt.ArrayLike, advance_B: npt.NDArray[np.bool_] | None = None) -> Logits:

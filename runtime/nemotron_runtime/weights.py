@@ -1,0 +1,100 @@
+"""Maps the weights where they are and checks their chunks by threads."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import mmap
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from nemotron_errors import BundleError
+
+from nemotron_runtime.bundle import Bundle
+
+__all__ = ["checked_chunks", "map_weights"]
+
+_log = logging.getLogger(__name__)
+
+_MAX_THREADS = 8
+
+
+def map_weights(bundle: Bundle, *, verify_chunks: bool = True) -> dict[str, mmap.mmap]:
+    """Maps every weights file read-only; nothing is copied.
+
+    Args:
+        bundle: the bundle.
+        verify_chunks: hash every chunk before returning.
+
+    Returns:
+        File name → mapping. They close with their last reference.
+
+    Raises:
+        BundleError: a file that cannot be mapped or a chunk that changed, naming file, chunk and bytes.
+    """
+    views = {file.name: _map(bundle.weights_directory / file.name) for file in bundle.manifest.weights.files}
+    if verify_chunks:
+        with checked_chunks(bundle, views):
+            pass
+    return views
+
+
+@contextmanager
+def checked_chunks(bundle: Bundle, views: Mapping[str, mmap.mmap]) -> Iterator[None]:
+    """Hashes the chunks by threads while the body runs; leaving the body waits for the last of them.
+
+    Where the build skipped the scan there are no digests: size and header are all that is known, and a warning says
+    so.
+
+    Raises:
+        BundleError: a chunk that changed, naming file, chunk and bytes.
+    """
+    weights = bundle.manifest.weights
+    if any(file.chunks is None for file in weights.files):
+        _log.warning("%s: built without a scan: only size and header of its weights can be checked", bundle.directory)
+    if weights.algorithm not in hashlib.algorithms_available:
+        raise BundleError(
+            f"chunk digests by {weights.algorithm}",
+            "an algorithm that this Python's hashlib has",
+            "use another Python, or build the bundle again",
+            where=str(bundle.directory),
+        )
+    with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1), "weights") as pool:
+        checks = [
+            pool.submit(_check_chunk, bundle, file.name, views[file.name], number, digest)
+            for file in weights.files
+            for number, digest in enumerate(file.chunks or ())
+        ]
+        try:
+            yield
+            for check in checks:
+                check.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _map(path: Path) -> mmap.mmap:
+    try:
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        remedy = "restore the file, or name the right folder with --weights-dir"
+        raise BundleError(f"a file that cannot be mapped ({error})", "weights", remedy, where=str(path)) from error
+
+
+def _check_chunk(bundle: Bundle, name: str, view: mmap.mmap, number: int, expected: str) -> None:
+    weights = bundle.manifest.weights
+    start = number * weights.chunk_bytes
+    end = min(start + weights.chunk_bytes, len(view))
+    with memoryview(view) as whole, whole[start:end] as chunk:
+        found = hashlib.new(weights.algorithm, chunk, usedforsecurity=False).hexdigest()
+    if found != expected:
+        raise BundleError(
+            f"{weights.algorithm} {found} for chunk {number} (bytes {start} to {end})",
+            expected,
+            "restore the file from where it came from, or build the bundle again",
+            where=str(bundle.weights_directory / name),
+        )
