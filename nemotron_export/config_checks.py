@@ -1,0 +1,173 @@
+"""What makes a config.json one that this project can reproduce: types, ranges, architecture, unknown keys."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemotron_errors import ConfigError
+
+if TYPE_CHECKING:
+    from nemotron_export.config import NemotronConfig
+
+__all__ = ["HARMLESS_KEYS", "check_architecture", "check_fields", "check_unknown_keys", "load_json_object"]
+
+# Keys that describe, label or default, and change no number that the model computes.
+HARMLESS_KEYS = frozenset(
+    """
+    _commit_hash _name_or_path attn_implementation _attn_implementation auto_map chunk_size_feed_forward
+    classifier_dropout custom_pipelines decoder_start_token_id finetuning_task hidden_dropout id2label is_decoder
+    is_encoder_decoder label2id license model_version name_or_path num_labels output_attentions output_hidden_states output_past
+    prefix problem_type return_dict sep_token_id task_specific_params tokenizer_class torchscript
+    transformers_version use_return_dict add_cross_attention cross_attention_hidden_size tf_legacy_loss
+    use_bfloat16 generation_config _class_name tie_encoder_decoder pruned_heads
+    bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size
+    exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id length_penalty max_length min_length
+    no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_scores remove_invalid_values
+    repetition_penalty return_dict_in_generate suppress_tokens temperature top_k top_p typical_p
+    """.split()
+)
+
+_READ_ELSEWHERE = frozenset(
+    """
+    model_type architectures dtype torch_dtype kv_channels rope_parameters rope_theta partial_rotary_factor
+    rope_scaling rope_percent rope_percentage original_max_position_embeddings
+    """.split()
+)
+
+_ARCHITECTURES = frozenset(
+    f"Nemotron{kind}"
+    for kind in (
+        "Model",
+        "ForCausalLM",
+        "ForSequenceClassification",
+        "ForQuestionAnswering",
+        "ForTokenClassification",
+    )
+)
+
+_POSITIVE = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "head_dim",
+    "num_key_value_heads",
+    "max_position_embeddings",
+)
+_RESOLVED = ("head_dim", "num_key_value_heads")
+# far above every published model, far below what overflows an allocation size
+_LARGEST = 2**31 - 1
+
+
+def load_json_object(path: Path) -> dict[str, Any]:
+    """Reads a JSON file that holds one object, refusing keys that stand twice.
+
+    Raises:
+        ConfigError: missing, unreadable, no JSON, no object, a key twice.
+    """
+    where = str(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"an unreadable file ({error})", "a JSON file", "check the path and its rights", where=where
+        ) from None
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise ConfigError(f"the key '{key}' twice", "each key once", "remove one of the two", where=where)
+            found[key] = value
+        return found
+
+    try:
+        values = json.loads(text, object_pairs_hook=once)
+    except ConfigError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"broken JSON ({error})", "a JSON object", "restore the file", where=where) from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"a JSON {type(values).__name__}", "a JSON object", "restore the file", where=where)
+    return values
+
+
+def check_architecture(values: Mapping[str, Any], where: str) -> None:
+    """Refuses another model type or architecture."""
+    model_type = values.get("model_type")
+    if model_type != "nemotron":
+        raise ConfigError(
+            f"model_type {model_type!r}",
+            "'nemotron'",
+            "give a Nemotron checkpoint in Hugging Face's layout",
+            where=where,
+        )
+    names = values.get("architectures")
+    if names is None:
+        return
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        raise ConfigError(f"architectures {names!r}", "a list of class names", "correct the config", where=where)
+    if foreign := [n for n in names if n not in _ARCHITECTURES]:
+        raise ConfigError(
+            f"architecture {foreign[0]}",
+            f"one of {', '.join(sorted(_ARCHITECTURES))}",
+            "give a Nemotron checkpoint",
+            where=where,
+        )
+
+
+def check_unknown_keys(values: Mapping[str, Any], where: str) -> None:
+    """Refuses keys that are unknown here and switched on, since they may change the maths."""
+    from nemotron_export.config import NemotronConfig
+
+    known = {f.name for f in dataclasses.fields(NemotronConfig)} - {"extra"} | _READ_ELSEWHERE | HARMLESS_KEYS
+    unknown = sorted(k for k, v in values.items() if k not in known and v not in (None, False, 0, {}, []))
+    if unknown:
+        raise ConfigError(
+            ", ".join(f"{key} = {json.dumps(values[key], default=str)[:60]}" for key in unknown[:5]),
+            "only keys that this model has, since others may change its numbers",
+            "remove the key if it has no meaning for this model; otherwise the checkpoint is not a plain Nemotron",
+            where=where,
+        )
+
+
+def check_fields(config: NemotronConfig, where: str) -> None:
+    """Checks the type and range of every field."""
+
+    def refuse(name: str, expected: str) -> None:
+        raise ConfigError(f"{name} = {getattr(config, name)!r}", expected, "correct the config", where=where)
+
+    for name in _POSITIVE:
+        value = getattr(config, name)
+        if value is None and name in _RESOLVED:
+            continue
+        if type(value) is not int or not 0 < value <= _LARGEST:
+            refuse(name, f"a whole number from 1 to {_LARGEST}")
+    for name in ("initializer_range", "norm_eps", "attention_dropout"):
+        value = getattr(config, name)
+        if type(value) not in (int, float) or not math.isfinite(value) or value < 0:
+            refuse(name, "a finite number, 0 or more")
+    if config.norm_eps == 0:
+        refuse("norm_eps", "a number above 0")
+    if config.attention_dropout >= 1:
+        refuse("attention_dropout", "a probability below 1")
+    for name in ("use_cache", "tie_word_embeddings", "attention_bias", "mlp_bias"):
+        if type(getattr(config, name)) is not bool:
+            refuse(name, "true or false")
+    for name in ("pad_token_id", "bos_token_id"):
+        value = getattr(config, name)
+        if value is not None and (type(value) is not int or value < -1):
+            refuse(name, "a token id or null")
+    ids = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    if any(i is not None and (type(i) is not int or i < 0) for i in ids):
+        refuse("eos_token_id", "a token id, a list of them or null")
+    if config.hidden_act != "relu2":
+        refuse("hidden_act", "'relu2', the activation of this family")
+    if not isinstance(config.rope_parameters, dict):
+        refuse("rope_parameters", "an object")

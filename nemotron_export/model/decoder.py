@@ -1,0 +1,67 @@
+"""The decoder layer: pre-norm, sequential; the MLP is down(relu(up(x))²), without a gate. Shapes as in attention.py."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nemotron_export.config import NemotronConfig
+from nemotron_export.model.attention import Attention
+from nemotron_export.model.cache import Cache
+from nemotron_export.model.layernorm import LayerNorm1P
+
+__all__ = ["MLP", "NemotronDecoderLayer"]
+
+
+class MLP(nn.Module):
+    """down(relu(up(x))²); ``mlp_bias`` covers both projections."""
+
+    def __init__(self, config: NemotronConfig) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+
+    def forward(self, x_BSE: torch.Tensor) -> torch.Tensor:
+        rectified = F.relu(self.up_proj(x_BSE))
+        return self.down_proj(rectified * rectified)
+
+
+class NemotronDecoderLayer(nn.Module):
+    """x += attention(norm(x)); x += mlp(norm(x))."""
+
+    def __init__(self, config: NemotronConfig, layer_idx: int, implementation: str) -> None:
+        super().__init__()
+        self.self_attn = Attention(config, layer_idx, implementation)
+        self.mlp = MLP(config)
+        self.input_layernorm = LayerNorm1P(config.hidden_size, eps=config.norm_eps)
+        self.post_attention_layernorm = LayerNorm1P(config.hidden_size, eps=config.norm_eps)
+
+    def forward(
+        self,
+        x_BSE: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor | None,
+        cache: Cache | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The reference path: [B, S, E] and the attention weights where there are any."""
+        attended, weights = self.self_attn(self.input_layernorm(x_BSE), rotary, mask, cache)
+        x_BSE = x_BSE + attended
+        return x_BSE + self.mlp(self.post_attention_layernorm(x_BSE)), weights
+
+    def forward_dialect(
+        self,
+        x_BSE: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        position_ids: torch.Tensor,
+        query_start: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The traced path: [B, S, E] and the updated caches [B, G, T, D]."""
+        attended, k_cache, v_cache = self.self_attn.forward_dialect(
+            self.input_layernorm(x_BSE), cos, sin, position_ids, query_start, k_cache, v_cache
+        )
+        x_BSE = x_BSE + attended
+        return x_BSE + self.mlp(self.post_attention_layernorm(x_BSE)), k_cache, v_cache

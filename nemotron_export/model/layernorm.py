@@ -1,0 +1,25 @@
+"""LayerNorm1P: LayerNorm whose stored weight is gamma - 1."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+__all__ = ["LayerNorm1P"]
+
+
+class LayerNorm1P(nn.LayerNorm):
+    """True LayerNorm (mean and bias) with gamma = weight + 1, computed in the dtype that the model runs in.
+
+    Under autocast, input, gamma and bias are cast to the autocast dtype.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        gamma = self.weight + 1.0
+        device = input.device.type
+        if not torch.is_autocast_enabled(device):
+            return F.layer_norm(input, self.normalized_shape, gamma, self.bias, self.eps)
+        dtype = torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):
+            return F.layer_norm(input.to(dtype), self.normalized_shape, gamma.to(dtype), self.bias.to(dtype), self.eps)

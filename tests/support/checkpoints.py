@@ -1,0 +1,70 @@
+"""Small odd-shaped checkpoints that transformers writes, and an environment without the build packages."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import tokenizers
+import torch
+from transformers import NemotronConfig, NemotronForCausalLM
+
+__all__ = ["ODD", "run_blocked", "write_checkpoint"]
+
+# head_dim 32 with 4 heads is not hidden_size 96 / 4; two KV heads; half of the lanes are rotated
+ODD = {
+    "vocab_size": 320, "hidden_size": 96, "intermediate_size": 208, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 32, "partial_rotary_factor": 0.5, "max_position_embeddings": 2048,
+    "norm_eps": 1e-5, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3,
+}  # fmt: skip
+
+
+def write_checkpoint(path: Path, dtype: torch.dtype, *, seed: int = 0, **changes: object) -> NemotronForCausalLM:
+    """Writes a random checkpoint and a byte-level tokenizer; returns the model in fp32, with the stored values."""
+    torch.manual_seed(seed)
+    model = NemotronForCausalLM(NemotronConfig(**{**ODD, **changes}))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            # norms at their defaults would hide a wrong gamma or bias
+            parameter.normal_(0.0, 0.3 if "norm" in name else 0.08)
+    model = model.to(dtype).eval()
+    model.save_pretrained(path)
+    _write_tokenizer(path / "tokenizer.json")
+    (path / "LICENSE").write_text("Random numbers, free to use.\n", encoding="utf-8")
+    return model.float()
+
+
+def _write_tokenizer(path: Path) -> None:
+    vocabulary = {token: index for index, token in enumerate(("<pad>", "<unk>", "<s>", "</s>"))}
+    for letter in tokenizers.pre_tokenizers.ByteLevel.alphabet():
+        vocabulary[letter] = len(vocabulary)
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", vocabulary["<s>"])]
+    )
+    tokenizer.add_special_tokens(["<pad>", "<unk>", "<s>", "</s>"])
+    tokenizer.save(str(path))
+
+
+# Fails any import of the build packages, as an environment without them does.
+_BLOCKER = """
+import sys
+class Blocker:
+    names = {"torch", "onnx", "onnxscript", "onnx_ir", "triton", "transformers", "ml_dtypes"}
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocker())
+from nemotron_export.cli import main
+sys.argv = ["nemotron-export", *sys.argv[1:]]
+main()
+"""
+
+
+def run_blocked(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The command line in a process that cannot import torch, onnx, triton or transformers."""
+    command = [sys.executable, "-c", _BLOCKER, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
