@@ -1,0 +1,200 @@
+"""A loaded bundle: generate, stream, logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, overload
+
+import numpy as np
+import numpy.typing as npt
+from nemotron_errors import RequestError
+
+from nemotron_runtime.bundle import Bundle
+from nemotron_runtime.generation import Cancelled, FinishReason, Generation, GenerationRun, Timings, generate
+from nemotron_runtime.limits import Limits
+from nemotron_runtime.manifest import ParityRecord
+from nemotron_runtime.params import GenerationParams
+from nemotron_runtime.sessions import Session
+from nemotron_runtime.sessions.open import open_session
+from nemotron_runtime.tokenizer import Tokenizer
+
+__all__ = ["Model", "Prompt", "Result", "TextChunk", "Timings", "load"]
+
+Prompt = str | Sequence[int] | npt.NDArray[np.int64]
+Result = Generation
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+
+
+@dataclass(frozen=True)
+class TextChunk:
+    """A piece of a stream.
+
+    Attributes:
+        text: text that became certain; may be empty.
+        token_id: the token that it came with; None where the stream was cancelled.
+        finish_reason: set on the last piece.
+    """
+
+    text: str
+    token_id: int | None
+    finish_reason: FinishReason | None
+
+
+class Model:
+    """A bundle's session and tokenizer. One request at a time: the session has one KV cache.
+
+    Attributes:
+        bundle: the opened bundle.
+        session: what runs the graph.
+        tokenizer: the bundle's tokenizer; None where it has none, and prompts are token ids.
+    """
+
+    def __init__(self, bundle: Bundle, session: Session, tokenizer: Tokenizer | None) -> None:
+        self.bundle = bundle
+        self.session = session
+        self.tokenizer = tokenizer
+
+    @property
+    def limits(self) -> Limits:
+        """What a request may ask for at most."""
+        return self.session.limits
+
+    @property
+    def parity(self) -> ParityRecord:
+        """Whether the bundle's numbers are proven."""
+        return self.bundle.manifest.parity
+
+    @overload
+    def generate(
+        self, prompt: str, *, add_special_tokens: bool = True, cancelled: Cancelled | None = None, **params: Any
+    ) -> Result: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        *,
+        add_special_tokens: bool = True,
+        cancelled: Cancelled | None = None,
+        **params: Any,
+    ) -> Any: ...
+
+    def generate(
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        *,
+        add_special_tokens: bool = True,
+        cancelled: Cancelled | None = None,
+        **params: Any,
+    ) -> Any:
+        """Answers a prompt, or several as one batch; more than ``limits.max_batch`` rows run in turns.
+
+        Args:
+            prompt: text or token ids, or a list of such.
+            add_special_tokens: put the tokenizer's special tokens around texts.
+            cancelled: a callable or ``threading.Event`` that ends the request between two steps.
+            params: fields of :class:`GenerationParams`; the model's end-of-sequence tokens by default.
+
+        Returns:
+            A :class:`Result` for one prompt and one answer; else a list, in the order of the prompts.
+
+        Raises:
+            RequestError: a parameter or prompt that makes no sense.
+            LimitError: a request past :attr:`limits`.
+        """
+        prompts, single = self._prompts(prompt, add_special_tokens)
+        chosen = self._params(params)
+        decoder = self.tokenizer.incremental if self.tokenizer else None
+        results = generate(self.session, prompts, chosen, decoder=decoder, cancelled=cancelled)
+        return results[0] if single and chosen.num_return_sequences == 1 else results
+
+    def stream(
+        self, prompt: Prompt, *, add_special_tokens: bool = True, cancelled: Cancelled | None = None, **params: Any
+    ) -> Iterator[TextChunk]:
+        """Answers one prompt piece by piece; arguments and errors as :meth:`generate`, raised by this call.
+
+        Leaving the iterator ends the request.
+        """
+        prompts, single = self._prompts(prompt, add_special_tokens)
+        chosen = self._params(params)
+        if not single or chosen.num_return_sequences != 1:
+            raise RequestError("several answers", "one prompt and one answer", "stream them one by one", where="stream")
+        decoder = self.tokenizer.incremental if self.tokenizer else None
+        run = GenerationRun(self.session, prompts, chosen, decoder=decoder, cancelled=cancelled)
+        return (TextChunk(event.text, event.token_id, event.finish_reason) for event in run)
+
+    def logits(self, ids: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Logits at every position of one prompt, float32 [S, vocab_size].
+
+        Raises:
+            RequestError: no ids, or ids outside the vocabulary.
+            LimitError: more ids than ``limits.max_seq_len``.
+        """
+        return self.session.logits(ids)
+
+    def close(self) -> None:
+        """Frees the session."""
+        self.session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _params(self, given: dict[str, Any]) -> GenerationParams:
+        if unknown := sorted(set(given) - set(GenerationParams.names())):
+            expected = ", ".join(GenerationParams.names())
+            raise RequestError(f"parameters {', '.join(unknown)}", expected, "correct them", where="generate")
+        # the filters may be given as None, which switches them off
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return GenerationParams(**{"eos_token_ids": self.bundle.manifest.model.eos_token_ids, **chosen})
+
+    def _prompts(self, prompt: Prompt | Sequence[Prompt], add_special_tokens: bool) -> tuple[list[Any], bool]:
+        single = isinstance(prompt, str) or (isinstance(prompt, np.ndarray) and prompt.ndim == 1)
+        if not single and not isinstance(prompt, (Sequence, np.ndarray)):
+            found = type(prompt).__name__
+            raise RequestError(found, "text, token ids or a list of such", "give a prompt", where="prompt")
+        single = single or not any(isinstance(item, (str, Sequence, np.ndarray)) for item in prompt)
+        prompts = [prompt] if single else list(prompt)
+        return [self._ids(p, add_special_tokens) if isinstance(p, str) else p for p in prompts], single
+
+    def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
+        if self.tokenizer is None:
+            remedy = "give token ids, or build from a checkpoint with a tokenizer"
+            raise RequestError("text, but no tokenizer in the bundle", "token ids", remedy, where="prompt")
+        return self.tokenizer.encode(text, add_special_tokens)
+
+
+def load(
+    bundle: str | Path,
+    *,
+    weights_dir: str | Path | None = None,
+    allow_unverified: bool = False,
+    threads: int | None = None,
+) -> Model:
+    """Loads a bundle.
+
+    Args:
+        bundle: the bundle's folder.
+        weights_dir: where the weights are, if they were moved since the build.
+        allow_unverified: load a bundle whose parity is pending.
+        threads: CPU threads; the session's choice where None.
+
+    Raises:
+        BundleError: incomplete, changed, too new or not verified.
+        TokenizerError: broken tokenizer files.
+        MissingDependencyError: what the session needs is not installed.
+    """
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise RequestError(repr(threads), "a number of threads, at least 1", "correct it", where="threads")
+    opened = Bundle.open(bundle, weights_dir=weights_dir, allow_unverified=allow_unverified)
+    present = any(name in opened.manifest.files for name in _TOKENIZER_FILES)
+    tokenizer = Tokenizer.from_directory(opened.directory) if present else None
+    return Model(opened, open_session(opened, threads), tokenizer)

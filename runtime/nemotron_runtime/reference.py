@@ -1,0 +1,150 @@
+"""reference.safetensors: what eager PyTorch computes in fp32, for the judge.
+
+Shapes: n prompt tokens, k positions with logits, m greedy tokens, j steps with logits, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from nemotron_errors import BundleError
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+__all__ = ["REFERENCE_FILE", "Reference", "ReferencePrompt", "read_reference", "write_reference"]
+
+REFERENCE_FILE = "reference.safetensors"
+TOLERANCE = 1e-4
+
+_FORMAT, _KIND = "1", "nemotron-reference"
+_REMEDY = "build the bundle again"
+
+
+@dataclass(frozen=True)
+class ReferencePrompt:
+    """One prompt and what follows from it.
+
+    Attributes:
+        ids: int64 [n].
+        positions: int64 [k], ascending; the last is n - 1.
+        logits: float32 [k, V], at these positions.
+        greedy: int64 [m], the tokens that greedy decoding goes on with.
+        margins: float32 [m], best minus second-best logit at each of them.
+        step_positions: int64 [j], ascending.
+        step_logits: float32 [j, V], after greedy token number step_positions was fed.
+    """
+
+    ids: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.int64]
+    logits: npt.NDArray[np.float32]
+    greedy: npt.NDArray[np.int64]
+    margins: npt.NDArray[np.float32]
+    step_positions: npt.NDArray[np.int64]
+    step_logits: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """All prompts and how to judge by them.
+
+    Attributes:
+        prompts: the prompts.
+        tolerance: of max |Δlogit| / logit_range, for fp32.
+        eager_rmse: RMSE of PyTorch's own run in the bundle's dtype against these logits, over all prefill and step
+            logits; None for fp32.
+        judge: how the reference was made.
+    """
+
+    prompts: tuple[ReferencePrompt, ...]
+    tolerance: float = TOLERANCE
+    eager_rmse: float | None = None
+    judge: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def logit_range(self) -> float:
+        """max - min over all logits."""
+        arrays = [a for p in self.prompts for a in (p.logits, p.step_logits) if a.size]
+        return float(max(a.max() for a in arrays) - min(a.min() for a in arrays))
+
+
+def write_reference(path: str | Path, reference: Reference) -> None:
+    """Writes the file that :func:`read_reference` reads."""
+    names = [item.name for item in fields(ReferencePrompt)]
+    tensors = {
+        f"{i:03d}/{name}": np.ascontiguousarray(getattr(prompt, name))
+        for i, prompt in enumerate(reference.prompts)
+        for name in names
+    }
+    metadata = {
+        "format": _FORMAT,
+        "kind": _KIND,
+        "tolerance": repr(reference.tolerance),
+        "logit_range": repr(reference.logit_range),
+        "judge": json.dumps(dict(reference.judge), sort_keys=True),
+    }
+    if reference.eager_rmse is not None:
+        metadata["eager_rmse"] = repr(reference.eager_rmse)
+    save_file(tensors, str(path), metadata=metadata)
+
+
+def read_reference(path: str | Path) -> Reference:
+    """Reads reference.safetensors.
+
+    Raises:
+        BundleError: no such file, another kind of file, or tensors that do not fit together.
+    """
+    where = str(path)
+    if not Path(path).is_file():
+        remedy = "build the bundle again without --no-parity"
+        raise BundleError("no such file", "the reference to judge by", remedy, where=where)
+    try:
+        with safe_open(where, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise BundleError(f"a broken file ({error})", "a reference", _REMEDY, where=where) from error
+    if metadata.get("kind") != _KIND or metadata.get("format") != _FORMAT:
+        found = f"kind {metadata.get('kind')!r}, format {metadata.get('format')!r}"
+        remedy = "update nemotron-export here, or build the bundle again"
+        raise BundleError(found, f"kind {_KIND!r}, format {_FORMAT!r}", remedy, where=where)
+    try:
+        tolerance = float(metadata["tolerance"])
+        rmse = float(metadata["eager_rmse"]) if "eager_rmse" in metadata else None
+        judge = json.loads(metadata.get("judge", "{}"))
+    except (KeyError, ValueError) as error:
+        raise BundleError(f"broken metadata ({error})", "numbers", _REMEDY, where=where) from error
+    count = len({name.split("/")[0] for name in tensors})
+    prompts = tuple(_read_prompt(tensors, f"{i:03d}", where) for i in range(count))
+    if not prompts or not (np.isfinite(tolerance) and tolerance > 0):
+        raise BundleError(f"{count} prompts, tolerance {tolerance}", "prompts and a tolerance", _REMEDY, where=where)
+    return Reference(prompts, tolerance, rmse, judge)
+
+
+def _read_prompt(tensors: dict[str, npt.NDArray[Any]], key: str, where: str) -> ReferencePrompt:
+    values = {}
+    for item in fields(ReferencePrompt):
+        name = f"{key}/{item.name}"
+        if name not in tensors:
+            raise BundleError(f"no tensor {name}", "all tensors of the prompt", _REMEDY, where=where)
+        values[item.name] = tensors[name]
+    prompt = ReferencePrompt(**values)
+    n, m, V = len(prompt.ids), len(prompt.greedy), prompt.logits.shape[-1]
+    fits = (
+        n >= 1
+        and len(prompt.positions) >= 1
+        and bool((prompt.positions < n).all())
+        and prompt.positions[-1] == n - 1
+        and prompt.logits.shape == (len(prompt.positions), V)
+        and prompt.margins.shape == (m,)
+        and bool((prompt.step_positions < m).all())
+        and prompt.step_logits.shape == (len(prompt.step_positions), V)
+    )
+    if not fits:
+        raise BundleError(f"prompt {key} whose tensors do not fit together", "one shape", _REMEDY, where=where)
+    return prompt

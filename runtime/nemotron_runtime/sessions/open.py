@@ -1,0 +1,24 @@
+"""Chooses the session that a bundle names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from nemotron_runtime.bundle import Bundle
+from nemotron_runtime.sessions.base import Session
+from nemotron_runtime.sessions.onnxruntime import OnnxRuntimeSession
+
+__all__ = ["open_session"]
+
+# what a manifest's session.kind may be; the strict reader refuses others
+_KINDS: dict[str, Callable[[Bundle, int | None], Session]] = {"onnxruntime": OnnxRuntimeSession}
+
+
+def open_session(bundle: Bundle, threads: int | None = None) -> Session:
+    """The session of a bundle.
+
+    Raises:
+        MissingDependencyError: what it needs is not installed.
+        BundleError: see the session.
+    """
+    return _KINDS[bundle.manifest.session.kind](bundle, threads)
