@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from nemotron_errors import LimitError
 
-__all__ = ["Cache", "DynamicCache", "StaticCache"]
+__all__ = ["Cache", "DynamicCache", "RowCache", "StaticCache"]
 
 
 class DynamicCache:
@@ -88,4 +88,72 @@ class StaticCache:
         return self.keys[layer_idx], self.values[layer_idx]
 
 
-Cache = DynamicCache | StaticCache
+class RowCache:
+    """A cache whose rows hold different numbers of tokens, written in place; one forward's writes are placed first.
+
+    Where all rows stand at the same slot, a forward sees exactly what a DynamicCache would show it.
+
+    Args:
+        rows: B.
+        slots: T, per row.
+    """
+
+    fixed = False
+
+    def __init__(self, rows: int, slots: int) -> None:
+        self.rows = rows
+        self.slots = slots
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+        self._start = 0
+        self._end = 0
+        self._targets: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+
+    def place(self, starts: list[int], lengths: list[int], new_tokens: int, device: torch.device) -> bool:
+        """Says where the next forward's tokens go.
+
+        Args:
+            starts: the first slot of each row.
+            lengths: real tokens of each row; those after them are not written.
+            new_tokens: S.
+            device: of the model.
+
+        Returns:
+            Whether all rows stand at one slot with S real tokens each, so that plain causality holds.
+        """
+        ends = [start + max(length, 1) for start, length in zip(starts, lengths, strict=True)]
+        assert len(starts) == self.rows
+        assert max(ends) <= self.slots
+        self._start, self._end = starts[0], max(ends)
+        if len(set(starts)) == 1 and set(lengths) == {new_tokens}:
+            self._targets = None
+            return True
+        written = [(b, n, starts[b] + n) for b, length in enumerate(lengths) for n in range(length)]
+        row, token, slot = torch.tensor(written, dtype=torch.int64, device=device).reshape(-1, 3).unbind(1)
+        self._targets = row, token, slot
+        return False
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """The slot where the next tokens go; means nothing where rows differ."""
+        return self._start
+
+    def kv_length(self, new_tokens: int) -> int:
+        """Key length that attention will see: up to the longest row's end."""
+        return self._end
+
+    def update(self, k_BGSD: torch.Tensor, v_BGSD: torch.Tensor, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Writes new keys and values where :meth:`place` said; gives the filled part of the layer's buffers."""
+        if layer_idx == len(self.keys):
+            shape = (self.rows, k_BGSD.shape[1], self.slots, k_BGSD.shape[3])
+            self.keys.append(k_BGSD.new_zeros(shape))
+            self.values.append(v_BGSD.new_zeros(shape))
+        for buffer_BGTD, new_BGSD in ((self.keys[layer_idx], k_BGSD), (self.values[layer_idx], v_BGSD)):
+            if self._targets is None:
+                buffer_BGTD[:, :, self._start : self._end] = new_BGSD
+            else:
+                row, token, slot = self._targets
+                buffer_BGTD[row, :, slot] = new_BGSD[row, :, token]
+        return self.keys[layer_idx][:, :, : self._end], self.values[layer_idx][:, :, : self._end]
+
+
+Cache = DynamicCache | StaticCache | RowCache

@@ -18,7 +18,8 @@ class LayerNorm1P(nn.LayerNorm):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         gamma = self.weight + 1.0
         device = input.device.type
-        if not torch.is_autocast_enabled(device):
+        # the meta device, which a trace runs on, has no autocast to ask about
+        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
             return F.layer_norm(input, self.normalized_shape, gamma, self.bias, self.eps)
         dtype = torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):

@@ -6,6 +6,7 @@ Shapes: B rows, S new tokens, K positions that get logits, T cache slots, E hidd
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -142,6 +143,16 @@ class NemotronModel(NemotronPreTrainedModel):
         )
 
 
+def _keep_positions(hidden_BSE: torch.Tensor, kept: int | torch.Tensor) -> torch.Tensor:
+    if isinstance(kept, int):
+        return hidden_BSE[:, -kept:]
+    if kept.ndim == 1:
+        return hidden_BSE[:, kept]
+    if kept.dtype == torch.bool:
+        return hidden_BSE[kept]
+    return torch.take_along_dim(hidden_BSE, kept.unsqueeze(-1), dim=1)
+
+
 class NemotronForCausalLM(NemotronPreTrainedModel):
     """The language model: base model and lm_head (no bias), tied to the embedding where the config says so."""
 
@@ -175,7 +186,8 @@ class NemotronForCausalLM(NemotronPreTrainedModel):
 
         Args:
             labels: [B, S], -100 where no loss is wanted; the loss is next-token cross-entropy in fp32.
-            logits_to_keep: logits for the last so many positions (0: all), or for the positions [K] given.
+            logits_to_keep: logits for the last so many positions (0: all); or for the positions given as [K], as [B, K], or as
+                a boolean [B, S], which flattens rows and positions to one axis.
         """
         out = self.model(
             input_ids,
@@ -188,13 +200,20 @@ class NemotronForCausalLM(NemotronPreTrainedModel):
             output_hidden_states,
             cache_position,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(out.last_hidden_state[:, kept])
+        logits = self.lm_head(_keep_positions(out.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
             shifted = F.pad(labels, (0, 1), value=-100)[..., 1:].reshape(-1).to(logits.device)
             loss = F.cross_entropy(logits.float().view(-1, self.config.vocab_size), shifted, ignore_index=-100)
         return CausalLMOutputWithPast(loss, logits, out.past_key_values, out.hidden_states, out.attentions)
+
+    def generate(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **params: Any
+    ) -> torch.Tensor:
+        """Continues each row by the runtime's loop; see :func:`nemotron_export.model.generation.generate`."""
+        from nemotron_export.model.generation import generate
+
+        return generate(self, input_ids, attention_mask, **params)
 
     def dialect_embed(self, input_ids: torch.Tensor, query_start: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """First part of the traced path: hidden [B, S, E] and position_ids [B, S], made here once."""
