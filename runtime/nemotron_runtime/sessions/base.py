@@ -192,16 +192,18 @@ class Session(ABC):
             LimitError: an advancing row whose cache is full.
         """
         tokens = np.asarray(tokens_B, np.int64)
-        advance = np.ones(self.rows, np.bool_) if advance_B is None else np.asarray(advance_B, np.bool_)
-        assert tokens.shape == advance.shape == (self.rows,), "one token and one flag per row"
-        full = advance & (self._lengths_B >= self._slots)
-        if full.any():
-            found = f"row {int(full.argmax())} with {self._slots} tokens in {self._slots} slots"
+        assert tokens.shape == (self.rows,), "one token per row"
+        start_B = self._lengths_B
+        advancing_B = start_B if advance_B is None else start_B[advance_B]
+        # this runs once per token: few array operations
+        if len(advancing_B) and advancing_B.max() >= self._slots:
+            found = f"a row with {self._slots} tokens in {self._slots} slots"
             raise LimitError(found, "a free slot", "reset with more slots", where="sequence")
-        # a frozen row that is full has no slot after its end; nothing reads its last one any more
-        start_B = np.minimum(self._lengths_B, self._slots - 1)
+        if advance_B is not None:
+            # a frozen row that is full has no slot after its end; nothing reads its last one any more
+            start_B = np.minimum(start_B, self._slots - 1)
         logits_BV = self.step(tokens, start_B)
-        self._lengths_B += advance
+        self._lengths_B += 1 if advance_B is None else advance_B
         return logits_BV
 
     def step(self, tokens_B: Ids, query_start_B: Ids) -> Logits:
