@@ -19,18 +19,24 @@ __all__ = ["HARMLESS_KEYS", "check_architecture", "check_fields", "check_unknown
 # Keys that describe, label or default, and change no number that the model computes.
 HARMLESS_KEYS = frozenset(
     """
-    _commit_hash _name_or_path attn_implementation _attn_implementation auto_map chunk_size_feed_forward
-    classifier_dropout custom_pipelines decoder_start_token_id finetuning_task hidden_dropout id2label is_decoder
-    is_encoder_decoder label2id license model_version name_or_path num_labels output_attentions output_hidden_states output_past
-    prefix problem_type return_dict sep_token_id task_specific_params tokenizer_class torchscript
-    transformers_version use_return_dict add_cross_attention cross_attention_hidden_size tf_legacy_loss
-    use_bfloat16 generation_config _class_name tie_encoder_decoder pruned_heads
-    bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size
-    exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id length_penalty max_length min_length
-    no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_scores remove_invalid_values
-    repetition_penalty return_dict_in_generate suppress_tokens temperature top_k top_p typical_p
+    _attn_implementation _attn_implementation_autoset _attn_implementation_internal _class_name _commit_hash
+    _experts_implementation_internal _name_or_path attn_implementation auto_map bad_words_ids begin_suppress_tokens
+    chunk_size_feed_forward classifier_dropout custom_pipelines decoder_start_token_id diversity_penalty do_sample
+    early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task forced_bos_token_id
+    forced_eos_token_id generation_config hidden_dropout id2label is_decoder label2id length_penalty license
+    max_length max_new_tokens min_length min_new_tokens min_p model_version name_or_path no_repeat_ngram_size
+    num_beam_groups num_beams num_labels num_return_sequences output_attentions output_hidden_states output_past
+    output_scores prefix pretraining_tp problem_type remove_invalid_values repetition_penalty return_dict
+    return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss
+    token_classification_bias tokenizer_class top_k top_p torchscript transformers_version transformers_weights
+    trust_remote_code typical_p unk_token_id unsloth_fixed unsloth_version use_bfloat16 use_return_dict
     """.split()
 )
+
+# Keys that change the maths by being off.
+_ALWAYS_ON = ("is_causal", "tie_last_hidden_states")
+
+_DTYPES = ("float32", "bfloat16", "float16")
 
 _READ_ELSEWHERE = frozenset(
     """
@@ -126,8 +132,18 @@ def check_unknown_keys(values: Mapping[str, Any], where: str) -> None:
     """Refuses keys that are unknown here and switched on, since they may change the maths."""
     from nemotron_export.config import NemotronConfig
 
-    known = {f.name for f in dataclasses.fields(NemotronConfig)} - {"extra"} | _READ_ELSEWHERE | HARMLESS_KEYS
-    unknown = sorted(k for k, v in values.items() if k not in known and v not in (None, False, 0, {}, []))
+    for key in _ALWAYS_ON:
+        if values.get(key) not in (None, True):
+            raise ConfigError(
+                f"{key} = {values[key]!r}", "true, as in every model of this family", "remove the key", where=where
+            )
+    known = (
+        {f.name for f in dataclasses.fields(NemotronConfig)} - {"extra"}
+        | _READ_ELSEWHERE
+        | HARMLESS_KEYS
+        | {*_ALWAYS_ON}
+    )
+    unknown = sorted(str(k) for k, v in values.items() if k not in known and v not in (None, False, 0, "", {}, []))
     if unknown:
         raise ConfigError(
             ", ".join(f"{key} = {json.dumps(values[key], default=str)[:60]}" for key in unknown[:5]),
@@ -160,13 +176,19 @@ def check_fields(config: NemotronConfig, where: str) -> None:
     for name in ("use_cache", "tie_word_embeddings", "attention_bias", "mlp_bias"):
         if type(getattr(config, name)) is not bool:
             refuse(name, "true or false")
+    vocabulary = f"a token id from 0 to {config.vocab_size - 1}"
+
+    def is_id(value: Any) -> bool:
+        return type(value) is int and 0 <= value < config.vocab_size
+
     for name in ("pad_token_id", "bos_token_id"):
-        value = getattr(config, name)
-        if value is not None and (type(value) is not int or value < -1):
-            refuse(name, "a token id or null")
-    ids = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    if any(i is not None and (type(i) is not int or i < 0) for i in ids):
-        refuse("eos_token_id", "a token id, a list of them or null")
+        if getattr(config, name) is not None and not is_id(getattr(config, name)):
+            refuse(name, f"{vocabulary}, or null")
+    ids = config.eos_token_id
+    if ids is not None and not all(map(is_id, ids if isinstance(ids, list) else [ids])):
+        refuse("eos_token_id", f"{vocabulary}, a list of such, or null")
+    if config.dtype is not None and config.dtype not in _DTYPES:
+        refuse("dtype", f"one of {', '.join(_DTYPES)}")
     if config.hidden_act != "relu2":
         refuse("hidden_act", "'relu2', the activation of this family")
     if not isinstance(config.rope_parameters, dict):

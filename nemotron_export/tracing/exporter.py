@@ -36,7 +36,7 @@ class TracedPart:
 
     Attributes:
         model: its graph; inputs are ``inputs`` followed by ``weights``.
-        weights: names of its parameters as the module names them.
+        weights: names of its parameters, relative to what was wrapped.
     """
 
     model: ir.Model
@@ -65,14 +65,20 @@ _EXAMPLE_SIZES = (2, 3, 5, 7, 11, 13)
 
 
 def trace_module(
-    module: torch.nn.Module, inputs: Sequence[ExampleInput], output_names: Sequence[str], *, opset: int = OPSET
+    module: torch.nn.Module,
+    inputs: Sequence[ExampleInput],
+    output_names: Sequence[str],
+    *,
+    wrapped: str,
+    opset: int = OPSET,
 ) -> TracedPart:
     """Traces ``module(*inputs)`` without touching a weight.
 
     Args:
-        module: a module on the meta device, in eval mode.
+        module: a module on the meta device, in eval mode, whose forward takes ``*args``.
         inputs: its positional inputs.
         output_names: names for its flattened outputs.
+        wrapped: the attribute under which the module holds what is traced; names are given relative to that.
         opset: version of ONNX's default domain.
 
     Returns:
@@ -103,8 +109,8 @@ def trace_module(
     assert program is not None
     model = program.model
     _name_dims(model, inputs)
-    _name_values_by_module(model.graph)
-    return TracedPart(model, _weights_to_inputs(model))
+    _name_values_by_module(model.graph, f"{wrapped}.")
+    return TracedPart(model, _weights_to_inputs(model, f"{wrapped}."))
 
 
 def _name_dims(model: ir.Model, inputs: Sequence[ExampleInput]) -> None:
@@ -131,13 +137,13 @@ def _all_values(graph: ir.Graph) -> list[ir.Value]:
     return values
 
 
-def _name_values_by_module(graph: ir.Graph) -> None:
+def _name_values_by_module(graph: ir.Graph, wrapper: str) -> None:
     """Names each value ``<module path>.<op>``, so that an intermediate can be found in PyTorch by its name."""
     taken = {v.name for v in (*graph.inputs, *graph.outputs, *graph.initializers.values())}
     outputs = set(graph.outputs)
     for node in graph:
         scopes: list[str] = ast.literal_eval(node.metadata_props.get(_NAME_SCOPES, "[]"))
-        path = scopes[-2] if len(scopes) > 1 else ""
+        path = scopes[-2].removeprefix(wrapper) if len(scopes) > 1 else ""
         for value in node.outputs:
             if value in outputs:
                 continue
@@ -150,16 +156,13 @@ def _name_values_by_module(graph: ir.Graph) -> None:
             value.name = name
 
 
-def _weights_to_inputs(model: ir.Model) -> tuple[str, ...]:
+def _weights_to_inputs(model: ir.Model, wrapper: str) -> tuple[str, ...]:
     graph = model.graph
     weights = list(graph.initializers.values())
     graph.initializers.clear()
     for value in weights:
         value.const_value = None
+        assert value.name
+        value.name = value.name.removeprefix(wrapper)
     graph.inputs.extend(weights)
-    return tuple(_required_name(v) for v in weights)
-
-
-def _required_name(value: ir.Value) -> str:
-    assert value.name
-    return value.name
+    return tuple(v.name for v in weights if v.name)

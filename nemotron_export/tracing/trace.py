@@ -22,8 +22,8 @@ class _Embed(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: torch.Tensor, query_start: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.model.dialect_embed(input_ids, query_start)
+    def forward(self, *args: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.model.dialect_embed(*args)
 
 
 class _Layer(torch.nn.Module):
@@ -40,8 +40,8 @@ class _Head(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, hidden: torch.Tensor, logits_index: torch.Tensor) -> torch.Tensor:
-        return self.model.dialect_head(hidden, logits_index)
+    def forward(self, *args: torch.Tensor) -> torch.Tensor:
+        return self.model.dialect_head(*args)
 
 
 class _Whole(torch.nn.Module):
@@ -101,7 +101,8 @@ def trace(config: NemotronConfig, dtype: torch.dtype) -> ir.Model:
     described = _inputs(config, dtype)
 
     def part(module: torch.nn.Module, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> TracedPart:
-        return trace_module(module, [described[n] for n in inputs], outputs)
+        wrapped = next(name for name, _ in module.named_children())
+        return trace_module(module, [described[n] for n in inputs], outputs, wrapped=wrapped)
 
     embed = part(_Embed(model), ("input_ids", "query_start"), ("hidden_out", "position_ids_out"))
     layer = part(
@@ -125,7 +126,10 @@ def trace(config: NemotronConfig, dtype: torch.dtype) -> ir.Model:
     }
 
     hidden, position_ids = builder.stamp(
-        embed.model.graph, [rows["input_ids"], rows["query_start"]], _strip(embed.weights, "model."), ""
+        embed.model.graph,
+        [rows["input_ids"], rows["query_start"]],
+        {name: _tied(config, name) for name in embed.weights},
+        "",
     )
     updated: dict[str, ir.Value] = {}
     for index in range(config.num_hidden_layers):
@@ -141,15 +145,10 @@ def trace(config: NemotronConfig, dtype: torch.dtype) -> ir.Model:
                 caches[f"k_cache.{index}"],
                 caches[f"v_cache.{index}"],
             ],
-            {name: f"{path}.{name.removeprefix('layer.')}" for name in layer.weights},
-            f"{path}/",
+            {name: f"{path}.{name}" for name in layer.weights},
+            f"{path}.",
         )
-    head_weights = _strip(head.weights, "model.")
-    if config.tie_word_embeddings:
-        head_weights = {
-            name: "model.embed_tokens.weight" if full == "lm_head.weight" else full
-            for name, full in head_weights.items()
-        }
+    head_weights = {name: _tied(config, name) for name in head.weights}
     (logits,) = builder.stamp(head.model.graph, [hidden, rows["logits_index"]], head_weights, "")
     keys_then_values = dict(sorted(updated.items(), key=lambda item: item[0][0]))
     return builder.finish({"logits": logits, **keys_then_values})
@@ -165,16 +164,14 @@ def trace_whole(config: NemotronConfig, dtype: torch.dtype) -> ir.Model:
         for index in range(config.num_hidden_layers):
             inputs.append(ExampleInput(f"{kind}_cache.{index}", described["k_cache"].dims, dtype))
             outputs.append(f"{kind}_cache_out.{index}")
-    traced = trace_module(_Whole(model), inputs, outputs)
+    traced = trace_module(_Whole(model), inputs, outputs, wrapped="model")
     for value in traced.model.graph.inputs[len(inputs) :]:
         assert value.name
-        name = value.name.removeprefix("model.")
-        # torch keeps one name of a tied pair, and may keep either
-        tied = config.tie_word_embeddings and name == "lm_head.weight"
-        value.name = "model.embed_tokens.weight" if tied else name
+        value.name = _tied(config, value.name)
     traced.model.opset_imports[DOMAIN] = DOMAIN_VERSION
     return traced.model
 
 
-def _strip(names: tuple[str, ...], wrapper: str) -> dict[str, str]:
-    return {name: name.removeprefix(wrapper) for name in names}
+def _tied(config: NemotronConfig, name: str) -> str:
+    """The one name of a tied pair, of which torch may have kept either."""
+    return "model.embed_tokens.weight" if config.tie_word_embeddings and name == "lm_head.weight" else name

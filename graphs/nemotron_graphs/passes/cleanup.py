@@ -11,6 +11,8 @@ __all__ = ["cleanup"]
 def cleanup() -> ir.passes.Sequential:
     """Linear-time clean-up by onnx-ir's own passes; no pattern matching, so it stays cheap for hundreds of layers."""
     return ir.passes.Sequential(
+        # parts that were traced apart may use a name twice
+        common.NameFixPass(),
         common.IdentityEliminationPass(),
         common.RemoveUnusedNodesPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),

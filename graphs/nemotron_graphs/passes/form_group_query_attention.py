@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from nemotron_graphs.ops import DOMAIN
+from nemotron_graphs.ops import DOMAIN, OPS
 
 __all__ = ["FormGroupQueryAttentionPass"]
 
@@ -61,7 +61,8 @@ def _fuse(graph: ir.Graph, node: ir.Node, seqlens: tuple[ir.Value, ir.Value]) ->
     assert v_updated is not None
     k_update, v_update = _producer(k_updated, "KVCacheUpdate"), _producer(v_updated, "KVCacheUpdate")
     for each in (node, k_update, v_update):
-        if len(each.inputs) > 3 and each.inputs[-1] is not None:
+        row = [i.name for i in OPS[each.op_type].inputs].index("cache_row")
+        if len(each.inputs) > row and each.inputs[row] is not None:
             raise ir.passes.PreconditionError(
                 f"{each.op_type} '{each.outputs[0].name}': found a cache_row input; expected none; "
                 "choose a target whose attention takes cache rows"

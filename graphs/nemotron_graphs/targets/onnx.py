@@ -16,12 +16,12 @@ def _passes(context: LoweringContext) -> Sequence[ir.passes.PassBase]:
     return (
         passes.SimplifyReshapesPass(),
         passes.CheckCacheReadersPass(),
-        passes.BindRopeTablesPass(context.cos, context.sin),
         passes.InlineDialectOpsPass(),
         passes.CanonicalizeShapesPass(),
-        passes.BindWeightsPass(context.weights),
-        passes.DropUnusedInputsPass(),
         passes.cleanup(),
+        passes.DropUnusedInputsPass(),
+        passes.BindRopeTablesPass(context.cos, context.sin),
+        passes.BindWeightsPass(context.weights),
         passes.CheckCacheReadersPass(),
     )
 

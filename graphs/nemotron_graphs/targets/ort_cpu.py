@@ -16,14 +16,14 @@ def _passes(context: LoweringContext) -> Sequence[ir.passes.PassBase]:
     return (
         passes.SimplifyReshapesPass(),
         passes.CheckCacheReadersPass(),
-        passes.BindRopeTablesPass(context.cos, context.sin),
         passes.FormGroupQueryAttentionPass(),
         passes.LowerLinearToFusedMatMulPass(),
         passes.InlineDialectOpsPass(),
         passes.CanonicalizeShapesPass(),
-        passes.BindWeightsPass(context.weights),
         passes.cleanup(),
         passes.DropUnusedInputsPass(),
+        passes.BindRopeTablesPass(context.cos, context.sin),
+        passes.BindWeightsPass(context.weights),
         passes.CheckCacheReadersPass(),
     )
 
