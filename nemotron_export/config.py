@@ -18,7 +18,7 @@ from nemotron_export.config_checks import (
     check_unknown_keys,
     load_json_object,
 )
-from nemotron_export.rope_parameters import normalize_rope_parameters
+from nemotron_export.rope_parameters import check_rotary_width, normalize_rope_parameters
 
 __all__ = ["NemotronConfig"]
 
@@ -28,7 +28,8 @@ class NemotronConfig:
     """Parameters and defaults of Hugging Face's ``NemotronConfig``.
 
     ``head_dim`` and ``num_key_value_heads`` are resolved to numbers after construction; ``rope_parameters`` holds at
-    least ``rope_type``, ``rope_theta`` and ``partial_rotary_factor``.
+    least ``rope_type``, ``rope_theta`` and ``partial_rotary_factor``. The constructor takes the old layout's
+    ``rope_theta``, ``partial_rotary_factor`` and ``rope_scaling`` too.
 
     Raises:
         ConfigError: where a value has the wrong type or range, or names something this family does not have.
@@ -60,8 +61,17 @@ class NemotronConfig:
     """Keys of the file that change no number (labels, versions, …), kept for writing it back."""
 
     where: dataclasses.InitVar[str] = "config.json"
+    rope_theta: dataclasses.InitVar[float | None] = None
+    partial_rotary_factor: dataclasses.InitVar[float | None] = None
+    rope_scaling: dataclasses.InitVar[dict[str, Any] | None] = None
 
-    def __post_init__(self, where: str) -> None:
+    def __post_init__(
+        self,
+        where: str,
+        rope_theta: float | None,
+        partial_rotary_factor: float | None,
+        rope_scaling: dict[str, Any] | None,
+    ) -> None:
         check_fields(self, where)
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
@@ -81,19 +91,14 @@ class NemotronConfig:
                 "correct the config",
                 where=where,
             )
-        self.rope_parameters = normalize_rope_parameters(
-            {"rope_parameters": self.rope_parameters} if self.rope_parameters else {},
-            self.max_position_embeddings,
-            where,
-        )
-        if not 0 < self.rotary_dim <= self.head_dim or self.rotary_dim % 2:
-            raise ConfigError(
-                f"partial_rotary_factor {self.rope_parameters['partial_rotary_factor']} of head_dim {self.head_dim}: "
-                f"a rotary width of {self.rotary_dim}",
-                f"an even width from 2 to {self.head_dim}",
-                "correct partial_rotary_factor or head_dim",
-                where=where,
-            )
+        layouts = {
+            "rope_parameters": self.rope_parameters,
+            "rope_scaling": rope_scaling,
+            "rope_theta": rope_theta,
+            "partial_rotary_factor": partial_rotary_factor,
+        }
+        self.rope_parameters = normalize_rope_parameters(layouts, self.max_position_embeddings, where)
+        check_rotary_width(self.rope_parameters, self.head_dim, where)
 
     @property
     def rotary_dim(self) -> int:
@@ -111,6 +116,12 @@ class NemotronConfig:
         if self.eos_token_id is None:
             return ()
         return tuple(self.eos_token_id) if isinstance(self.eos_token_id, list) else (self.eos_token_id,)
+
+    @property
+    def num_labels(self) -> int:
+        """Classes of the classification heads: those of ``id2label``, else ``num_labels``, else 2."""
+        labels = self.extra.get("id2label")
+        return len(labels) if labels is not None else self.extra.get("num_labels") or 2
 
     def replace(self, **changes: Any) -> NemotronConfig:
         """A copy with some fields changed, checked anew."""
@@ -139,7 +150,7 @@ class NemotronConfig:
                 "remove the wrong one",
                 where=where,
             )
-        dtype = values.get("dtype", values.get("torch_dtype"))
+        dtype = values.get("dtype") if values.get("dtype") is not None else values.get("torch_dtype")
         max_positions = known.get("max_position_embeddings", cls.max_position_embeddings)
         return cls(
             **known,
@@ -172,3 +183,18 @@ class NemotronConfig:
     def to_json(self) -> str:
         """:meth:`to_dict` as indented JSON."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def _rope_property(key: str) -> property:
+    return property(lambda self: self.rope_parameters[key], doc=f"``rope_parameters[{key!r}]``.")
+
+
+def _rope_scaling(config: NemotronConfig) -> dict[str, Any] | None:
+    """``rope_parameters`` where they scale, None for plain RoPE."""
+    return None if config.rope_parameters["rope_type"] == "default" else config.rope_parameters
+
+
+# the old layout's names stay readable; set here, since in the class they are arguments of the constructor
+NemotronConfig.rope_theta = _rope_property("rope_theta")  # type: ignore[attr-defined]
+NemotronConfig.partial_rotary_factor = _rope_property("partial_rotary_factor")  # type: ignore[attr-defined]
+NemotronConfig.rope_scaling = property(_rope_scaling)  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ from typing import Any
 
 from nemotron_errors import ConfigError
 
-__all__ = ["ROPE_TYPES", "normalize_rope_parameters"]
+__all__ = ["ROPE_TYPES", "check_rotary_width", "normalize_rope_parameters"]
 
 DEFAULT_THETA = 10000.0
 DEFAULT_PARTIAL_ROTARY_FACTOR = 0.5
@@ -105,7 +105,7 @@ def _check(rope: dict[str, Any], where: str) -> None:
     def refuse(key: str, expected: str) -> None:
         raise ConfigError(f"RoPE {key} = {rope[key]!r}", expected, "correct the config", where=where)
 
-    if rope["rope_type"] not in ROPE_TYPES:
+    if not isinstance(rope["rope_type"], str) or rope["rope_type"] not in ROPE_TYPES:
         refuse("rope_type", f"one of {', '.join(ROPE_TYPES)}")
     required, optional = ROPE_TYPES[rope["rope_type"]]
     if missing := sorted(required - rope.keys()):
@@ -131,14 +131,47 @@ def _check(rope: dict[str, Any], where: str) -> None:
         elif key == "truncate":
             if type(value) is not bool:
                 refuse(key, "true or false")
+        elif key == "original_max_position_embeddings":
+            if type(value) is not int or value < 2:
+                refuse(key, "a whole number of 2 or more")
         elif not _is_positive(value):
             refuse(key, "a finite number above 0")
+    if rope["rope_theta"] <= 1:
+        refuse("rope_theta", "a number above 1")
     if rope["partial_rotary_factor"] > 1:
         refuse("partial_rotary_factor", "a share above 0 and up to 1")
     if "factor" in rope and rope["factor"] < 1:
         refuse("factor", "a number of 1 or more")
     if rope["rope_type"] == "llama3" and rope["low_freq_factor"] >= rope["high_freq_factor"]:
         refuse("low_freq_factor", f"less than high_freq_factor {rope['high_freq_factor']}")
+
+
+def check_rotary_width(rope: Mapping[str, Any], head_dim: int, where: str) -> None:
+    """Checks normalized parameters against the width that they rotate.
+
+    Raises:
+        ConfigError: an odd or empty width, a width that the type cannot take, or lists of another length.
+    """
+    width = int(head_dim * rope["partial_rotary_factor"])
+    if not 0 < width <= head_dim or width % 2:
+        raise ConfigError(
+            f"partial_rotary_factor {rope['partial_rotary_factor']} of head_dim {head_dim}: a rotary width of {width}",
+            f"an even width from 2 to {head_dim}",
+            "correct partial_rotary_factor or head_dim",
+            where=where,
+        )
+    if rope["rope_type"] == "dynamic" and width == 2:
+        raise ConfigError(
+            "rope_type dynamic with a rotary width of 2", "4 or more", "correct partial_rotary_factor", where=where
+        )
+    for key in ("short_factor", "long_factor"):
+        if key in rope and len(rope[key]) != width // 2:
+            raise ConfigError(
+                f"{len(rope[key])} numbers in {key}",
+                f"{width // 2}, one per pair of the {width} rotated lanes",
+                "correct rope_parameters",
+                where=where,
+            )
 
 
 def _is_positive(value: Any) -> bool:

@@ -63,8 +63,7 @@ def generate(
     eos = model.config.eos_token_ids if eos_token_id is None else _as_ids(eos_token_id)
     pad = pad_token_id if pad_token_id is not None else model.config.pad_token_id
     if attention_mask is None:
-        inferable = pad is not None and pad not in eos
-        attention_mask = input_ids != pad if inferable else torch.ones_like(input_ids)
+        attention_mask = torch.ones_like(input_ids) if pad is None or pad in eos else input_ids.ne(pad)
     chosen = GenerationParams(
         max_new_tokens=_new_tokens(S, max_new_tokens, max_length),
         eos_token_ids=eos,

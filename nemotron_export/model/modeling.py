@@ -186,8 +186,8 @@ class NemotronForCausalLM(NemotronPreTrainedModel):
 
         Args:
             labels: [B, S], -100 where no loss is wanted; the loss is next-token cross-entropy in fp32.
-            logits_to_keep: logits for the last so many positions (0: all); or for the positions given as [K], as [B, K], or as
-                a boolean [B, S], which flattens rows and positions to one axis.
+            logits_to_keep: logits for the last so many positions (0: all); or for the positions given as [K], as [B, K],
+                or as a boolean [B, S], which flattens rows and positions to one axis.
         """
         out = self.model(
             input_ids,

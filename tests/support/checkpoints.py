@@ -26,13 +26,14 @@ def write_checkpoint(path: Path, dtype: torch.dtype, *, seed: int = 0, **changes
     model = NemotronForCausalLM(NemotronConfig(**{**ODD, **changes}))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            # norms at their defaults would hide a wrong gamma or bias
-            parameter.normal_(0.0, 0.3 if "norm" in name else 0.08)
-    model = model.to(dtype).eval()
-    model.save_pretrained(path)
+            # norms at their defaults would hide a wrong gamma or bias, small projections a wrong attention
+            table = "embed_tokens" in name or "lm_head" in name
+            parameter.normal_(0.0, 0.3 if "norm" in name else 0.08 if table else 0.25)
+    model.to(dtype).save_pretrained(path)
     _write_tokenizer(path / "tokenizer.json")
     (path / "LICENSE").write_text("Random numbers, free to use.\n", encoding="utf-8")
-    return model.float()
+    # loaded anew: a model cast to bf16 and back would keep RoPE frequencies rounded to bf16
+    return NemotronForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
 
 
 def _write_tokenizer(path: Path) -> None:
