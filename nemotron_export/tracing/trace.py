@@ -11,6 +11,7 @@ from nemotron_graphs.ops import DOMAIN, DOMAIN_VERSION
 
 from nemotron_export.config import NemotronConfig
 from nemotron_export.model import NemotronForCausalLM
+from nemotron_export.model.decoder import NemotronDecoderLayer
 from nemotron_export.tracing.exporter import OPSET, ExampleInput, TracedPart, trace_module
 from nemotron_export.tracing.stamp import GraphBuilder
 
@@ -29,7 +30,9 @@ class _Embed(torch.nn.Module):
 class _Layer(torch.nn.Module):
     def __init__(self, model: NemotronForCausalLM) -> None:
         super().__init__()
-        self.layer = model.model.layers[0]
+        layer = model.model.layers[0]
+        assert isinstance(layer, NemotronDecoderLayer)
+        self.layer = layer
 
     def forward(self, *args: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return self.layer.forward_dialect(*args)
@@ -51,8 +54,17 @@ class _Whole(torch.nn.Module):
         self.layers = len(model.model.layers)
 
     def forward(self, *args: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        head, caches = args[:6], list(args[6:])
-        logits, keys, values = self.model.forward_dialect(*head, caches[: self.layers], caches[self.layers :])
+        input_ids, query_start, query_length, logits_index, cos, sin, *caches = args
+        logits, keys, values = self.model.forward_dialect(
+            input_ids,
+            query_start,
+            query_length,
+            logits_index,
+            cos,
+            sin,
+            caches[: self.layers],
+            caches[self.layers :],
+        )
         return (logits, *keys, *values)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from nemotron_errors import GraphError
 
 from nemotron_graphs.ops import DOMAIN, OPS
 
@@ -20,7 +21,8 @@ class FormGroupQueryAttentionPass(ir.passes.InPlacePass):
         3. the [B, S, heads, D] Reshapes around it vanish: the node takes and gives [B, S, heads * D].
     Once per graph: ``seqlens_k = int32(query_start + query_length - 1)`` and its maximum plus one.
 
-    Precondition: no node has a cache_row (the node's cache rows are its batch rows).
+    Preconditions: no node has a cache_row (the node's cache rows are its batch rows); head_dim is a multiple of 8
+    (GraphError otherwise: what the kernel takes).
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -76,6 +78,13 @@ def _fuse(graph: ir.Graph, node: ir.Node, seqlens: tuple[ir.Value, ir.Value]) ->
     assert isinstance(heads, int)
     assert isinstance(kv_heads, int)
     assert isinstance(head_dim, int)
+    if head_dim % 8:
+        raise GraphError(
+            f"head_dim {head_dim}",
+            "a multiple of 8, which ONNX Runtime's GroupQueryAttention takes",
+            "build with --target onnx",
+            where="--target",
+        )
 
     tables: list[ir.Value | None] = []
     q_rotary, k_rotary = _rotary(q), _rotary(k)
