@@ -36,7 +36,7 @@ demo: setup ## Build the embedded checkpoint, prove its numbers, generate text, 
 
 test: setup ## Check who imports whom, then run every test.
 	@$(BIN)/lint-imports
-	@$(BIN)/python -m pytest tests -n $(TEST_WORKERS)
+	@$(BIN)/python -m pytest tests -n $(TEST_WORKERS) --dist loadfile
 
 lint: setup ## Style, types and the import contract.
 	@$(BIN)/ruff check .

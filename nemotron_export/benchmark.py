@@ -99,7 +99,8 @@ def _summary(
     speeds: dict[str, list[float]], model: Model, prompt_tokens: int, new_tokens: int, rounds: int, threads: int
 ) -> DecodeBenchmark:
     median = {name: statistics.median(values) for name, values in speeds.items()}
-    chosen = {f"bundle {model.manifest.target} {model.manifest.dtype}": "bundle"}
+    manifest = model.bundle.manifest
+    chosen = {f"bundle {manifest.target} {manifest.dtype}": "bundle"}
     for dtype in (torch.float32, torch.bfloat16):
         cache = max(("dynamic", "static"), key=lambda c, d=dtype: median[f"{d}/{c}"])  # type: ignore[misc]
         chosen[f"PyTorch eager {str(dtype).removeprefix('torch.')}, sdpa, {cache} cache"] = f"{dtype}/{cache}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nemotron_export.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from nemotron_runtime.parity import ParityReport
+    from nemotron_runtime.report import ParityReport
 
     from nemotron_export.benchmark import DecodeBenchmark
 

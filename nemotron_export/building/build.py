@@ -10,6 +10,7 @@ from nemotron_graphs.targets import Target, get_target
 from nemotron_runtime.bundle import write_manifest
 from nemotron_runtime.limits import Limits
 from nemotron_runtime.manifest import Manifest
+from nemotron_runtime.reference import REFERENCE_FILE, write_reference
 
 from nemotron_export.building.files import copy_small_files, describe_files, manifest_document
 from nemotron_export.building.graph import make_graph
@@ -20,7 +21,7 @@ from nemotron_export.checkpoint import Checkpoint, ScanReport, scan
 from nemotron_export.parity import ParityFailedError, reference_for
 from nemotron_export.preflight import check_resources, estimate
 from nemotron_export.progress import Progress, silent
-from nemotron_export.verification import judge, write_report
+from nemotron_export.verification import verify_bundle
 
 __all__ = ["build"]
 
@@ -83,12 +84,11 @@ def build(
         scanned = _scan(plan, progress) if scan else None
         _write(plan, folder, scanned, parity, progress)
         if parity:
-            report = judge(folder, threads=None, progress=progress)
+            report = verify_bundle(folder, judged_by="build", progress=progress)
             if not report.passed:
                 failed = ParityFailedError(report, str(place))
                 if not keep_failed:
                     raise failed
-            write_report(folder, report)
     if failed is not None:
         raise failed
     return place
@@ -142,7 +142,8 @@ def _write(plan: _Plan, folder: Path, scanned: ScanReport | None, parity: bool, 
         lambda done, total: progress("copy weights", done, total),
     )  # fmt: skip
     if parity:
-        reference_for(plan.checkpoint, plan.limits.max_seq_len, progress).write(folder / "reference.safetensors")
+        reference = reference_for(plan.checkpoint, plan.limits.max_seq_len, plan.dtype, progress)
+        write_reference(folder / REFERENCE_FILE, reference)
     document = manifest_document(
         plan.checkpoint, plan.target, plan.dtype, plan.limits, lowered, scanned,
         weights_mode=plan.weights, weights_directory=directory, files=describe_files(folder),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,12 @@ from nemotron_runtime.limits import Limits
 
 from nemotron_export.checkpoint import Checkpoint, ScanReport
 from nemotron_export.environment import versions
+from nemotron_export.file_record import file_record
 
 __all__ = ["copy_small_files", "describe_files", "manifest_document"]
 
+# of a manifest without a scan, which has no chunks
+_CHUNK_BYTES = 16 << 20
 _NOT_LISTED = {"manifest.json", "parity.json"}
 
 
@@ -32,13 +35,12 @@ def copy_small_files(checkpoint: Checkpoint, bundle: Path) -> None:
 
 
 def describe_files(bundle: Path) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of every file at the top of the bundle, but for those that change after the build."""
+    """Size and SHA-256 of every file but the weights and those that change after the build."""
     described = {}
-    for path in sorted(bundle.iterdir()):
-        if path.is_file() and path.name not in _NOT_LISTED:
-            with path.open("rb") as handle:
-                digest = hashlib.file_digest(handle, "sha256").hexdigest()
-            described[path.name] = {"size": path.stat().st_size, "sha256": digest}
+    for path in sorted(bundle.rglob("*")):
+        name = path.relative_to(bundle).as_posix()
+        if path.is_file() and name not in _NOT_LISTED and not (path.suffix == ".safetensors" and path.parent != bundle):
+            described[name] = asdict(file_record(path))
     return described
 
 
@@ -92,13 +94,10 @@ def manifest_document(
         "weights": {
             "mode": weights_mode,
             "directory": weights_directory,
-            "chunk_bytes": CHUNK_BYTES if scanned is None else scanned.chunk_bytes,
+            "chunk_bytes": _CHUNK_BYTES if scanned is None else scanned.chunk_bytes,
             "algorithm": "sha256" if scanned is None else scanned.algorithm,
             "files": shards,
         },
         "scan": {"done": scanned is not None},
         "parity": {"state": "pending", "reason": "not checked yet", "checked": None},
     }
-
-
-CHUNK_BYTES = 16 << 20

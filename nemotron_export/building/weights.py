@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ __all__ = ["WEIGHT_MODES", "place_weights"]
 
 WEIGHT_MODES = ("reference", "link", "copy")
 _COPY_CHUNK = 16 << 20
+_COMPANIONS = ("config.json", "model.safetensors.index.json")
 
 
 def place_weights(
@@ -37,6 +39,10 @@ def place_weights(
         return str(shards[0].parent.absolute())
     folder = bundle / "weights"
     folder.mkdir()
+    # with these the folder is a checkpoint of its own, which `parity` opens
+    for name in _COMPANIONS:
+        if (shards[0].parent / name).is_file():
+            shutil.copyfile(shards[0].parent / name, folder / name)
     total, done = sum(shard.stat().st_size for shard in shards), 0
     for shard in shards:
         target = folder / shard.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,7 @@ import typer
 from nemotron_export.cli.console import print_json, print_table, show_progress
 
 if TYPE_CHECKING:
-    from nemotron_runtime.parity import ParityReport
+    from nemotron_runtime.report import ParityReport
 
 __all__ = ["parity", "print_report", "verify"]
 
@@ -28,7 +29,7 @@ def verify(bundle: _BUNDLE, weights_dir: _WEIGHTS = None, threads: _THREADS = No
 
     with show_progress() as progress:
         report = verify_bundle(bundle, weights_dir=weights_dir, threads=threads, progress=progress)
-    _finish(report, json_output)
+    _finish(report, json_output, threads, "verify")
 
 
 def parity(
@@ -47,21 +48,34 @@ def parity(
         report = check_parity(
             bundle, checkpoint=checkpoint, weights_dir=weights_dir, threads=threads, progress=progress
         )
-    _finish(report, json_output)
+    _finish(report, json_output, threads, "parity")
 
 
 def print_report(report: ParityReport) -> None:
     """The report as a table on stdout."""
+    noted = any(row.note for row in report.rows)
+    columns = ("check", "prompt", "measured", "tolerance", "result", *(("note",) if noted else ()))
     print_table(
-        "Parity with eager PyTorch fp32",
-        ("check", "prompt", "measured", "tolerance", "result"),
-        [(r.check, r.prompt, f"{r.measured:.2e}", f"{r.tolerance:.2e}", r.passed) for r in report.rows],
+        f"Parity of the {report.dtype} bundle with eager PyTorch fp32",
+        columns,
+        [
+            (r.check, r.prompt, _number(r.measured), _number(r.tolerance), r.passed, *((r.note,) if noted else ()))
+            for r in report.rows
+        ],
     )
 
 
-def _finish(report: ParityReport, json_output: bool) -> None:
+def _number(value: float) -> str:
+    if not math.isfinite(value):
+        return str(value)
+    return str(int(value)) if value == int(value) else f"{value:.2e}" if value < 0.01 else f"{value:.4f}"
+
+
+def _finish(report: ParityReport, json_output: bool, threads: int | None, judged_by: str) -> None:
     if json_output:
-        print_json(report.to_dict())
+        from nemotron_export.verification import report_document
+
+        print_json(report_document(report, threads=threads, judged_by=judged_by))
     else:
         print_report(report)
         typer.echo("\nparity passed" if report.passed else "\nparity FAILED")

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from nemotron_export.parity.check import check_parity
 from nemotron_export.parity.failure import ParityFailedError
-from nemotron_export.parity.reference import Reference, make_reference, reference_for
+from nemotron_export.parity.reference import make_reference, reference_for
 
-__all__ = ["ParityFailedError", "Reference", "check_parity", "make_reference", "reference_for"]
+__all__ = ["ParityFailedError", "check_parity", "make_reference", "reference_for"]

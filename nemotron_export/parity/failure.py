@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 from nemotron_errors import ParityError
-from nemotron_runtime.parity import ParityReport
+from nemotron_runtime.report import ParityReport, ParityRow
 
 __all__ = ["ParityFailedError"]
 
@@ -14,10 +16,16 @@ class ParityFailedError(ParityError):
     def __init__(self, report: ParityReport, where: str) -> None:
         self.report = report
         failed = [row for row in report.rows if not row.passed]
-        worst = max(failed, key=lambda row: row.measured / row.tolerance if row.tolerance else row.measured)
+        worst = max(failed, key=_badness)
         super().__init__(
             f"{len(failed)} of {len(report.rows)} checks failed, the worst '{worst.check}' with {worst.measured:.3g}",
             f"at most {worst.tolerance:.3g} there",
             "report this with the table; --keep-failed keeps the bundle for a closer look",
             where=where,
         )
+
+
+def _badness(row: ParityRow) -> float:
+    if math.isnan(row.measured):
+        return math.inf
+    return row.measured / row.tolerance if row.tolerance else row.measured

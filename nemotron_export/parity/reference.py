@@ -5,16 +5,14 @@ Shapes: n prompt tokens, k positions with logits, m greedy tokens, j steps with 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from nemotron_errors import TokenizerError
+from nemotron_runtime.reference import Reference, ReferencePrompt
 from nemotron_runtime.tokenizer import Tokenizer
-from safetensors.numpy import save_file
 
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.environment import environment
@@ -23,116 +21,137 @@ from nemotron_export.model.load import load_model
 from nemotron_export.parity.prompts import PromptPlan, plan_prompts
 from nemotron_export.progress import Progress, silent
 
-__all__ = ["TOLERANCE", "Reference", "logit_range", "make_reference", "reference_for"]
-
-# Of the logit range (max - min over the reference's logits), for an fp32 bundle.
-TOLERANCE = 1e-4
+__all__ = ["eager_rmse", "make_reference", "reference_for"]
 
 
 def make_reference(
-    model: NemotronForCausalLM,
-    plan: PromptPlan,
-    on_token: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, np.ndarray]:
-    """Runs the model over the plan's prompts, one by one, without padding.
+    model: NemotronForCausalLM, plan: PromptPlan, on_prompt: Callable[[int, int], None] = lambda done, total: None
+) -> tuple[ReferencePrompt, ...]:
+    """Runs the model over the plan's prompts, one by one, without padding, behind a dynamic cache.
+
+    Logits are kept at the first, middle and last position of a prompt, and after the first, middle and last greedy
+    token that is fed: a row of a large vocabulary is a megabyte.
 
     Args:
         model: in fp32 and eval mode.
         plan: prompts and greedy steps.
-        on_token: told (forwards done, forwards in all).
-
-    Returns:
-        For prompt i (three digits): `i/ids` int64 [n], `i/positions` int64 [k], `i/logits` float32 [k, V],
-        `i/greedy` int64 [m], `i/margins` float32 [m] (top 1 - top 2 at each greedy token), `i/step_positions`
-        int64 [j], `i/step_logits` float32 [j, V] (logits after greedy token p was fed).
+        on_prompt: told (prompts done, prompts in all).
     """
     assert model.dtype == torch.float32
-    tensors: dict[str, np.ndarray] = {}
-    total = len(plan.prompts) * plan.steps
+    made = []
     for index, ids in enumerate(plan.prompts):
-        done = index * plan.steps
-        made = _one_prompt(model, ids, plan.steps, lambda step, done=done: on_token(done + step, total))  # type: ignore[misc]
-        tensors |= {f"{index:03d}/{name}": np.ascontiguousarray(value) for name, value in made.items()}
-    return tensors
+        on_prompt(index, len(plan.prompts))
+        made.append(_one_prompt(model, ids, plan.steps))
+    return tuple(made)
 
 
 @torch.inference_mode()
-def _one_prompt(
-    model: NemotronForCausalLM, ids: np.ndarray, steps: int, on_step: Callable[[int], None]
-) -> dict[str, np.ndarray]:
+def _one_prompt(model: NemotronForCausalLM, ids: np.ndarray, steps: int) -> ReferencePrompt:
     n = len(ids)
     positions = sorted({0, n // 2, n - 1})
     # the last greedy token is never fed
     step_positions = sorted({p for p in (0, steps // 2, steps - 2) if 0 <= p < steps - 1})
-    prompt_BS = torch.from_numpy(ids)[None]
-    output = model(prompt_BS, use_cache=True, logits_to_keep=torch.tensor(positions))
-    logits_KV = output.logits[0]
+    output = model(torch.from_numpy(ids)[None], use_cache=True, logits_to_keep=torch.tensor(positions))
+    logits_KV = output.logits[0].numpy().copy()
     greedy, margins, step_logits = [], [], []
-    last_V = logits_KV[-1]
+    last_V = output.logits[0, -1]
     for step in range(steps):
         best, second = torch.topk(last_V, 2).values.tolist()
-        # argmax and topk may break a tie differently; argmax is what generation uses
+        # topk may break a tie in another way than argmax, which generation uses
         greedy.append(int(torch.argmax(last_V)))
         margins.append(best - second)
-        on_step(step + 1)
         if step == steps - 1:
             break
         output = model(torch.tensor([[greedy[-1]]]), past_key_values=output.past_key_values, use_cache=True)
         last_V = output.logits[0, -1]
         if step in step_positions:
             step_logits.append(last_V.numpy().copy())
-    return {
-        "ids": ids,
-        "positions": np.asarray(positions, dtype=np.int64),
-        "logits": logits_KV.numpy().copy(),
-        "greedy": np.asarray(greedy, dtype=np.int64),
-        "margins": np.asarray(margins, dtype=np.float32),
-        "step_positions": np.asarray(step_positions, dtype=np.int64),
-        "step_logits": np.stack(step_logits) if step_logits else np.zeros((0, len(last_V)), dtype=np.float32),
-    }
+    return ReferencePrompt(
+        ids=ids,
+        positions=np.asarray(positions, np.int64),
+        logits=logits_KV,
+        greedy=np.asarray(greedy, np.int64),
+        margins=np.asarray(margins, np.float32),
+        step_positions=np.asarray(step_positions, np.int64),
+        step_logits=np.stack(step_logits) if step_logits else np.zeros((0, logits_KV.shape[1]), np.float32),
+    )
 
 
-@dataclass(frozen=True)
-class Reference:
-    """A reference and how it was made; tensors as :func:`make_reference` gives them."""
-
-    tensors: Mapping[str, np.ndarray]
-    judge: Mapping[str, Any]
-
-    def write(self, path: Path) -> None:
-        """Writes `reference.safetensors`."""
-        metadata = {
-            "format": "1",
-            "kind": "nemotron-reference",
-            "tolerance": repr(TOLERANCE),
-            "logit_range": repr(logit_range(self.tensors)),
-            "judge": json.dumps(self.judge, sort_keys=True),
-        }
-        save_file(dict(self.tensors), str(path), metadata=metadata)
+@torch.inference_mode()
+def eager_rmse(model: NemotronForCausalLM, prompts: Sequence[ReferencePrompt]) -> float:
+    """RMSE of a low-precision model's logits against the reference's, fed with the reference's own tokens."""
+    squares = []
+    for prompt in prompts:
+        kept = torch.from_numpy(prompt.positions)
+        output = model(torch.from_numpy(prompt.ids)[None], use_cache=True, logits_to_keep=kept)
+        squares.append(np.square(output.logits[0].float().numpy() - prompt.logits, dtype=np.float64).ravel())
+        for step in range(int(prompt.step_positions[-1]) + 1 if len(prompt.step_positions) else 0):
+            token_BS = torch.tensor([[int(prompt.greedy[step])]])
+            output = model(token_BS, past_key_values=output.past_key_values, use_cache=True)
+            for expected_V in prompt.step_logits[prompt.step_positions == step]:
+                squares.append(np.square(output.logits[0, -1].float().numpy() - expected_V, dtype=np.float64))
+    return float(np.sqrt(np.concatenate(squares).mean()))
 
 
-def logit_range(tensors: Mapping[str, np.ndarray]) -> float:
-    """max - min over all logits of a reference: what tolerances are relative to."""
-    logits = [value for name, value in tensors.items() if name.endswith("logits") and value.size]
-    return float(max(value.max() for value in logits) - min(value.min() for value in logits))
+def reference_for(
+    checkpoint: Checkpoint,
+    max_seq_len: int,
+    run_dtype: str,
+    progress: Progress = silent,
+    *,
+    tokenizer_files: Path | None = None,
+    plan: PromptPlan | None = None,
+) -> Reference:
+    """Loads a checkpoint and makes the reference of bundles with that `max_seq_len` and run dtype.
 
+    Memory: the fp32 weights, then those in a low run dtype, and the keys and values of one prompt; all are gone when
+    it returns.
 
-def reference_for(checkpoint: Checkpoint, max_seq_len: int, progress: Progress = silent) -> Reference:
-    """Loads a checkpoint in fp32 and makes the reference of bundles with that `max_seq_len`.
+    Args:
+        checkpoint: the checkpoint.
+        max_seq_len: prompts and greedy tokens stay within it.
+        run_dtype: dtype of the bundle; PyTorch's own error in it is what a low-precision bundle is judged by.
+        progress: told (stage, done, total).
+        tokenizer_files: the folder of the tokenizer; the checkpoint's own where None.
+        plan: the prompts; chosen by :func:`plan_prompts` where None.
 
-    Memory: the fp32 weights, and the keys and values of one prompt; both are gone when it returns.
+    Raises:
+        TokenizerError: a tokenizer that is broken, or gives ids that the model does not have.
     """
-    encode = None
-    if checkpoint.tokenizer_files:
-        encode = Tokenizer.from_directory(checkpoint.directory).encode
-    plan = plan_prompts(checkpoint.config.vocab_size, max_seq_len, encode)
+    if plan is None:
+        encode = _encoder(tokenizer_files or checkpoint.directory, checkpoint.config.vocab_size)
+        plan = plan_prompts(checkpoint.config.vocab_size, max_seq_len, encode)
     progress("load fp32 reference", 0, 0)
-    model = load_model(checkpoint, torch.float32)
-    tensors = make_reference(model, plan, lambda done, total: progress("reference by eager PyTorch", done, total))
+    prompts = make_reference(
+        load_model(checkpoint, torch.float32), plan, lambda done, total: progress("eager PyTorch, fp32", done, total)
+    )
+    rmse = None
+    if run_dtype != "float32":
+        progress(f"eager PyTorch, {run_dtype}", 0, 0)
+        rmse = eager_rmse(load_model(checkpoint, getattr(torch, run_dtype)), prompts)
     judge = {
         **plan.to_dict(),
         "model": "eager PyTorch, float32, sdpa, dynamic cache",
-        "max_seq_len": max_seq_len,
-        **environment(torch.get_num_threads()),
+        "environment": environment(torch.get_num_threads()),
     }
-    return Reference(tensors, judge)
+    return Reference(prompts, eager_rmse=rmse, judge=judge)
+
+
+def _encoder(folder: Path, vocab_size: int) -> Callable[[str], list[int]] | None:
+    """The folder's tokenizer, checked against the model's vocabulary; None where there is none."""
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        return None
+    tokenizer = Tokenizer.from_directory(folder)
+
+    def encode(text: str) -> list[int]:
+        ids = tokenizer.encode(text)
+        if not ids or max(ids) >= vocab_size:
+            raise TokenizerError(
+                f"token id {max(ids, default=None)}",
+                f"ids below the model's vocab_size {vocab_size}",
+                "put the tokenizer files that belong to this checkpoint beside it",
+                where=str(folder),
+            )
+        return ids
+
+    return encode

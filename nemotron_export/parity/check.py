@@ -1,0 +1,112 @@
+"""`parity`: PyTorch computes a bundle's reference again, and both the stored reference and the bundle are judged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from nemotron_errors import BundleError
+from nemotron_runtime.bundle import Bundle, write_manifest
+from nemotron_runtime.reference import REFERENCE_FILE, Reference, read_reference, write_reference
+from nemotron_runtime.report import ParityReport, ParityRow
+from nemotron_runtime.verification import verify
+
+from nemotron_export.checkpoint import Checkpoint
+from nemotron_export.file_record import file_record
+from nemotron_export.parity.prompts import PromptPlan
+from nemotron_export.parity.reference import reference_for
+from nemotron_export.progress import Progress, silent
+from nemotron_export.verification import record
+
+__all__ = ["check_parity", "compare_references"]
+
+
+def check_parity(
+    bundle: str | Path,
+    *,
+    checkpoint: str | Path | None = None,
+    weights_dir: str | Path | None = None,
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> ParityReport:
+    """Computes the reference again with torch, compares it with the stored one, judges the bundle, records it all.
+
+    A bundle built without a reference gets one.
+
+    Args:
+        bundle: the bundle's folder, whatever its parity state.
+        checkpoint: the checkpoint; the folder of the bundle's weights by default.
+        weights_dir: where the weights are, if they were moved.
+        threads: CPU threads of the bundle's session.
+        progress: told (stage, done, total).
+
+    Returns:
+        The report; ask it whether it passed.
+
+    Raises:
+        BundleError: a broken bundle, or another checkpoint than the one that it was built from.
+        CheckpointError: a checkpoint that does not load.
+    """
+    opened = Bundle.open(bundle, weights_dir=weights_dir, allow_unverified=True)
+    source = Checkpoint.open(opened.weights_directory if checkpoint is None else Path(checkpoint))
+    _check_same_weights(opened, source)
+    stored = read_reference(opened.file(REFERENCE_FILE)) if REFERENCE_FILE in opened.manifest.files else None
+    fresh = reference_for(
+        source,
+        opened.manifest.limits.max_seq_len,
+        opened.manifest.dtype,
+        progress,
+        tokenizer_files=opened.directory,
+        plan=None if stored is None else _plan_of(stored),
+    )
+    if stored is None:
+        _store(opened, fresh)
+    report = verify(bundle, weights_dir=weights_dir, threads=threads, progress=progress)
+    if stored is not None:
+        report = replace(report, rows=(*compare_references(stored, fresh), *report.rows))
+    record(opened.directory, report, threads=threads, judged_by="parity")
+    return report
+
+
+def compare_references(stored: Reference, fresh: Reference) -> tuple[ParityRow, ...]:
+    """Rows that say how far a stored reference is from a fresh one: the fp32 tolerance holds for it as well."""
+    rows = []
+    for old, new in zip(stored.prompts, fresh.prompts, strict=True):
+        name = f"{len(old.ids)} tokens"
+        if old.logits.shape != new.logits.shape or old.step_logits.shape != new.step_logits.shape:
+            raise BundleError(
+                f"reference logits of shape {list(old.logits.shape)}, {list(old.step_logits.shape)}",
+                f"{list(new.logits.shape)}, {list(new.step_logits.shape)}",
+                "build the bundle again with this version",
+                where=REFERENCE_FILE,
+            )
+        pairs = ((old.logits, new.logits), (old.step_logits, new.step_logits))
+        worst = float(np.max([np.abs(a - b).max() for a, b in pairs if a.size])) / fresh.logit_range
+        wrong = int((old.greedy != new.greedy).sum())
+        rows.append(ParityRow("stored reference, logits", name, worst, stored.tolerance, worst <= stored.tolerance))
+        rows.append(ParityRow("stored reference, tokens differing", name, float(wrong), 0.0, wrong == 0))
+    return tuple(rows)
+
+
+def _plan_of(reference: Reference) -> PromptPlan:
+    prompts = tuple(prompt.ids for prompt in reference.prompts)
+    return PromptPlan(prompts, len(reference.prompts[0].greedy), str(reference.judge.get("source", "stored")), ())
+
+
+def _check_same_weights(bundle: Bundle, checkpoint: Checkpoint) -> None:
+    expected = {file.name: file.header_sha256 for file in bundle.manifest.weights.files}
+    found = {shard.path.name: shard.header_sha256 for shard in checkpoint.shards}
+    if found != expected or checkpoint.config.to_dict() != bundle.manifest.model.config:
+        raise BundleError(
+            "another checkpoint", f"the one that {bundle.directory} was built from", "name it with --checkpoint",
+            where=str(checkpoint.directory),
+        )  # fmt: skip
+
+
+def _store(bundle: Bundle, reference: Reference) -> None:
+    temporary = bundle.file(f".{REFERENCE_FILE}")
+    write_reference(temporary, reference)
+    temporary.replace(bundle.file(REFERENCE_FILE))
+    files = {**bundle.manifest.files, REFERENCE_FILE: file_record(bundle.file(REFERENCE_FILE))}
+    write_manifest(bundle.directory, replace(bundle.manifest, files=files))
