@@ -54,7 +54,7 @@ def _read(hint: Any, value: object, where: str) -> Any:
         return value
     if origin is dict and isinstance(value, dict):
         return {str(key): _read(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if origin in (list, tuple) and isinstance(value, list):
+    if origin in (list, tuple) and isinstance(value, list | tuple):
         return origin(_read(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if dataclasses.is_dataclass(hint):
         return read_dataclass(typing.cast("type[Any]", hint), value, where)
