@@ -80,7 +80,7 @@ def manifest_document(
             "num_layers": config.num_hidden_layers,
             "num_kv_heads": config.num_key_value_heads,
             "head_dim": config.head_dim,
-            "eos_token_ids": list(config.eos_token_ids),
+            "eos_token_ids": _eos_token_ids(checkpoint),
             "bos_token_id": config.bos_token_id,
             "pad_token_id": config.pad_token_id,
         },
@@ -101,3 +101,11 @@ def manifest_document(
         "scan": {"done": scanned is not None},
         "parity": {"state": "pending", "reason": "not checked yet", "checked": None},
     }
+
+
+def _eos_token_ids(checkpoint: Checkpoint) -> list[int]:
+    """What ends a text: the generation config's tokens go before the config's, as in transformers."""
+    tokens = checkpoint.generation_config.get("eos_token_id")
+    if tokens is None:
+        return list(checkpoint.config.eos_token_ids)
+    return tokens if isinstance(tokens, list) else [tokens]

@@ -156,28 +156,34 @@ def test_numbers_that_differ_fail_with_a_table(bundle: Path, change: Callable[[d
     assert any("reference" in check for check in failed)
 
 
-@pytest.mark.parametrize("keep", [False, True])
-def test_a_build_whose_numbers_differ_fails(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: bool
-) -> None:
+@pytest.fixture
+def wrong_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stands for a target that computes something else."""
+
     def wrong(*arguments: Any) -> Reference:
         made = reference_for(*arguments)
         return replace(made, prompts=tuple(replace(prompt, logits=prompt.logits * 1.01) for prompt in made.prompts))
 
-    monkeypatch.setattr("nemotron_export.building.build.reference_for", wrong)
-    with pytest.raises(ParityFailedError) as caught:
-        build(checkpoint, tmp_path / "bundle", keep_failed=keep, **LIMITS)
-    assert not caught.value.report.passed
-    assert os.listdir(tmp_path) == (["bundle"] if keep else [])
-    if keep:
-        with pytest.raises(BundleError, match="pending"):
-            nemotron_runtime.load(tmp_path / "bundle")
-        shutil.rmtree(tmp_path / "bundle")
-    arguments = ["build", checkpoint, "-o", tmp_path / "bundle", "--max-seq-len", "64"]
-    result = run(*arguments, *(["--keep-failed"] if keep else []))
+    monkeypatch.setattr("nemotron_export.building.pipeline.reference_for", wrong)
+
+
+@pytest.mark.usefixtures("wrong_reference")
+def test_a_build_whose_numbers_differ_keeps_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    result = run("build", checkpoint, "-o", tmp_path / "bundle", "--max-seq-len", "64")
     assert result.exit_code == 1
     assert "FAILED" in result.stdout
     assert "checks failed" in result.stderr
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.usefixtures("wrong_reference")
+def test_a_build_whose_numbers_differ_is_kept_as_pending_when_asked(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ParityFailedError) as caught:
+        build(checkpoint, tmp_path / "bundle", keep_failed=True, **LIMITS)
+    assert not caught.value.report.passed
+    assert "checks failed" in str(Manifest.read(tmp_path / "bundle").parity.reason)
+    with pytest.raises(BundleError, match="pending"):
+        nemotron_runtime.load(tmp_path / "bundle")
 
 
 def test_a_bundle_without_parity_is_pending_until_parity_ran(checkpoint: Path, tmp_path: Path) -> None:
@@ -293,3 +299,11 @@ def test_inspect_tells_what_is_there(checkpoint: Path, bundle: Path) -> None:
     assert found["Parity"]["state"] == "passed"
     assert "head_dim" in run("inspect", bundle).stdout
     assert "not shown" in run_blocked("inspect", bundle).stdout
+
+
+def test_the_generation_configs_eos_goes_before_the_configs(checkpoint: Path, tmp_path: Path) -> None:
+    source = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint, source)
+    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 7]}))
+    path = build(source, tmp_path / "bundle", parity=False, scan=False, **LIMITS)
+    assert Manifest.read(path).model.eos_token_ids == (3, 7)
