@@ -13,6 +13,7 @@ from nemotron_export.config import NemotronConfig
 
 from .expected import backbone_prefix
 from .files import list_folder, quote, read_json
+from .hub import resolve
 from .index import Shard, read_index
 from .safetensors_header import TensorEntry
 from .strict import fit
@@ -58,6 +59,16 @@ class Checkpoint:
     def num_bytes(self) -> int:
         """Bytes of the required tensors."""
         return sum(entry.length for entry in self.tensors.values())
+
+    @staticmethod
+    def resolve(
+        path_or_id: str | Path,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        offline: bool = False,
+    ) -> Path:
+        """A local folder for a path or a hub id; see :func:`nemotron_export.checkpoint.hub.resolve`."""
+        return resolve(path_or_id, revision=revision, token=token, offline=offline)
 
     @classmethod
     def open(cls, path: str | Path, *, task: str = "causal-lm") -> Checkpoint:
