@@ -19,12 +19,13 @@ _SEED = 20
 # Ordinary prose for checkpoints that have a tokenizer.
 _TEXT = (
     "The river had been rising since the morning, and by noon the lower fields were under water. Nobody in the "
-    "village was surprised: the winter had been long, the snow on the hills was deep, and a warm wind had blown for "
-    "three days. Old Marten the miller opened the second gate, counted the boards that were left in the shed, and sent his "
-    "daughter up the road to warn the people at the bridge. She ran past the school, the empty market and the garden "
-    "with the old pear trees, where two men were tying a boat to the fence. When she came back, she said that the "
-    "bridge would hold, if no more rain fell before the evening. It did not rain. In the night the water went down as "
-    "quietly as it had come, and left a line of straw and branches along the walls, at the height of a man's knee. "
+    "village was surprised: the winter had been long, the snow on the hills was deep, and a warm wind had blown "
+    "for three days. Old Marten the miller opened the second gate, counted the boards that were left in the shed,"
+    " and sent his daughter up the road to warn the people at the bridge. She ran past the school, the empty "
+    "market and the garden with the old pear trees, where two men were tying a boat to the fence. When she came "
+    "back, she said that the bridge would hold, if no more rain fell before the evening. It did not rain. In the "
+    "night the water went down as quietly as it had come, and left a line of straw and branches along the walls, "
+    "at the height of a man's knee. "
 )
 
 
