@@ -13,10 +13,11 @@ import numpy.typing as npt
 from nemotron_errors import RequestError
 
 from nemotron_runtime.bundle import Bundle
-from nemotron_runtime.generation import Cancelled, FinishReason, Generation, GenerationRun, Timings, generate
+from nemotron_runtime.generation import Cancelled, GenerationRun, generate
 from nemotron_runtime.limits import Limits
 from nemotron_runtime.manifest import ParityRecord
 from nemotron_runtime.params import GenerationParams
+from nemotron_runtime.results import FinishReason, Generation, Timings
 from nemotron_runtime.sessions import Session
 from nemotron_runtime.sessions.open import open_session
 from nemotron_runtime.tokenizer import Tokenizer

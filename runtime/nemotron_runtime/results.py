@@ -1,0 +1,85 @@
+"""What a generation run gives: events as they happen, answers and timings at the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+__all__ = ["FinishReason", "Generation", "StreamDecoder", "Timings", "TokenEvent"]
+
+FinishReason = Literal["eos", "stop", "length", "cancelled"]
+
+
+class StreamDecoder(Protocol):
+    """Turns one row's tokens into text, piece by piece."""
+
+    def push(self, token_id: int) -> str:
+        """The text that this token makes certain."""
+
+    def flush(self) -> str:
+        """What is left once no token follows."""
+
+
+@dataclass(frozen=True)
+class Timings:
+    """How long a row took; rows of one turn share their passes.
+
+    Attributes:
+        prefill_seconds: until the first new token's logits.
+        decode_seconds: from then to the row's last token.
+        prompt_tokens: tokens of the prompt.
+        new_tokens: tokens of the answer.
+    """
+
+    prefill_seconds: float
+    decode_seconds: float
+    prompt_tokens: int
+    new_tokens: int
+
+    @property
+    def prefill_tokens_per_second(self) -> float:
+        """Prompt tokens per second of this row's share; 0 where no time was measured."""
+        return self.prompt_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        """New tokens after the first per second; 0 where there is none."""
+        return (self.new_tokens - 1) / self.decode_seconds if self.new_tokens > 1 and self.decode_seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The answer of one row.
+
+    Attributes:
+        token_ids: the new tokens, with the token that ended the answer.
+        text: their text without end-of-sequence and stop tokens, cut before a stop string; empty without a decoder.
+        finish_reason: ``eos``, ``stop`` (a stop string or stop token), ``length`` or ``cancelled``.
+        prompt_token_ids: the prompt.
+        seed: key of the noise.
+        timings: see :class:`Timings`.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason
+    prompt_token_ids: tuple[int, ...]
+    seed: int
+    timings: Timings
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """One step of one row.
+
+    Attributes:
+        row: number of the answer: prompt number times num_return_sequences, plus the answer's own number.
+        token_id: the new token; None where a row ends by being cancelled.
+        text: text that became certain with it.
+        finish_reason: set on the row's last event.
+    """
+
+    row: int
+    token_id: int | None
+    text: str
+    finish_reason: FinishReason | None
