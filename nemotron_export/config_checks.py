@@ -28,13 +28,13 @@ HARMLESS_KEYS = frozenset(
     num_beam_groups num_beams num_labels num_return_sequences output_attentions output_hidden_states output_past
     output_scores prefix pretraining_tp problem_type remove_invalid_values repetition_penalty return_dict
     return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss
-    token_classification_bias tokenizer_class top_k top_p torchscript transformers_version transformers_weights
+    tokenizer_class top_k top_p torchscript transformers_version transformers_weights
     trust_remote_code typical_p unk_token_id unsloth_fixed unsloth_version use_bfloat16 use_return_dict
     """.split()
 )
 
 # Keys that change the maths by being off.
-_ALWAYS_ON = ("is_causal", "tie_last_hidden_states")
+_ALWAYS_ON = ("is_causal", "tie_last_hidden_states", "token_classification_bias")
 
 _DTYPES = ("float32", "bfloat16", "float16")
 

@@ -1,7 +1,24 @@
 """The reference model: one module tree, two attention paths (``hf`` and ``dialect``)."""
 
 from nemotron_export.model.cache import DynamicCache, StaticCache
-from nemotron_export.model.modeling import NemotronForCausalLM, NemotronModel
+from nemotron_export.model.causal import NemotronForCausalLM
+from nemotron_export.model.heads import (
+    NemotronForQuestionAnswering,
+    NemotronForSequenceClassification,
+    NemotronForTokenClassification,
+)
+from nemotron_export.model.modeling import NemotronModel
+from nemotron_export.model.pretrained import NemotronPreTrainedModel
 from nemotron_export.model.rotary import rope_tables
 
-__all__ = ["DynamicCache", "NemotronForCausalLM", "NemotronModel", "StaticCache", "rope_tables"]
+__all__ = [
+    "DynamicCache",
+    "NemotronForCausalLM",
+    "NemotronForQuestionAnswering",
+    "NemotronForSequenceClassification",
+    "NemotronForTokenClassification",
+    "NemotronModel",
+    "NemotronPreTrainedModel",
+    "StaticCache",
+    "rope_tables",
+]

@@ -14,7 +14,7 @@ from nemotron_runtime.generation import generate as run
 from nemotron_export.model.session import EagerSession
 
 if TYPE_CHECKING:
-    from nemotron_export.model.modeling import NemotronForCausalLM
+    from nemotron_export.model.causal import NemotronForCausalLM
 
 __all__ = ["generate"]
 

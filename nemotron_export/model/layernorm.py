@@ -12,15 +12,17 @@ __all__ = ["LayerNorm1P"]
 class LayerNorm1P(nn.LayerNorm):
     """True LayerNorm (mean and bias) with gamma = weight + 1, computed in the dtype that the model runs in.
 
-    Under autocast, input, gamma and bias are cast to the autocast dtype.
+    Under autocast on a GPU, input, gamma and bias are cast to the autocast dtype.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        gamma = self.weight + 1.0
+        gamma: torch.Tensor = self.weight + 1.0
+        bias: torch.Tensor = self.bias
         device = input.device.type
-        # the meta device, which a trace runs on, has no autocast to ask about
-        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-            return F.layer_norm(input, self.normalized_shape, gamma, self.bias, self.eps)
-        dtype = torch.get_autocast_dtype(device)
+        if not torch.is_autocast_enabled(device):
+            return F.layer_norm(input, self.normalized_shape, gamma, bias, self.eps)
+        if device != "cpu":  # where transformers casts nothing either
+            dtype = torch.get_autocast_dtype(device)
+            input, gamma, bias = input.to(dtype), gamma.to(dtype), bias.to(dtype)
         with torch.autocast(device, enabled=False):
-            return F.layer_norm(input.to(dtype), self.normalized_shape, gamma.to(dtype), self.bias.to(dtype), self.eps)
+            return F.layer_norm(input, self.normalized_shape, gamma, bias, self.eps)

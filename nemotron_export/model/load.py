@@ -5,21 +5,35 @@ from __future__ import annotations
 import math
 import mmap
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 from nemotron_errors import CheckpointError
 
-from nemotron_export.model.modeling import NemotronForCausalLM
+from nemotron_export.model.causal import NemotronForCausalLM
+from nemotron_export.model.heads import (
+    NemotronForQuestionAnswering,
+    NemotronForSequenceClassification,
+    NemotronForTokenClassification,
+)
+from nemotron_export.model.modeling import NemotronModel
+from nemotron_export.model.pretrained import NemotronPreTrainedModel
 
 if TYPE_CHECKING:
     from nemotron_export.checkpoint import Checkpoint, TensorEntry
 
-__all__ = ["fill", "load_model"]
+__all__ = ["MODEL_CLASSES", "load_model", "load_task_model"]
+
+# task → class; each takes (config, attn_implementation)
+MODEL_CLASSES: dict[str, type[NemotronPreTrainedModel]] = {
+    "causal-lm": NemotronForCausalLM,
+    "feature-extraction": NemotronModel,
+    "sequence-classification": NemotronForSequenceClassification,
+    "token-classification": NemotronForTokenClassification,
+    "question-answering": NemotronForQuestionAnswering,
+}
 
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-
-M = TypeVar("M", bound=torch.nn.Module)
 
 
 def load_model(
@@ -43,25 +57,31 @@ def load_model(
         CheckpointError: a file that is shorter than when the checkpoint was opened, or weights that ``dtype`` cannot
             hold.
     """
+    model = load_task_model(checkpoint, dtype, attn_implementation, device)
+    assert isinstance(model, NemotronForCausalLM), "a checkpoint opened for the causal model"
+    return model
+
+
+def load_task_model(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    attn_implementation: str = "sdpa",
+    device: str | torch.device = "cpu",
+) -> NemotronPreTrainedModel:
+    """:func:`load_model` for the class of the task that the checkpoint was opened for."""
     with torch.device("meta"):
-        model = NemotronForCausalLM(checkpoint.config, attn_implementation=attn_implementation)
-    return fill(model, checkpoint, dtype, device)
-
-
-def fill(model: M, checkpoint: Checkpoint, dtype: torch.dtype, device: str | torch.device = "cpu") -> M:
-    """Gives a model on the meta device a checkpoint's tensors, strictly; see :func:`load_model`."""
+        model = MODEL_CLASSES[checkpoint.task](checkpoint.config, attn_implementation)  # type: ignore[call-arg]
     files: dict[str, mmap.mmap] = {}
     state: dict[str, torch.Tensor] = {}
     for name, entry in checkpoint.tensors.items():
         if entry.file not in files:
             files[entry.file] = _map(checkpoint.directory / entry.file)
         state[name] = _read(entry, files[entry.file], dtype, device)
-    if checkpoint.tied and "lm_head.weight" not in state:
+    if checkpoint.tied:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
     model.load_state_dict(state, strict=True, assign=True)
-    if checkpoint.tied:
-        # load_state_dict makes one parameter per name; training needs the one
-        model.get_submodule("lm_head").weight = model.get_submodule("model.embed_tokens").weight
+    # load_state_dict made one parameter per name
+    model.tie_weights()
     return model.eval()
 
 

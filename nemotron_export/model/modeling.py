@@ -1,15 +1,11 @@
-"""The base model and the causal language model. State-dict keys are Hugging Face's.
+"""The base model: embedding, decoder layers, final norm. State-dict keys are Hugging Face's.
 
-Shapes: B rows, S new tokens, K positions that get logits, T cache slots, E hidden_size, V vocab_size, h = R/2.
+Shapes: B rows, S new tokens, E hidden_size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
-import torch.nn.functional as F
 from nemotron_errors import RequestError
 from torch import nn
 
@@ -18,45 +14,11 @@ from nemotron_export.model.cache import Cache, DynamicCache
 from nemotron_export.model.decoder import NemotronDecoderLayer
 from nemotron_export.model.layernorm import LayerNorm1P
 from nemotron_export.model.masks import causal_mask
-from nemotron_export.model.outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from nemotron_export.model.outputs import BaseModelOutputWithPast, finish
+from nemotron_export.model.pretrained import NemotronPreTrainedModel
 from nemotron_export.model.rotary import RotaryEmbedding
 
-__all__ = ["NemotronForCausalLM", "NemotronModel", "NemotronPreTrainedModel"]
-
-
-class NemotronPreTrainedModel(nn.Module):
-    """What all classes share: the config and the initialisation."""
-
-    def __init__(self, config: NemotronConfig) -> None:
-        super().__init__()
-        self.config = config
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The weights' dtype."""
-        return next(self.parameters()).dtype
-
-    def _initialize(self) -> None:
-        """Normal(0, initializer_range) for matrices, zero biases, gamma - 1 = 1 as the family does."""
-        std = self.config.initializer_range
-        for module in self.modules():
-            if isinstance(module, LayerNorm1P):
-                nn.init.ones_(module.weight)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, 0.0, std)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, 0.0, std)
-                if module.padding_idx is not None:
-                    with torch.no_grad():
-                        module.weight[module.padding_idx].zero_()
+__all__ = ["NemotronModel"]
 
 
 class NemotronModel(NemotronPreTrainedModel):
@@ -89,6 +51,7 @@ class NemotronModel(NemotronPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         cache_position: torch.Tensor | None = None,
+        return_dict: bool | None = None,
     ) -> BaseModelOutputWithPast:
         """The reference path.
 
@@ -101,6 +64,9 @@ class NemotronModel(NemotronPreTrainedModel):
             output_attentions: return the weights of all layers (eager alone has them).
             output_hidden_states: return the embedding and each layer's output (the last one normed).
             cache_position: [S]; taken as position_ids where those are None.
+            return_dict: False gives a tuple.
+
+        Flags that are None come from the config.
 
         Raises:
             RequestError: both or neither of input_ids and inputs_embeds; attentions asked of sdpa.
@@ -111,6 +77,11 @@ class NemotronModel(NemotronPreTrainedModel):
                 "exactly one of them",
                 "leave one out",
             )
+        settings = self.config.extra
+        if output_attentions is None:
+            output_attentions = bool(settings.get("output_attentions", False))
+        if output_hidden_states is None:
+            output_hidden_states = bool(settings.get("output_hidden_states", False))
         if output_attentions and self.attn_implementation != "eager":
             raise RequestError(
                 f"output_attentions with attention '{self.attn_implementation}'",
@@ -135,128 +106,10 @@ class NemotronModel(NemotronPreTrainedModel):
             attentions.append(weights)
         x_BSE = self.norm(x_BSE)
         states[-1] = x_BSE
-        return BaseModelOutputWithPast(
+        out = BaseModelOutputWithPast(
             last_hidden_state=x_BSE,
             past_key_values=past_key_values,
             hidden_states=tuple(states) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
-
-
-def _keep_positions(hidden_BSE: torch.Tensor, kept: int | torch.Tensor) -> torch.Tensor:
-    if isinstance(kept, int):
-        return hidden_BSE[:, -kept:]
-    if kept.ndim == 1:
-        return hidden_BSE[:, kept]
-    if kept.dtype == torch.bool:
-        return hidden_BSE[kept]
-    return torch.take_along_dim(hidden_BSE, kept.unsqueeze(-1), dim=1)
-
-
-class NemotronForCausalLM(NemotronPreTrainedModel):
-    """The language model: base model and lm_head (no bias), tied to the embedding where the config says so."""
-
-    def __init__(self, config: NemotronConfig, attn_implementation: str = "sdpa") -> None:
-        super().__init__(config)
-        self.model = NemotronModel(config, attn_implementation)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        nn.init.normal_(self.lm_head.weight, 0.0, config.initializer_range)
-        self.tie_weights()
-
-    def tie_weights(self) -> None:
-        """Makes lm_head share the embedding's tensor where ``tie_word_embeddings`` is set."""
-        if self.config.tie_word_embeddings:
-            self.lm_head.weight = self.model.embed_tokens.weight
-
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        cache_position: torch.Tensor | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-    ) -> CausalLMOutputWithPast:
-        """The reference path; arguments as :meth:`NemotronModel.forward`, and:
-
-        Args:
-            labels: [B, S], -100 where no loss is wanted; the loss is next-token cross-entropy in fp32.
-            logits_to_keep: logits for the last so many positions (0: all); or for the positions given as [K], as [B, K],
-                or as a boolean [B, S], which flattens rows and positions to one axis.
-        """
-        out = self.model(
-            input_ids,
-            attention_mask,
-            position_ids,
-            past_key_values,
-            inputs_embeds,
-            use_cache,
-            output_attentions,
-            output_hidden_states,
-            cache_position,
-        )
-        logits = self.lm_head(_keep_positions(out.last_hidden_state, logits_to_keep))
-        loss = None
-        if labels is not None:
-            shifted = F.pad(labels, (0, 1), value=-100)[..., 1:].reshape(-1).to(logits.device)
-            loss = F.cross_entropy(logits.float().view(-1, self.config.vocab_size), shifted, ignore_index=-100)
-        return CausalLMOutputWithPast(loss, logits, out.past_key_values, out.hidden_states, out.attentions)
-
-    def generate(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **params: Any
-    ) -> torch.Tensor:
-        """Continues each row by the runtime's loop; see :func:`nemotron_export.model.generation.generate`."""
-        from nemotron_export.model.generation import generate
-
-        return generate(self, input_ids, attention_mask, **params)
-
-    def dialect_embed(self, input_ids: torch.Tensor, query_start: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """First part of the traced path: hidden [B, S, E] and position_ids [B, S], made here once."""
-        position_ids = query_start.unsqueeze(1) + torch.arange(input_ids.shape[1], device=input_ids.device)
-        return self.model.embed_tokens(input_ids), position_ids
-
-    def dialect_head(self, hidden: torch.Tensor, logits_index: torch.Tensor) -> torch.Tensor:
-        """Last part of the traced path: logits [B, K, V]; norm and lm_head run on K tokens alone."""
-        index_BKE = logits_index.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
-        return self.lm_head(self.model.norm(torch.gather(hidden, 1, index_BKE)))
-
-    def forward_dialect(
-        self,
-        input_ids: torch.Tensor,
-        query_start: torch.Tensor,
-        query_length: torch.Tensor,
-        logits_index: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        k_caches: Sequence[torch.Tensor],
-        v_caches: Sequence[torch.Tensor],
-    ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
-        """The traced path, by the row contract: right-padded rows behind what their caches hold.
-
-        Args:
-            input_ids: [B, S].
-            query_start: [B], tokens already in the row's cache.
-            query_length: [B], real new tokens. The maths does not need it: what padding writes lies behind the row's
-                end, is hidden by causality and is replaced later. Targets whose attention wants lengths read it.
-            logits_index: [B, K], positions within S that get logits.
-            cos, sin: [P, h].
-            k_caches, v_caches: per layer [B, G, T, D].
-
-        Returns:
-            logits [B, K, V] and the updated caches.
-        """
-        x_BSE, position_ids = self.dialect_embed(input_ids, query_start)
-        keys, values = [], []
-        for layer, k_cache, v_cache in zip(self.model.layers, k_caches, v_caches, strict=True):
-            assert isinstance(layer, NemotronDecoderLayer)
-            x_BSE, k_cache, v_cache = layer.forward_dialect(
-                x_BSE, cos, sin, position_ids, query_start, k_cache, v_cache
-            )
-            keys.append(k_cache)
-            values.append(v_cache)
-        return self.dialect_head(x_BSE, logits_index), keys, values
+        return finish(out, return_dict, self.config)

@@ -5,13 +5,24 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
 from nemotron_export.model.cache import Cache
 
-__all__ = ["BaseModelOutputWithPast", "CausalLMOutputWithPast", "ModelOutput"]
+if TYPE_CHECKING:
+    from nemotron_export.config import NemotronConfig
+
+__all__ = [
+    "BaseModelOutputWithPast",
+    "CausalLMOutputWithPast",
+    "ModelOutput",
+    "QuestionAnsweringModelOutput",
+    "SequenceClassifierOutputWithPast",
+    "TokenClassifierOutput",
+    "finish",
+]
 
 
 class ModelOutput:
@@ -51,3 +62,47 @@ class CausalLMOutputWithPast(ModelOutput):
     past_key_values: Cache | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class SequenceClassifierOutputWithPast(ModelOutput):
+    """Output of the sequence classifier."""
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class QuestionAnsweringModelOutput(ModelOutput):
+    """Output of the extractive question answerer."""
+
+    loss: torch.Tensor | None = None
+    start_logits: torch.Tensor | None = None
+    end_logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class TokenClassifierOutput(ModelOutput):
+    """Output of the token classifier."""
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+Output = TypeVar("Output", bound=ModelOutput)
+
+
+def finish(output: Output, return_dict: bool | None, config: NemotronConfig) -> Output:
+    """The output, or its tuple where ``return_dict`` is False (the config's choice where None).
+
+    Typed as the output alone: who asks for a tuple knows it.
+    """
+    wanted = config.extra.get("return_dict", True) if return_dict is None else return_dict
+    return output if wanted else cast(Any, output.to_tuple())

@@ -17,7 +17,7 @@ from nemotron_runtime.sessions.base import Session
 from nemotron_export.model.cache import RowCache
 
 if TYPE_CHECKING:
-    from nemotron_export.model.modeling import NemotronForCausalLM
+    from nemotron_export.model.causal import NemotronForCausalLM
 
 __all__ = ["EagerSession"]
 

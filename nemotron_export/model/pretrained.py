@@ -1,0 +1,141 @@
+"""What all model classes share: config, initialisation, embeddings."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from nemotron_errors import RequestError
+from torch import nn
+
+from nemotron_export.config import NemotronConfig
+from nemotron_export.model.layernorm import LayerNorm1P
+
+__all__ = ["NemotronPreTrainedModel"]
+
+
+class NemotronPreTrainedModel(nn.Module):
+    """A Nemotron of any head.
+
+    Attributes:
+        config: the model's config.
+        base_model_prefix: the attribute that holds the base model, and the prefix of its state-dict keys.
+    """
+
+    base_model_prefix: ClassVar[str] = "model"
+
+    def __init__(self, config: NemotronConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' dtype."""
+        return next(self.parameters()).dtype
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The model without its head."""
+        return getattr(self, self.base_model_prefix, self)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token embedding."""
+        embedding = self.base_model.embed_tokens
+        assert isinstance(embedding, nn.Embedding)
+        return embedding
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Puts another token embedding in place; a tied lm_head follows."""
+        self.base_model.embed_tokens = value
+        self.tie_weights()
+
+    def get_output_embeddings(self) -> nn.Linear | None:
+        """The language-model head, None in models without one."""
+        return None
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        """Puts another language-model head in place.
+
+        Raises:
+            RequestError: in models without one.
+        """
+        raise RequestError(f"{type(self).__name__}, which has no lm_head", "a causal model", "use NemotronForCausalLM")
+
+    def tie_weights(self) -> None:
+        """Makes tied weights one tensor; models without tied weights have nothing to do."""
+
+    @torch.no_grad()
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """Changes the vocabulary's size in embedding, lm_head and config; rows that stay keep their values.
+
+        Args:
+            new_num_tokens: rows wanted; the present number where None.
+            pad_to_multiple_of: rounds it up.
+            mean_resizing: new rows are the mean of the old ones, which leaves the other tokens' probabilities nearly
+                as they were; else they are drawn by ``initializer_range``.
+
+        Returns:
+            The embedding in place.
+
+        Raises:
+            RequestError: a size that is not a positive number.
+            ConfigError: a special token that the smaller vocabulary would lack.
+        """
+        embedding = self.get_input_embeddings()
+        size = embedding.num_embeddings if new_num_tokens is None else new_num_tokens
+        for name, value in (("new_num_tokens", size), ("pad_to_multiple_of", pad_to_multiple_of or 1)):
+            if type(value) is not int or value < 1:
+                raise RequestError(f"{name} = {value!r}", "a whole number of 1 or more", "correct it")
+        if pad_to_multiple_of:
+            size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
+        if size == embedding.num_embeddings:
+            return embedding
+        config = self.config.replace(vocab_size=size)
+        weight = self._resized(embedding.weight, size, mean_resizing)
+        resized = nn.Embedding(size, weight.shape[1], embedding.padding_idx, _weight=weight)
+        resized.weight.requires_grad_(embedding.weight.requires_grad)
+        self.base_model.embed_tokens = resized
+        head = self.get_output_embeddings()
+        if head is not None and not self.config.tie_word_embeddings:
+            head.weight = nn.Parameter(self._resized(head.weight, size, mean_resizing), head.weight.requires_grad)
+        if head is not None:
+            head.out_features = size
+        for module in self.modules():
+            if isinstance(module, NemotronPreTrainedModel):
+                module.config = config
+        self.tie_weights()
+        return resized
+
+    def _resized(self, old_VE: torch.Tensor, size: int, mean_resizing: bool) -> torch.Tensor:
+        new_VE = old_VE.new_empty((size, old_VE.shape[1]))
+        kept = min(size, len(old_VE))
+        new_VE[:kept] = old_VE[:kept]
+        if mean_resizing:
+            new_VE[kept:] = old_VE.float().mean(dim=0).to(old_VE.dtype)
+        else:
+            new_VE[kept:].normal_(0.0, self.config.initializer_range)
+        return new_VE
+
+    def _initialize(self) -> None:
+        """Normal(0, initializer_range) for matrices, zero biases, LayerNorm1P weights of 1 as transformers has them."""
+        std = self.config.initializer_range
+        for module in self.modules():
+            if isinstance(module, LayerNorm1P):
+                nn.init.ones_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, 0.0, std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, 0.0, std)
+                if module.padding_idx is not None:
+                    with torch.no_grad():
+                        module.weight[module.padding_idx].zero_()
