@@ -160,7 +160,7 @@ def _blocks(text: str) -> list[list[str]]:
 
 
 def clean(text: str) -> list[str]:
-    """Plain paragraphs of one docstring, documentation topic or comment block, in order; code and markup are dropped."""
+    """Plain paragraphs of one docstring or documentation topic, in order; code and markup are dropped."""
     text = inspect.cleandoc(text.translate(_UNICODE).expandtabs())
     paragraphs = (_inline(entry) for block in _blocks(text) for entry in _split_entries(block))
     return [paragraph for paragraph in paragraphs if _is_prose(paragraph)]

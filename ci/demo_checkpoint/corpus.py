@@ -1,4 +1,5 @@
-"""Free text that every build environment has: Python's documentation topics, and docstrings of BSD/PSF packages.
+"""Free text that every build environment has: Python's documentation topics and docstrings (PSF), docstrings of BSD
+packages that PyTorch brings.
 
     python ci/demo_checkpoint/corpus.py OUTPUT_DIR
 
@@ -16,9 +17,22 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
+from cleaning import clean
+
 # name → licence; the package's own folder is read, its tests are not
-PACKAGES = {"numpy": "BSD-3-Clause", "torch": "BSD-3-Clause"}
-SKIPPED = {"test", "tests", "testing", "idlelib", "lib2to3", "site-packages", "__pycache__", "_inductor", "_vendor"}
+PACKAGES = dict.fromkeys(("numpy", "torch", "networkx", "sympy", "mpmath"), "BSD-3-Clause")
+SKIPPED = {
+    "test",
+    "tests",
+    "testing",
+    "idlelib",
+    "lib2to3",
+    "site-packages",
+    "__pycache__",
+    "_inductor",
+    "_vendor",
+    "benchmarks",
+}
 SEPARATOR = "\f"
 
 
@@ -46,23 +60,6 @@ def docstrings(root: Path) -> Iterator[str]:
                     yield text
 
 
-def clean(text: str) -> str:
-    """Drops doctests, directives, tables and markup; unwraps paragraphs. What is left reads as prose."""
-    text = re.sub(r":[a-z:]+:`~?\.?([^`<]*?)(?: <[^>]*>)?`", r"\1", text)
-    text = re.sub(r"`{1,2}([^`]*)`{1,2}_?", r"\1", text)
-    text = re.sub(r"\*{1,2}([\w.]+)\*{1,2}", r"\1", text)
-    paragraphs = []
-    for block in re.split(r"\n\s*\n", text):
-        lines = [line.strip() for line in block.splitlines() if line.strip()]
-        if not lines or any(re.match(r"(>>>|\.\.\.|\.\.|@|[-=~^+|*#]{3,}|\|)", line) for line in lines):
-            continue
-        joined = " ".join(lines)
-        letters = sum(c.isalpha() or c == " " for c in joined)
-        if len(joined) > 40 and letters / len(joined) > 0.82 and joined.isascii():
-            paragraphs.append(joined)
-    return "\n".join(paragraphs)
-
-
 def documents() -> Iterator[str]:
     """All cleaned documents; a paragraph that was met before is left out."""
     roots = [Path(sysconfig.get_path("stdlib"))]
@@ -75,7 +72,7 @@ def documents() -> Iterator[str]:
     for source in (topics(), *(docstrings(root) for root in roots)):
         for text in source:
             fresh = []
-            for paragraph in clean(text).splitlines():
+            for paragraph in clean(text):
                 key = re.sub(r"\W+", "", paragraph.lower())[:160]
                 if key not in seen:
                     seen.add(key)

@@ -76,7 +76,9 @@ def tokenizer_json(processor: sentencepiece.SentencePieceProcessor) -> Tokenizer
     pieces = [processor.IdToPiece(i) for i in range(processor.GetPieceSize())]
     vocab = {piece: i for i, piece in enumerate(pieces)}
     ordinary = {
-        piece for i, piece in enumerate(pieces) if not (processor.IsControl(i) or processor.IsUnknown(i) or processor.IsByte(i))
+        piece
+        for i, piece in enumerate(pieces)
+        if not (processor.IsControl(i) or processor.IsUnknown(i) or processor.IsByte(i))
     }
     merges = [
         (piece[:cut], piece[cut:])
@@ -145,9 +147,7 @@ def main() -> None:
     corpus: Path = arguments.corpus
     assets: Path = arguments.assets
 
-    documents = {
-        name: (corpus / f"{name}.txt").read_bytes().decode().split(SEPARATOR) for name in ("train", "heldout")
-    }
+    documents = {name: (corpus / f"{name}.txt").read_bytes().decode().split(SEPARATOR) for name in ("train", "heldout")}
     model = train_sentencepiece(line for document in documents["train"] for line in document.split("\n"))
     assets.mkdir(parents=True, exist_ok=True)
     (assets / "tokenizer.model").write_bytes(model)

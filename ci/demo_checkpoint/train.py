@@ -20,10 +20,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
+
 from nemotron_export.config import NemotronConfig
 from nemotron_export.model import NemotronForCausalLM
 from nemotron_export.model.layernorm import LayerNorm1P
-from safetensors.torch import save_file
 
 CONFIG = NemotronConfig(
     vocab_size=4096,
@@ -80,8 +81,8 @@ def main() -> None:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--steps", type=int, default=900)
-    parser.add_argument("--peak-lr", type=float, default=3e-3)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--peak-lr", type=float, default=4e-3)
     parser.add_argument("--weight-decay", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()

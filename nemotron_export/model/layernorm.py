@@ -19,7 +19,8 @@ class LayerNorm1P(nn.LayerNorm):
         gamma: torch.Tensor = self.weight + 1.0
         bias: torch.Tensor = self.bias
         device = input.device.type
-        if not torch.is_autocast_enabled(device):
+        # the meta device, which a trace runs on, has no autocast to ask about
+        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
             return F.layer_norm(input, self.normalized_shape, gamma, bias, self.eps)
         if device != "cpu":  # where transformers casts nothing either
             dtype = torch.get_autocast_dtype(device)
