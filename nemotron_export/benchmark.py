@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DecodeBenchmark", "DecodeRow", "decode_benchmark"]
 
+_REST_SECONDS = 0.1
+
 # One round of a contender: prefill outside the clock, then so many decode steps inside it; returns seconds.
 Round = Callable[[np.ndarray, int], float]
 
@@ -54,15 +56,15 @@ def decode_benchmark(
     model: Model,
     *,
     prompt_tokens: int = 128,
-    new_tokens: int = 128,
-    rounds: int = 7,
+    new_tokens: int = 64,
+    rounds: int = 5,
     threads: int | None = None,
     progress: Progress = silent,
 ) -> DecodeBenchmark:
     """Measures the bundle and eager PyTorch (fp32 and bf16, sdpa, dynamic and static cache).
 
-    Of the two caches the faster one stands for PyTorch. The contenders take turns within each round, so that a machine
-    that slows down slows all of them.
+    Of the two caches the faster one stands for PyTorch. The contenders take turns within each round, beginning with
+    another one each time, so that a machine that slows down slows all of them.
 
     Args:
         checkpoint: what the bundle was built from.
@@ -85,8 +87,11 @@ def decode_benchmark(
         speeds: dict[str, list[float]] = {name: [] for name in contenders}
         for number in range(rounds + 1):
             progress("measure decode", number, rounds + 1)
-            for name, run in contenders.items():
-                seconds = run(ids, new_tokens)
+            names = list(contenders)
+            for name in names[number % len(names) :] + names[: number % len(names)]:
+                # thread pools spin for a while after their last task, and would take a core from the next contender
+                time.sleep(_REST_SECONDS)
+                seconds = contenders[name](ids, new_tokens)
                 if number:
                     speeds[name].append(new_tokens / seconds)
         used = torch.get_num_threads()

@@ -61,7 +61,10 @@ def inspect_bundle(path: str | Path) -> dict[str, Any]:
     """Manifest, graph and sizes of a bundle; its small files are checked, no weight is read."""
     from nemotron_runtime.bundle import Bundle
 
-    bundle = Bundle.open(path, allow_unverified=True)
+    from nemotron_export.verification import quiet_about_parity
+
+    with quiet_about_parity():
+        bundle = Bundle.open(path, allow_unverified=True)
     manifest = json.loads((Path(path) / "manifest.json").read_text(encoding="utf-8"))
     weights = manifest["weights"]
     return {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from nemotron_runtime.verification import PARITY_FILE, read_report, record_repor
 from nemotron_export.environment import environment
 from nemotron_export.progress import Progress, silent
 
-__all__ = ["read_report", "record", "report_document", "verify_bundle"]
+__all__ = ["quiet_about_parity", "read_report", "record", "report_document", "verify_bundle"]
 
 _log = logging.getLogger(__name__)
 
@@ -41,9 +43,25 @@ def verify_bundle(
         BundleError: a broken bundle, or one without a reference.
         MissingDependencyError: what its session needs is not installed.
     """
-    report = verify(bundle, weights_dir=weights_dir, threads=threads, progress=progress)
+    with quiet_about_parity():
+        report = verify(bundle, weights_dir=weights_dir, threads=threads, progress=progress)
     record(Path(bundle), report, threads=threads, judged_by=judged_by)
     return report
+
+
+@contextmanager
+def quiet_about_parity() -> Iterator[None]:
+    """Keeps the runtime from warning that a bundle is not proved while it is being proved."""
+    logger = logging.getLogger("nemotron_runtime.bundle")
+    logger.addFilter(_drop)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_drop)
+
+
+def _drop(record: logging.LogRecord) -> bool:
+    return False
 
 
 def report_document(report: ParityReport, *, threads: int | None, judged_by: str) -> dict[str, Any]:

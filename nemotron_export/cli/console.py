@@ -26,8 +26,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     """A table on stdout; numbers are aligned to the right."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
+    table = Table(show_edge=False, pad_edge=False)
     for index, column in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
@@ -35,6 +36,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
         table.add_row(*(_cell(value) for value in row))
     # piped output is not cut to an assumed terminal of 80 columns
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False, emoji=False)
+    # not as the table's own title, which is wrapped to the table's width
+    console.print(Text(title, style="bold"))
     console.print(table)
 
 

@@ -32,7 +32,7 @@ def demo(
         f"{result.checkpoint}\n{size_text(result.bundle_bytes)} of bundle, built in {result.build_seconds:.1f} s"
     )
     for text in result.texts:
-        typer.echo(f"\n> {text.prompt}\n{text.prompt}{text.completion}")
+        typer.echo(f"\n[{text.prompt}]{text.completion}")
     typer.echo()
     print_report(result.report)
     typer.echo()

@@ -17,7 +17,7 @@ from nemotron_export.file_record import file_record
 from nemotron_export.parity.prompts import PromptPlan
 from nemotron_export.parity.reference import reference_for
 from nemotron_export.progress import Progress, silent
-from nemotron_export.verification import record
+from nemotron_export.verification import quiet_about_parity, record
 
 __all__ = ["check_parity", "compare_references"]
 
@@ -48,7 +48,8 @@ def check_parity(
         BundleError: a broken bundle, or another checkpoint than the one that it was built from.
         CheckpointError: a checkpoint that does not load.
     """
-    opened = Bundle.open(bundle, weights_dir=weights_dir, allow_unverified=True)
+    with quiet_about_parity():
+        opened = Bundle.open(bundle, weights_dir=weights_dir, allow_unverified=True)
     source = Checkpoint.open(opened.weights_directory if checkpoint is None else Path(checkpoint))
     _check_same_weights(opened, source)
     stored = read_reference(opened.file(REFERENCE_FILE)) if REFERENCE_FILE in opened.manifest.files else None
@@ -62,7 +63,8 @@ def check_parity(
     )
     if stored is None:
         _store(opened, fresh)
-    report = verify(bundle, weights_dir=weights_dir, threads=threads, progress=progress)
+    with quiet_about_parity():
+        report = verify(bundle, weights_dir=weights_dir, threads=threads, progress=progress)
     if stored is not None:
         report = replace(report, rows=(*compare_references(stored, fresh), *report.rows))
     record(opened.directory, report, threads=threads, judged_by="parity")
