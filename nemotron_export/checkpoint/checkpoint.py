@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,7 @@ class Checkpoint:
         backbone_prefix(task)
         directory = Path(path)
         expected = "a checkpoint's folder (config.json and safetensors files)"
-        if directory.is_file():
+        if os.path.isfile(directory):  # unlike pathlib's it never raises
             remedy = "give the folder that holds it"
             raise CheckpointError("a file", expected, remedy, where=str(directory))
         names = list_folder(directory, expected)
@@ -99,12 +100,16 @@ class Checkpoint:
             shards=shards,
             dtype=dtype,
             tied=tied,
-            tokenizer_files=[directory.absolute() / name for name in _TOKENIZER_FILES if name in names],
-            license_files=[
-                directory.absolute() / n for n in names if _LICENSE_FILE.match(n) and (directory / n).is_file()
-            ],
+            tokenizer_files=_files(directory, [name for name in _TOKENIZER_FILES if name in names]),
+            license_files=_files(directory, [name for name in names if _LICENSE_FILE.match(name)]),
             generation_config=_generation_config(directory, names),
         )
+
+
+def _files(directory: Path, names: list[str]) -> list[Path]:
+    """The regular files among names, as absolute paths."""
+    paths = [directory.absolute() / name for name in names]
+    return [path for path in paths if os.path.isfile(path)]
 
 
 def _no_config(directory: Path, names: list[str]) -> CheckpointError:

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from nemotron_errors import CheckpointError
 
-__all__ = ["file_size", "list_folder", "open_regular", "parse_json", "quote", "read_json", "several"]
+__all__ = ["file_size", "list_folder", "number", "open_regular", "parse_json", "quote", "read_json", "several"]
 
 _MAX_JSON_BYTES = 64 << 20
 _MAX_QUOTED = 120
@@ -30,6 +30,11 @@ def several(items: list[str], *, most: int = 5) -> str:
     """The first few items and how many follow: `a, b, c and 12 more`."""
     shown = ", ".join(items[:most])
     return shown if len(items) <= most else f"{shown} and {len(items) - most} more"
+
+
+def number(count: int, noun: str) -> str:
+    """`1 tensor`, `2 tensors`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _os_error(path: Path, error: OSError | ValueError, expected: str) -> CheckpointError:

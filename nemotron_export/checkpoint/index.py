@@ -8,7 +8,7 @@ from typing import Any
 
 from nemotron_errors import CheckpointError
 
-from .files import file_size, quote, read_json, several
+from .files import file_size, number, quote, read_json, several
 from .safetensors_header import TensorEntry, read_header
 
 __all__ = ["INDEX_FILE", "SINGLE_FILE", "Shard", "read_index"]
@@ -132,7 +132,7 @@ def _read_files(directory: Path, files: list[str]) -> tuple[list[Shard], dict[st
             tensors[name] = entry
     if twice:
         raise CheckpointError(
-            f"{len(twice)} tensors in two shards: {several(twice)}",
+            f"{number(len(twice), 'tensor')} in two shards: {several(twice)}",
             "every tensor in one shard",
             "write the checkpoint again, or remove shards left over from another version",
             where=str(directory),
@@ -145,7 +145,7 @@ def _check_agreement(path: Path, weight_map: dict[str, str], tensors: dict[str, 
     again = "download the index and the shards again, from one revision"
     absent = [f"{quote(name)} (named in {file})" for name, file in weight_map.items() if name not in tensors]
     if absent:
-        found = f"{len(absent)} tensors that no shard holds: {several(absent)}"
+        found = f"{number(len(absent), 'tensor')} that no shard holds: {several(absent)}"
         raise CheckpointError(found, "every tensor of the index in its shard", again, where=str(path))
     moved = [
         f"{quote(name)} (in {tensors[name].file}, the index says {file})"
@@ -153,9 +153,9 @@ def _check_agreement(path: Path, weight_map: dict[str, str], tensors: dict[str, 
         if tensors[name].file != file
     ]
     if moved:
-        found = f"{len(moved)} tensors in another shard: {several(moved)}"
+        found = f"{number(len(moved), 'tensor')} in another shard: {several(moved)}"
         raise CheckpointError(found, "every tensor of the index in its shard", again, where=str(path))
     unlisted = [f"{quote(name)} (in {entry.file})" for name, entry in tensors.items() if name not in weight_map]
     if unlisted:
-        found = f"{len(unlisted)} tensors that the index does not list: {several(unlisted)}"
+        found = f"{number(len(unlisted), 'tensor')} that the index does not list: {several(unlisted)}"
         raise CheckpointError(found, "every tensor of the shards in the index", again, where=str(path))

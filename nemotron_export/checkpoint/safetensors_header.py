@@ -13,7 +13,7 @@ from nemotron_errors import CheckpointError
 
 from .files import open_regular, parse_json, quote, several
 
-__all__ = ["MAX_HEADER_BYTES", "SafetensorsHeader", "TensorEntry", "read_header"]
+__all__ = ["DTYPE_BITS", "MAX_HEADER_BYTES", "SafetensorsHeader", "TensorEntry", "read_header"]
 
 # The format's own limit.
 MAX_HEADER_BYTES = 100_000_000

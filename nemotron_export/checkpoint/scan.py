@@ -17,7 +17,7 @@ from pathlib import Path
 from nemotron_errors import CheckpointError
 
 from .checkpoint import Checkpoint
-from .files import open_regular, quote, several
+from .files import number, open_regular, quote, several
 from .nonfinite import ITEM_BYTES, NonFiniteCounter
 from .safetensors_header import TensorEntry
 
@@ -181,7 +181,7 @@ def _non_finite(checkpoint: Checkpoint, findings: dict[str, tuple[int, int]]) ->
         for name in ordered
     ]
     return CheckpointError(
-        f"NaN or Inf in {len(rows)} tensors: {several(rows)}",
+        f"NaN or Inf in {number(len(rows), 'tensor')}: {several(rows)}",
         "finite weights",
         "use a checkpoint whose training or conversion did not overflow",
         where=str(checkpoint.directory / checkpoint.tensors[ordered[0]].file),

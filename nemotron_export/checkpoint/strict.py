@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from nemotron_errors import CheckpointError
 
 from .expected import TASKS, backbone_prefix, expected_tensors, is_matrix
-from .files import quote, several
-from .safetensors_header import TensorEntry
+from .files import number, quote, several
+from .safetensors_header import DTYPE_BITS, TensorEntry
 from .tied import same_bytes
 
 if TYPE_CHECKING:
@@ -94,8 +94,10 @@ def _check_layers(config: NemotronConfig, task: str, stored: dict[str, TensorEnt
         found = f"no tensors of layer {several([str(gap) for gap in gaps])}"
         raise CheckpointError(found, f"layers 0 to {count - 1} without gaps", remedy, where=where)
     if len(layers) != count:
-        found = f"{len(layers)} layers (0 to {layers[-1]})"
-        raise CheckpointError(found, f"{count} layers (num_hidden_layers in config.json)", remedy, where=where)
+        found = f"{number(len(layers), 'layer')} (0 to {layers[-1]})"
+        raise CheckpointError(
+            found, f"{number(count, 'layer')} (num_hidden_layers in config.json)", remedy, where=where
+        )
 
 
 def _check_tied(directory: Path, embedding: str, stored: dict[str, TensorEntry]) -> None:
@@ -119,12 +121,12 @@ def _check_names(
         return
     parts = []
     if missing:
-        parts.append(f"{len(missing)} tensors missing: {several([quote(name) for name in missing])}")
+        parts.append(f"{number(len(missing), 'tensor')} missing: {several([quote(name) for name in missing])}")
     if extra:
         parts.append(f"{len(extra)} unexpected: {several([quote(name) for name in extra])}")
     raise CheckpointError(
         "; ".join(parts),
-        f"exactly the {len(expected)} tensors of {TASKS[task][1]}",
+        f"exactly the {number(len(expected), 'tensor')} of {TASKS[task][1]}",
         _names_remedy(config, task, missing, extra),
         where=where,
     )
@@ -158,7 +160,7 @@ def _check_shapes(expected: dict[str, tuple[int, ...]], stored: dict[str, Tensor
     ]
     if wrong:
         raise CheckpointError(
-            f"{len(wrong)} tensors of another shape: {several(wrong)}",
+            f"{number(len(wrong), 'tensor')} of another shape: {several(wrong)}",
             "the shapes that follow from config.json",
             "use the config.json and the weights of one checkpoint",
             where=where,
@@ -169,8 +171,9 @@ def _check_dtypes(stored: dict[str, TensorEntry], where: str) -> str:
     wrong = [f"{quote(name)} of {entry.dtype}" for name, entry in stored.items() if entry.dtype not in DTYPES]
     if wrong:
         quantized = "this checkpoint is quantized: use the one that it was made from"
-        remedy = quantized if "F8" in wrong[0] or "8" in wrong[0] else "convert it to bfloat16, float16 or float32"
-        found = f"{len(wrong)} tensors of another dtype: {several(wrong)}"
+        narrow = all(DTYPE_BITS[entry.dtype] <= 8 for entry in stored.values() if entry.dtype not in DTYPES)
+        remedy = quantized if narrow else "convert it to bfloat16, float16 or float32"
+        found = f"{number(len(wrong), 'tensor')} of another dtype: {several(wrong)}"
         raise CheckpointError(found, "BF16, F16 or F32", remedy, where=where)
     matrices: dict[str, list[str]] = {}
     for name, entry in stored.items():
