@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nemotron_errors import CheckpointError
+from nemotron_errors import CheckpointError, ConfigError
+
+from .files import quote
 
 if TYPE_CHECKING:
     from nemotron_export.config import NemotronConfig
@@ -42,6 +44,10 @@ def expected_tensors(config: NemotronConfig, task: str = "causal-lm") -> dict[st
 
     V vocabulary, E hidden_size, F intermediate_size, H/G query and key/value heads, D head_dim: projections are
     [out, in], the norms [E].
+
+    Raises:
+        CheckpointError: a task that does not exist.
+        ConfigError: labels of a classification head that make no sense.
     """
     prefix = backbone_prefix(task)
     V, E, F = config.vocab_size, config.hidden_size, config.intermediate_size
@@ -70,9 +76,20 @@ def expected_tensors(config: NemotronConfig, task: str = "causal-lm") -> dict[st
     if task == "causal-lm":
         linear("lm_head", (V, E), False)
     elif task == "sequence-classification":
-        linear("score", (config.num_labels, E), False)
+        linear("score", (_num_labels(config), E), False)
     elif task == "token-classification":
-        linear("score", (config.num_labels, E), True)
+        linear("score", (_num_labels(config), E), True)
     elif task == "question-answering":
         linear("qa_outputs", (2, E), True)
     return tensors
+
+
+def _num_labels(config: NemotronConfig) -> int:
+    """The classes of a classification head; what says how many is checked here, since other tasks ignore it."""
+    labels, number = config.extra.get("id2label"), config.extra.get("num_labels")
+    if labels is not None and (not isinstance(labels, dict) or not labels):
+        raise ConfigError(f"id2label = {quote(labels)}", "an object: class -> label", "correct it", where="config.json")
+    if labels is None and number is not None and (type(number) is not int or not 0 < number < 2**31):
+        found = f"num_labels = {quote(number)}"
+        raise ConfigError(found, "a whole number of 1 or more", "correct the config", where="config.json")
+    return config.num_labels
