@@ -18,6 +18,7 @@ from nemotron_export.building.limits import choose_limits
 from nemotron_export.building.weights import WEIGHT_MODES, place_weights
 from nemotron_export.building.workspace import check_output, staging
 from nemotron_export.checkpoint import Checkpoint, ScanReport, scan
+from nemotron_export.extras import require
 from nemotron_export.parity import ParityFailedError, reference_for
 from nemotron_export.preflight import check_resources, estimate
 from nemotron_export.progress import Progress, silent
@@ -49,12 +50,13 @@ def build(
     scan: bool = True,
     overwrite: bool = False,
     keep_failed: bool = False,
+    revision: str | None = None,
     progress: Progress = silent,
 ) -> Path:
     """Builds a bundle.
 
     Args:
-        checkpoint: a folder with config.json and .safetensors files.
+        checkpoint: a folder with config.json and .safetensors files, or a hub id (`organisation/name`).
         output: the bundle's folder, which must not exist (or be a bundle, with `overwrite`).
         target: a name from `nemotron_graphs.targets.TARGETS`.
         dtype: run dtype; the target's first by default.
@@ -66,6 +68,7 @@ def build(
         scan: read every weight once for NaN, Inf and chunk hashes; without, loading cannot check contents.
         overwrite: replace a bundle at `output`, once the new one is whole.
         keep_failed: keep, as pending, a bundle that fails its parity; the error is raised all the same.
+        revision: a branch, tag or commit of a hub id.
         progress: told (stage, done, total).
 
     Returns:
@@ -77,8 +80,18 @@ def build(
     """
     place = Path(output).absolute()
     check_output(place, overwrite=overwrite)
+    if parity:
+        require("onnxruntime", "which runs the bundle for its parity check (or build with --no-parity)")
     progress("open checkpoint", 0, 0)
-    plan = _plan(Path(checkpoint), place, target, dtype, (max_seq_len, max_batch, prefill_chunk), weights, parity)
+    plan = _plan(
+        Checkpoint.resolve(checkpoint, revision),
+        place,
+        target,
+        dtype,
+        (max_seq_len, max_batch, prefill_chunk),
+        weights,
+        parity,
+    )
     failed: ParityFailedError | None = None
     with staging(place, overwrite=overwrite) as folder:
         scanned = _scan(plan, progress) if scan else None

@@ -14,7 +14,8 @@ __all__ = ["build"]
 
 def build(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="A folder with config.json and .safetensors files.")
+        str,
+        typer.Argument(metavar="CHECKPOINT", help="A folder with config.json and .safetensors files, or a hub id."),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The bundle's folder; must not exist.")],
     target: Annotated[str, typer.Option(help="Where the bundle runs; `doctor` lists the targets.")] = "ort-cpu",
@@ -32,6 +33,7 @@ def build(
     scan: Annotated[bool, typer.Option(help="Read every weight: NaN, Inf, chunk hashes.")] = True,
     overwrite: Annotated[bool, typer.Option(help="Replace a bundle that is there.")] = False,
     keep_failed: Annotated[bool, typer.Option(help="Keep, as pending, a bundle whose parity failed.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Trace a checkpoint, lower it to a target, write a bundle and prove its numbers against eager PyTorch."""
@@ -45,7 +47,7 @@ def build(
             path = run_build(
                 checkpoint, output, target=target, dtype=dtype, max_seq_len=max_seq_len, max_batch=max_batch,
                 prefill_chunk=prefill_chunk, weights=weights, parity=parity, scan=scan, overwrite=overwrite,
-                keep_failed=keep_failed, progress=progress,
+                keep_failed=keep_failed, revision=revision, progress=progress,
             )  # fmt: skip
     except ParityFailedError as error:
         if json_output:

@@ -307,3 +307,26 @@ def test_the_generation_configs_eos_goes_before_the_configs(checkpoint: Path, tm
     (source / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 7]}))
     path = build(source, tmp_path / "bundle", parity=False, scan=False, **LIMITS)
     assert Manifest.read(path).model.eos_token_ids == (3, 7)
+
+
+def test_a_hub_id_is_resolved(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def resolve(path_or_id: str, revision: str | None = None) -> Path:
+        asked.append((path_or_id, revision))
+        return checkpoint
+
+    monkeypatch.setattr("nemotron_export.checkpoint.Checkpoint.resolve", resolve)
+    result = run("build", "somebody/nemotron", "--revision", "v1", "-o", tmp_path / "bundle", "--no-parity")
+    assert result.exit_code == 0, result.output
+    assert asked == [("somebody/nemotron", "v1")]
+    assert Manifest.read(tmp_path / "bundle").weights.directory == str(checkpoint)
+
+
+def test_parity_without_a_session_is_refused_before_any_work(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "onnxruntime", None)
+        result = run("build", checkpoint, "-o", tmp_path / "bundle")
+    assert result.exit_code == 3
+    assert 'pip install "nemotron-export[ort]"' in result.stderr
+    assert os.listdir(tmp_path) == []
