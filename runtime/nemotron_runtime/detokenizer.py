@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import islice, takewhile
 
 __all__ = ["IncrementalDecoder"]
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+# tokens of the context that can matter: one piece before the stream, or the bytes of a character that it cuts
+_CONTEXT = 16
 
 
 class IncrementalDecoder:
-    """Turns one stream's tokens into text that adds up to the decoding of all of them.
+    """Turns one stream's tokens into text that adds up to what they add to the text of the tokens before them.
 
     A piece is decoded together with the one before it, since a leading space depends on whether something precedes.
     Byte-fallback pieces go through a UTF-8 decoder and give text once a character is whole. Byte-level pieces that
@@ -21,6 +24,8 @@ class IncrementalDecoder:
         decode: text of a list of tokens.
         byte_of: the byte that a token stands for, or None.
         is_silent: whether a token has no text.
+        context: the tokens before the stream (a prompt). Their text is not given out, save that a character which
+            they cut comes with the token that completes it.
     """
 
     def __init__(
@@ -28,11 +33,18 @@ class IncrementalDecoder:
         decode: Callable[[list[int]], str],
         byte_of: Callable[[int], int | None],
         is_silent: Callable[[int], bool],
+        context: Sequence[int] = (),
     ) -> None:
         self._decode, self._byte_of, self._is_silent = decode, byte_of, is_silent
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._before: list[int] = []
         self._held: list[int] = []
+        # what the context's own text already shows of the piece or the bytes under way
+        self._shown = ""
+        spoken = (token for token in map(int, reversed(context)) if not is_silent(token))
+        for token in reversed(list(islice(spoken, _CONTEXT))):
+            self.push(token)
+        self._shown = self._held_text() if self._held else _REPLACEMENT if self._utf8.getstate()[0] else ""
 
     def push(self, token_id: int) -> str:
         """The text that this token makes certain."""
@@ -40,32 +52,39 @@ class IncrementalDecoder:
             return ""
         byte = self._byte_of(token_id)
         if byte is not None:
-            text = self._release() + self._utf8.decode(bytes([byte]))
+            text = self._release() + self._bytes_text(bytes([byte]))
             self._before = [token_id]
             return text
-        broken = self._utf8.decode(b"", final=True)
-        self._utf8.reset()
+        broken = self._bytes_text(final=True)
         self._held.append(token_id)
         text = self._held_text()
         if text.endswith(_REPLACEMENT):
             return broken
-        self._settle()
-        return broken + text
+        return broken + self._release()
 
     def flush(self) -> str:
         """What is left once no token follows; a character cut off becomes U+FFFD."""
-        text = self._release() + self._utf8.decode(b"", final=True)
-        self._utf8.reset()
-        return text
+        return self._release() + self._bytes_text(final=True)
 
     def _release(self) -> str:
-        text = self._held_text() if self._held else ""
-        if self._held:
-            self._settle()
-        return text
+        if not self._held:
+            return ""
+        text = self._held_text()
+        self._before, self._held = self._held[-1:], []
+        return self._unshown(text)
 
     def _held_text(self) -> str:
         return self._decode(self._before + self._held)[len(self._decode(self._before)) :]
 
-    def _settle(self) -> None:
-        self._before, self._held = self._held[-1:], []
+    def _bytes_text(self, data: bytes = b"", final: bool = False) -> str:
+        text = self._utf8.decode(data, final)
+        if final:
+            self._utf8.reset()
+        return self._unshown(text)
+
+    def _unshown(self, text: str) -> str:
+        if not text:
+            return ""
+        shown, self._shown = self._shown, ""
+        known = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(shown, text, strict=False)))
+        return text[known:]

@@ -21,9 +21,10 @@ from nemotron_runtime.sampling import RowSampler
 from nemotron_runtime.sessions.base import Session, as_token_ids
 from nemotron_runtime.stopping import StopMatcher
 
-__all__ = ["Cancelled", "GenerationParams", "GenerationRun", "generate"]
+__all__ = ["Cancelled", "GenerationParams", "GenerationRun", "MakeDecoder", "generate"]
 
 Cancelled = Callable[[], bool] | threading.Event
+MakeDecoder = Callable[[Sequence[int]], StreamDecoder]
 
 
 @dataclass
@@ -83,7 +84,8 @@ class GenerationRun:
         session: what runs the model; its cache is replaced.
         prompts: token ids of each prompt. More rows than the session takes at a time run in turns.
         params: how to choose tokens and when to stop.
-        decoder: makes one row's :class:`StreamDecoder`; without it there is no text and there can be no stop string.
+        decoder: makes one row's :class:`StreamDecoder` from the prompt's ids; without it there is no text and there can
+            be no stop string.
         cancelled: asked before every step.
 
     Raises:
@@ -97,7 +99,7 @@ class GenerationRun:
         prompts: Sequence[Sequence[int] | npt.NDArray[np.int64]],
         params: GenerationParams,
         *,
-        decoder: Callable[[], StreamDecoder] | None = None,
+        decoder: MakeDecoder | None = None,
         cancelled: Cancelled | None = None,
     ) -> None:
         if not len(prompts):
@@ -117,7 +119,8 @@ class GenerationRun:
                 number = len(self._rows)
                 sampler = RowSampler(self._params, number, ids, session.vocab_size)
                 matcher = StopMatcher(params.stop)
-                self._rows.append(_Row(number, ids, sampler, decoder() if decoder else None, matcher))
+                made = decoder(ids.tolist()) if decoder else None
+                self._rows.append(_Row(number, ids, sampler, made, matcher))
 
     def __iter__(self) -> Iterator[TokenEvent]:
         """Runs the request. Rows that the caller leaves unfinished count as cancelled."""
@@ -191,7 +194,7 @@ def generate(
     params: GenerationParams,
     *,
     on_token: Callable[[TokenEvent], None] | None = None,
-    decoder: Callable[[], StreamDecoder] | None = None,
+    decoder: MakeDecoder | None = None,
     cancelled: Cancelled | None = None,
 ) -> list[Generation]:
     """Runs one request to its end; see :class:`GenerationRun` for the arguments and the errors.

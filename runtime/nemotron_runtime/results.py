@@ -53,7 +53,8 @@ class Generation:
 
     Attributes:
         token_ids: the new tokens, with the token that ended the answer.
-        text: their text without end-of-sequence and stop tokens, cut before a stop string; empty without a decoder.
+        text: what they add to the prompt's text, so that it reads right behind the prompt; without end-of-sequence and
+            stop tokens, cut before a stop string; empty without a decoder.
         finish_reason: ``eos``, ``stop`` (a stop string or stop token), ``length`` or ``cancelled``.
         prompt_token_ids: the prompt.
         seed: key of the noise.

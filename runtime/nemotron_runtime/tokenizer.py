@@ -76,9 +76,14 @@ class Tokenizer(ABC):
                 raise TokenizerError(f"token id {token}", expected, "use the tokenizer of this model", where="ids")
         return self._decode([t for t in tokens if not (skip_special_tokens and t in self.special_ids)])
 
-    def incremental(self) -> IncrementalDecoder:
-        """A decoder for the tokens of one stream; special tokens and ids without a piece have no text."""
-        return IncrementalDecoder(self._decode, self.byte_of, self._is_silent)
+    def incremental(self, context: Sequence[int] = ()) -> IncrementalDecoder:
+        """A decoder for the tokens of one stream; special tokens and ids without a piece have no text.
+
+        Args:
+            context: the tokens before the stream. SentencePiece drops the space in front of a text's first word, so
+                an answer decoded without its prompt would lose one.
+        """
+        return IncrementalDecoder(self._decode, self.byte_of, self._is_silent, context)
 
     @abstractmethod
     def byte_of(self, token_id: int) -> int | None:

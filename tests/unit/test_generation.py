@@ -17,6 +17,9 @@ PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19,
 class LetterDecoder:
     """Token 0 is 'a', 1 is 'b', and so on."""
 
+    def __init__(self, context):
+        self.context = context
+
     def push(self, token_id):
         return chr(ord("a") + token_id)
 
@@ -44,6 +47,18 @@ def test_greedy_rows_of_different_lengths_equal_each_row_alone():
         assert result.finish_reason == "length"
         assert result.prompt_token_ids == tuple(prompt)
         assert result.text == "".join(chr(ord("a") + t) for t in result.token_ids)
+
+
+def test_each_row_is_decoded_behind_its_own_prompt():
+    made = []
+    params = GenerationParams(max_new_tokens=1, num_return_sequences=2)
+
+    def make(context):
+        made.append(context)
+        return LetterDecoder(context)
+
+    generate(ToySession(), PROMPTS[:2], params, decoder=make)
+    assert made == [list(PROMPTS[0])] * 2 + [list(PROMPTS[1])] * 2
 
 
 def test_prompts_past_the_chunk_are_fed_in_chunks():

@@ -28,7 +28,7 @@ class Letters:
     def encode(self, text, add_special_tokens=True):
         return [2] * add_special_tokens + [ord(c) - 32 for c in text]
 
-    def incremental(self):
+    def incremental(self, context):
         return self
 
     def push(self, token):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ import tokenizers
 from nemotron_errors import TokenizerError
 from nemotron_runtime.tokenizer import Tokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+import nemotron_export
 
 TEXTS = [
     "The river had been rising since the morning.",
@@ -23,6 +27,8 @@ TEXTS = [
     "if a < b:\n    return {'k': [1, 2]}",
 ]
 CORPUS = ["The river had been rising since the morning, and the fields were under water.", "if a < b: return {}"] * 20
+
+DEMO = Path(nemotron_export.__file__).parent / "assets" / "demo"
 
 
 def sentencepiece_folder(folder, **options):
@@ -81,8 +87,8 @@ def tokenizer(request, tmp_path_factory):
     return Tokenizer.from_directory(MAKERS[request.param](tmp_path_factory.mktemp("tokenizer")))
 
 
-def stream(tokenizer, ids):
-    decoder = tokenizer.incremental()
+def stream(tokenizer, ids, context=()):
+    decoder = tokenizer.incremental(context)
     return [decoder.push(token) for token in ids] + [decoder.flush()]
 
 
@@ -127,6 +133,59 @@ def test_a_broken_byte_run_keeps_the_whole_characters_before_it(tokenizer):
     text = "".join(stream(tokenizer, [*ids, ids[-1], *tokenizer.encode("x", add_special_tokens=False)]))
     assert text.lstrip().startswith("中\N{REPLACEMENT CHARACTER}")
     assert text.endswith("x")
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_an_answer_adds_what_it_adds_to_the_prompts_text(tokenizer, text):
+    ids = tokenizer.encode(text)
+    for cut in range(len(ids) + 1):
+        answer = "".join(stream(tokenizer, ids[cut:], ids[:cut]))
+        # a character cut in two comes whole with the answer
+        assert "".join(stream(tokenizer, ids[:cut])[:-1]) + answer == text
+        prompt = tokenizer.decode(ids[:cut])
+        assert "\N{REPLACEMENT CHARACTER}" in prompt or prompt + answer == text
+        assert stream(tokenizer, [], ids[:cut]) == [""]
+
+
+@pytest.mark.parametrize("prompt", ["ab\N{REPLACEMENT CHARACTER}", "ab"])
+def test_what_the_prompt_breaks_off_is_not_shown_again(tokenizer, prompt):
+    cut = tokenizer.encode("😀")[:-1] if prompt == "ab" else []
+    before = [*tokenizer.encode(prompt), *cut[-2:]]
+    assert "".join(stream(tokenizer, tokenizer.encode("x", add_special_tokens=False), before)).lstrip() == "x"
+
+
+@pytest.fixture(scope="module", params=["tokenizer.json", "tokenizer.model"])
+def demo(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    shutil.copy(DEMO / request.param, folder)
+    return Tokenizer.from_directory(folder)
+
+
+class TestDemoTokenizer:
+    """The demo's tokenizer.json and tokenizer.model drop the space in front of a text's first word."""
+
+    PROMPT = "The function returns a list of"
+    WORDS = " strings, and 2 numbers.\n\n    Raises:  café 😀"
+
+    def test_prompt_and_answer_read_right(self, demo):
+        prompt = demo.encode(self.PROMPT)
+        answer = demo.encode(self.PROMPT + self.WORDS)[len(prompt) :]
+        pieces = stream(demo, answer, prompt)
+        assert "".join(pieces) == self.WORDS
+        assert pieces[0].startswith(" ")
+        assert demo.decode(answer) == self.WORDS[1:], "alone it has no space in front"
+
+    def test_random_answers_add_up(self, demo):
+        rng = np.random.default_rng(5)
+        ordinary = [token for token in range(4, demo.vocab_size) if demo.byte_of(token) is None]
+        for _ in range(50):
+            prompt, answer = ([int(t) for t in rng.choice(ordinary, 20)] for _ in range(2))
+            whole = demo.decode([2, *prompt, *answer, 3])
+            assert demo.decode(prompt) + "".join(stream(demo, [*answer, 3], [2, *prompt])) == whole
+
+    def test_after_special_tokens_alone_the_answer_is_a_texts_start(self, demo):
+        answer = demo.encode("The answer", add_special_tokens=False)
+        assert "".join(stream(demo, answer, [2])) == "The answer"
 
 
 def test_special_tokens_have_no_text_unless_asked_for(tmp_path):
