@@ -13,6 +13,7 @@ from pathlib import Path
 from nemotron_errors import BundleError
 
 from nemotron_runtime.manifest import MANIFEST_FILE, Manifest, ParityRecord, ParityState, WeightsFile
+from nemotron_runtime.reference import REFERENCE_FILE, missing_reference_remedy
 
 __all__ = ["Bundle", "set_parity_state", "write_atomically", "write_manifest"]
 
@@ -110,10 +111,12 @@ def _check_parity(manifest: Manifest, directory: Path, allow_unverified: bool) -
     parity = manifest.parity
     reason = f" ({parity.reason})" if parity.reason else ""
     if parity.state == "pending" and not allow_unverified:
+        judged = REFERENCE_FILE in manifest.files
+        prove = f"run `nemotron-export verify {directory}`" if judged else missing_reference_remedy(directory)
         raise BundleError(
             f"parity pending{reason}",
             "a bundle whose numbers were held against PyTorch",
-            f"run `nemotron-export verify {directory}`, or pass --allow-unverified (allow_unverified=True)",
+            f"{prove}, or pass --allow-unverified (allow_unverified=True)",
             where=str(directory),
         )
     if parity.state != "passed":

@@ -17,7 +17,14 @@ from nemotron_errors import BundleError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-__all__ = ["REFERENCE_FILE", "Reference", "ReferencePrompt", "read_reference", "write_reference"]
+__all__ = [
+    "REFERENCE_FILE",
+    "Reference",
+    "ReferencePrompt",
+    "missing_reference_remedy",
+    "read_reference",
+    "write_reference",
+]
 
 REFERENCE_FILE = "reference.safetensors"
 TOLERANCE = 1e-4
@@ -93,6 +100,14 @@ def write_reference(path: str | Path, reference: Reference) -> None:
     save_file(tensors, str(path), metadata=metadata)
 
 
+def missing_reference_remedy(bundle: Path) -> str:
+    """What a user does about a bundle that was built without a reference."""
+    return (
+        f"run `nemotron-export parity {bundle}`, which makes the reference from the checkpoint and judges by it "
+        '(pip install "nemotron-export[build]")'
+    )
+
+
 def read_reference(path: str | Path) -> Reference:
     """Reads reference.safetensors.
 
@@ -101,7 +116,7 @@ def read_reference(path: str | Path) -> Reference:
     """
     where = str(path)
     if not Path(path).is_file():
-        remedy = "build the bundle again without --no-parity"
+        remedy = missing_reference_remedy(Path(path).parent)
         raise BundleError("no such file", "the reference to judge by", remedy, where=where)
     try:
         with safe_open(where, framework="numpy") as file:

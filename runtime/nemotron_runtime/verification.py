@@ -10,7 +10,7 @@ from nemotron_errors import BundleError
 from nemotron_runtime.bundle import Bundle, set_parity_state, write_atomically
 from nemotron_runtime.manifest import Manifest
 from nemotron_runtime.parity import Progress, judge
-from nemotron_runtime.reference import REFERENCE_FILE, read_reference
+from nemotron_runtime.reference import REFERENCE_FILE, missing_reference_remedy, read_reference
 from nemotron_runtime.report import ParityReport
 from nemotron_runtime.sessions.open import open_session
 
@@ -37,8 +37,8 @@ def verify(
     """
     opened = Bundle.open(bundle, weights_dir=weights_dir, allow_unverified=True)
     if REFERENCE_FILE not in opened.manifest.files:
-        remedy = "build the bundle again without --no-parity"
-        raise BundleError(f"no {REFERENCE_FILE}", "the reference to judge by", remedy, where=str(opened.directory))
+        found, remedy = f"no {REFERENCE_FILE} (built with --no-parity)", missing_reference_remedy(opened.directory)
+        raise BundleError(found, "the reference to judge by", remedy, where=str(opened.directory))
     reference = read_reference(opened.file(REFERENCE_FILE))
     with open_session(opened, threads) as session:
         report = judge(session, reference, opened.manifest.dtype, progress=progress)

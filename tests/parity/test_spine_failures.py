@@ -192,10 +192,11 @@ def test_a_bundle_without_parity_is_pending_until_parity_ran(checkpoint: Path, t
     assert manifest.parity.state == "pending"
     assert "--no-parity" in str(manifest.parity.reason)
     assert manifest.scan.done is False
-    assert run("generate", path, "x").exit_code == 2
+    generated, verified = run("generate", path, "x"), run("verify", path)
     assert run("generate", path, "x", "-n", "2", "--allow-unverified").exit_code == 0
-    verified = run("verify", path)
-    assert verified.exit_code == 2
+    for refused in (generated, verified):
+        assert refused.exit_code == 2
+        assert f"nemotron-export parity {path}" in " ".join(refused.stderr.split())
     assert "reference.safetensors" in verified.stderr
     assert run("parity", path).exit_code == 0
     assert run("generate", path, "x", "-n", "2").exit_code == 0

@@ -83,6 +83,16 @@ def test_pending_is_refused_unless_asked_for(tmp_path, caplog):
     assert "not proven" in caplog.text
 
 
+def test_pending_without_a_reference_names_the_command_that_makes_one(tmp_path):
+    path = make_bundle(tmp_path, parity="pending")
+    document = Manifest.read(path).to_dict()
+    del document["files"]["reference.safetensors"]
+    write_manifest(path, Manifest.from_dict(document))
+    with pytest.raises(BundleError, match=r"nemotron-export parity .*\[build\].*--allow-unverified") as caught:
+        Bundle.open(path)
+    assert "export verify" not in caught.value.remedy
+
+
 def test_waived_opens_but_says_so(tmp_path, caplog):
     path = make_bundle(tmp_path, parity="waived")
     with caplog.at_level(logging.WARNING):

@@ -167,8 +167,10 @@ def test_verify_without_a_reference(tmp_path):
     document = json.loads((path / "manifest.json").read_text())
     del document["files"]["reference.safetensors"]
     (path / "manifest.json").write_text(json.dumps(document))
-    with pytest.raises(BundleError, match="--no-parity"):
+    with pytest.raises(BundleError, match=r"--no-parity.*nemotron-export parity .*nemotron-export\[build\]") as caught:
         verify(path)
+    assert f"nemotron-export parity {path}" in caught.value.remedy
+    assert "export verify" not in caught.value.remedy
 
 
 def test_the_bundles_reference_holds_the_models_numbers(tmp_path):
