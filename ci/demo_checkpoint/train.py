@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
+from nemotron_export.checkpoint.save import save_checkpoint
 from nemotron_export.config import NemotronConfig
 from nemotron_export.model import NemotronForCausalLM
 from nemotron_export.model.layernorm import LayerNorm1P
@@ -134,11 +134,8 @@ def main() -> None:
     for name, state in (("float32", best_state), ("bfloat16", rounded)):
         model.load_state_dict({key: value.float() for key, value in state.items()})
         losses[name] = heldout_loss(model, tokens["heldout"], contextlib.nullcontext())
-    args.output.mkdir(parents=True, exist_ok=True)
-    save_file(rounded, args.output / "model.safetensors", metadata={"format": "pt"})
-    (args.output / "config.json").write_text(CONFIG.to_json())
     ids = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
-    (args.output / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n")
+    save_checkpoint(args.output, CONFIG, rounded, generation_config=ids)
     record = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "train_tokens": len(tokens["train"]),
