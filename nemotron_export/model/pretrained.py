@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import torch
 from nemotron_errors import RequestError
@@ -20,6 +21,7 @@ class NemotronPreTrainedModel(nn.Module):
     Attributes:
         config: the model's config.
         base_model_prefix: the attribute that holds the base model, and the prefix of its state-dict keys.
+        generation_config: the checkpoint's settings for ``generate``; empty where there are none.
     """
 
     base_model_prefix: ClassVar[str] = "model"
@@ -27,6 +29,57 @@ class NemotronPreTrainedModel(nn.Module):
     def __init__(self, config: NemotronConfig) -> None:
         super().__init__()
         self.config = config
+        self.generation_config: dict[str, Any] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_id: str | Path,
+        *,
+        dtype: str | torch.dtype = "auto",
+        device_map: Any = None,
+        attn_implementation: str | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+    ) -> Self:
+        """Loads a folder or a hub id; see :func:`nemotron_export.model.pretrained_loading.from_pretrained`."""
+        from nemotron_export.model.pretrained_loading import from_pretrained
+
+        model = from_pretrained(
+            cls,
+            path_or_id,
+            dtype=dtype,
+            device_map=device_map,
+            attn_implementation=attn_implementation,
+            revision=revision,
+            token=token,
+            local_files_only=local_files_only,
+        )
+        assert isinstance(model, cls)
+        return model
+
+    def save_pretrained(self, directory: str | Path, max_shard_size: int | str = "5GB") -> Path:
+        """Writes config and weights, which transformers reads; see :func:`nemotron_export.checkpoint.save_checkpoint`.
+
+        Args:
+            directory: made where it is missing.
+            max_shard_size: bytes of a file, or a text such as "5GB".
+
+        Raises:
+            CheckpointError, RequestError, ResourceError: see there.
+        """
+        from nemotron_export.checkpoint.save import save_checkpoint
+        from nemotron_export.model.pretrained_loading import task_of
+
+        return save_checkpoint(
+            directory,
+            self.config,
+            self.state_dict(),
+            task=task_of(type(self)),
+            max_shard_size=max_shard_size,
+            generation_config=self.generation_config or None,
+        )
 
     @property
     def device(self) -> torch.device:

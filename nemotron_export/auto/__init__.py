@@ -1,0 +1,6 @@
+"""Loading under transformers' names: a script written for transformers runs here with another import line."""
+
+from nemotron_export.auto.models import AutoModelForCausalLM, infer_device
+from nemotron_export.auto.tokenizer import AutoTokenizer, PretrainedTokenizer, TokenBatch
+
+__all__ = ["AutoModelForCausalLM", "AutoTokenizer", "PretrainedTokenizer", "TokenBatch", "infer_device"]

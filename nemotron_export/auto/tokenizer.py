@@ -1,0 +1,222 @@
+"""A checkpoint's tokenizer with transformers' calls: padded batches, tensors, special tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from nemotron_errors import RequestError, TokenizerError
+from nemotron_runtime.tokenizer import Tokenizer
+
+from nemotron_export.checkpoint import Checkpoint
+from nemotron_export.extras import require
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["AutoTokenizer", "PretrainedTokenizer", "TokenBatch"]
+
+_SIDES = ("left", "right")
+
+
+class AutoTokenizer:
+    """Loads a tokenizer; its one method stands where transformers has it."""
+
+    @staticmethod
+    def from_pretrained(
+        path_or_id: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+    ) -> PretrainedTokenizer:
+        """The tokenizer of a folder or a hub id (organisation/name).
+
+        Args:
+            path_or_id: a folder or a hub id.
+            revision: a branch, tag or commit of a hub id.
+            token: an access token for the hub; None takes the one stored at login.
+            local_files_only: ask no server.
+
+        Raises:
+            CheckpointError: nothing of that name here or on the hub.
+            TokenizerError: tokenizer files that are missing or broken.
+        """
+        return PretrainedTokenizer(
+            Checkpoint.resolve(path_or_id, revision=revision, token=token, offline=local_files_only)
+        )
+
+
+class TokenBatch(dict[str, Any]):
+    """What a call of the tokenizer gives: ``input_ids`` and ``attention_mask``, as keys and as attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def to(self, device: str | int | torch.device) -> TokenBatch:
+        """Moves the tensors, in place, and returns the batch.
+
+        Raises:
+            RequestError: a batch of lists.
+        """
+        for name, value in self.items():
+            if isinstance(value, list):
+                remedy = 'call the tokenizer with return_tensors="pt"'
+                raise RequestError("lists", "tensors", remedy, where=name)
+            self[name] = value.to(device)
+        return self
+
+
+class PretrainedTokenizer:
+    """The tokenizer of a checkpoint's folder.
+
+    Attributes:
+        tokenizer: the runtime's tokenizer below it.
+        padding_side: where a batch is padded unless a call says otherwise.
+        bos_token_id, eos_token_id, pad_token_id: ids of the special tokens, None where there is none.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer = Tokenizer.from_directory(folder)
+        settings = _read(folder / "tokenizer_config.json")
+        named = {**_read(folder / "special_tokens_map.json"), **settings}
+        config = {**_read(folder / "config.json"), **_read(folder / "generation_config.json")}
+        self.padding_side = _side(settings.get("padding_side", "right"))
+        self.bos_token_id = self._special("bos", named, config)
+        self.eos_token_id = self._special("eos", named, config)
+        self.pad_token_id = self._special("pad", named, config)
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that have a piece are below it."""
+        return self.tokenizer.vocab_size
+
+    def __len__(self) -> int:
+        return self.vocab_size
+
+    def encode(self, text: str, *, add_special_tokens: bool = True, return_tensors: Literal["pt"] | None = None) -> Any:
+        """Token ids of a text: a list, or int64 [1, S] where ``return_tensors`` is "pt".
+
+        Raises:
+            TokenizerError: not a string, or one with lone surrogates.
+            RequestError: another kind of tensor.
+        """
+        ids = self.tokenizer.encode(text, add_special_tokens)
+        return _tensor([ids]) if _wants_tensors(return_tensors) else ids
+
+    def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> Any:
+        """Text of an id, of ids or of a tensor [S]; a list of texts for rows of ids or a tensor [B, S].
+
+        Raises:
+            TokenizerError: an id without a piece.
+        """
+        ids = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
+        if isinstance(ids, int):
+            ids = [ids]
+        if ids and (isinstance(ids[0], (list, tuple)) or getattr(ids[0], "ndim", 0)):
+            return self.batch_decode(ids, skip_special_tokens)
+        return self.tokenizer.decode(ids, skip_special_tokens)
+
+    def batch_decode(self, sequences: Any, skip_special_tokens: bool = False) -> list[str]:
+        """One text per row; see :meth:`decode`."""
+        return [self.decode(row, skip_special_tokens) for row in sequences]
+
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        *,
+        add_special_tokens: bool = True,
+        padding: bool | Literal["longest"] = False,
+        padding_side: Literal["left", "right"] | None = None,
+        return_tensors: Literal["pt"] | None = None,
+    ) -> TokenBatch:
+        """Encodes a text or a batch of them.
+
+        Args:
+            text: one text gives one row (a list of ids, or [1, S]); several give several.
+            add_special_tokens: add what the tokenizer puts around a text.
+            padding: fill rows up to the longest one with the pad token.
+            padding_side: where; :attr:`padding_side` where None.
+            return_tensors: "pt" for tensors.
+
+        Returns:
+            ``input_ids`` and ``attention_mask`` (0 at padding): lists, or int64 [B, S].
+
+        Raises:
+            RequestError: rows of different lengths as one tensor, padding without a pad token.
+            TokenizerError: not a string, or one with lone surrogates.
+        """
+        tensors = _wants_tensors(return_tensors)
+        if padding not in (True, False, "longest"):
+            raise RequestError(repr(padding), "True, False or 'longest'", "choose one of them", where="padding")
+        rows = [self.tokenizer.encode(one, add_special_tokens) for one in ([text] if isinstance(text, str) else text)]
+        masks = [[1] * len(row) for row in rows]
+        if padding and rows:
+            self._pad(rows, masks, _side(padding_side or self.padding_side))
+        if tensors:
+            if len({len(row) for row in rows}) > 1:
+                found = f"rows of {min(map(len, rows))} to {max(map(len, rows))} tokens"
+                raise RequestError(found, "rows of one length in a tensor", "call with padding=True")
+            return TokenBatch(input_ids=_tensor(rows), attention_mask=_tensor(masks))
+        if isinstance(text, str):
+            return TokenBatch(input_ids=rows[0], attention_mask=masks[0])
+        return TokenBatch(input_ids=rows, attention_mask=masks)
+
+    def _pad(self, rows: list[list[int]], masks: list[list[int]], side: str) -> None:
+        width = max(map(len, rows))
+        if all(len(row) == width for row in rows):
+            return
+        if self.pad_token_id is None:
+            raise RequestError("no pad token", "one to pad with", "set tokenizer.pad_token_id", where="padding")
+        for row, mask in zip(rows, masks, strict=True):
+            missing = width - len(row)
+            at = 0 if side == "left" else len(row)
+            row[at:at] = [self.pad_token_id] * missing
+            mask[at:at] = [0] * missing
+
+    def _special(self, kind: str, named: dict[str, Any], config: dict[str, Any]) -> int | None:
+        """The id of a token that the tokenizer's files name; the model's config tells it where they do not."""
+        token = named.get(f"{kind}_token")
+        content = token.get("content") if isinstance(token, dict) else token
+        for candidate in sorted(self.tokenizer.special_ids):
+            if content and self.tokenizer.decode([candidate], skip_special_tokens=False) == content:
+                return candidate
+        value = config.get(f"{kind}_token_id")
+        value = value[0] if isinstance(value, list) and value else value
+        return value if isinstance(value, int) and 0 <= value < self.vocab_size else None
+
+
+def _side(side: object) -> str:
+    if side not in _SIDES:
+        raise RequestError(repr(side), "left or right", "choose one of them", where="padding_side")
+    return str(side)
+
+
+def _wants_tensors(return_tensors: object) -> bool:
+    if return_tensors not in (None, "pt"):
+        raise RequestError(repr(return_tensors), "'pt' or None", "choose one of them", where="return_tensors")
+    return return_tensors == "pt"
+
+
+def _tensor(rows: list[list[int]]) -> torch.Tensor:
+    require("torch", "for tensors of token ids")
+    import torch
+
+    return torch.tensor(rows, dtype=torch.int64)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise TokenizerError(f"no JSON ({error})", "an object", "restore the file", where=str(path)) from error
+    if not isinstance(value, dict):
+        raise TokenizerError(type(value).__name__, "an object", "restore the file", where=str(path))
+    return value
