@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from nemotron_errors import RequestError
-from nemotron_runtime.generation import GenerationParams
+from nemotron_runtime.generation import GenerationParams, MakeDecoder
 from nemotron_runtime.generation import generate as run
+from nemotron_runtime.tokenizer import Tokenizer
 
+from nemotron_export.model.bad_words import BadWordsSession
 from nemotron_export.model.session import EagerSession
+from nemotron_export.model.streaming import StepStream
 
 if TYPE_CHECKING:
     from nemotron_export.model.causal import NemotronForCausalLM
@@ -22,6 +25,8 @@ __all__ = ["generate"]
 _DEFAULT_NEW_TOKENS = 20
 _DEFAULT_TOP_K = 50
 _SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p")
+# settings of a checkpoint's generation_config.json that take the place of arguments that are not given
+_STORED = (*_SAMPLING_ONLY, "repetition_penalty", "min_new_tokens")
 
 
 def generate(
@@ -31,9 +36,13 @@ def generate(
     *,
     max_new_tokens: int | None = None,
     max_length: int | None = None,
-    do_sample: bool = False,
+    do_sample: bool | None = None,
     eos_token_id: int | Sequence[int] | None = None,
     pad_token_id: int | None = None,
+    stop_strings: str | Sequence[str] | None = None,
+    tokenizer: Any = None,
+    bad_words_ids: Sequence[Sequence[int]] | None = None,
+    streamer: Any = None,
     **params: Any,
 ) -> torch.Tensor:
     """Continues each row.
@@ -46,9 +55,16 @@ def generate(
         max_new_tokens: new tokens at most; 20 where neither it nor ``max_length`` is given.
         max_length: the prompt's S and the new tokens together, at most.
         do_sample: draw from the distribution (top_k 50 unless given); greedy otherwise.
-        eos_token_id: ids that end a row; the config's where None.
-        pad_token_id: fills rows that ended early; the config's where None, or else the first id that ends a row.
-        params: further fields of :class:`~nemotron_runtime.generation.GenerationParams`.
+        eos_token_id: ids that end a row.
+        pad_token_id: fills rows that ended early; where there is none, the first id that ends a row.
+        stop_strings: a row ends with the token that completes one of them in its new text.
+        tokenizer: what ``stop_strings`` needs: an AutoTokenizer's, or a runtime's tokenizer.
+        bad_words_ids: token sequences that the new text may not complete.
+        streamer: gets every step's tokens; see :class:`~nemotron_export.model.streaming.StepStream`.
+        params: further fields of :class:`~nemotron_runtime.generation.GenerationParams`, such as
+            ``num_return_sequences`` and ``seed``.
+
+    What is None comes from ``model.generation_config``; the special tokens then from the config.
 
     Returns:
         int64 [B · num_return_sequences, S + new]: the input and the new tokens behind it.
@@ -60,29 +76,64 @@ def generate(
         found = f"input_ids of shape {list(input_ids.shape)} and dtype {input_ids.dtype}"
         raise RequestError(found, "token ids [B, S]", "give one row of ids per prompt")
     S = input_ids.shape[1]
-    eos = model.config.eos_token_ids if eos_token_id is None else _as_ids(eos_token_id)
-    pad = pad_token_id if pad_token_id is not None else model.config.pad_token_id
+    stored = model.generation_config
+    eos = _as_ids(_first(eos_token_id, stored.get("eos_token_id"), model.config.eos_token_ids))
+    pad = _first(pad_token_id, stored.get("pad_token_id"), model.config.pad_token_id)
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids) if pad is None or pad in eos else input_ids.ne(pad)
+    if max_new_tokens is None and max_length is None:
+        max_new_tokens, max_length = stored.get("max_new_tokens"), stored.get("max_length")
     chosen = GenerationParams(
         max_new_tokens=_new_tokens(S, max_new_tokens, max_length),
         eos_token_ids=eos,
-        **_sampling(do_sample, params),
+        stop=_as_strings(stop_strings),
+        **_sampling(do_sample, params, stored),
     )
+    decoder = _decoder(stop_strings, tokenizer)
     prompts = [row[kept].tolist() for row, kept in zip(input_ids.cpu(), attention_mask.cpu().bool(), strict=True)]
     rows = len(prompts) * chosen.num_return_sequences
-    session = EagerSession(model, max_batch=rows, max_seq_len=S + chosen.max_new_tokens)
-    answers = run(session, prompts, chosen)
-    width = max(len(answer.token_ids) for answer in answers)
+    size = {"max_batch": rows, "max_seq_len": S + chosen.max_new_tokens}
+    session = (
+        EagerSession(model, **size)
+        if bad_words_ids is None
+        else BadWordsSession(model, **size, bad_words_ids=bad_words_ids)
+    )
     filler = pad if pad is not None else (eos[0] if eos else 0)
+    repeated_ids = input_ids.repeat_interleave(chosen.num_return_sequences, dim=0)
+    stream = None if streamer is None else StepStream(streamer, rows, filler)
+    if stream is not None:
+        stream.begin(repeated_ids)
+    answers = run(session, prompts, chosen, on_token=stream, decoder=decoder)
+    if stream is not None:
+        stream.end()
+    width = max(len(answer.token_ids) for answer in answers)
     new = torch.full((rows, width), filler, dtype=input_ids.dtype)
     for row, answer in enumerate(answers):
         new[row, : len(answer.token_ids)] = torch.tensor(answer.token_ids)
-    return torch.cat((input_ids.repeat_interleave(chosen.num_return_sequences, dim=0), new.to(input_ids.device)), dim=1)
+    return torch.cat((repeated_ids, new.to(input_ids.device)), dim=1)
+
+
+def _first(*values: Any) -> Any:
+    """The first that is not None."""
+    return next((value for value in values if value is not None), None)
+
+
+def _decoder(stop_strings: str | Sequence[str] | None, tokenizer: Any) -> MakeDecoder | None:
+    if stop_strings is None:
+        return None
+    found = getattr(tokenizer, "tokenizer", tokenizer)
+    if not isinstance(found, Tokenizer):
+        remedy = "pass tokenizer=AutoTokenizer.from_pretrained(...) of nemotron_export"
+        raise RequestError(f"stop_strings and {type(tokenizer).__name__}", "a tokenizer", remedy, where="tokenizer")
+    return found.incremental
 
 
 def _as_ids(ids: int | Sequence[int]) -> tuple[int, ...]:
     return (ids,) if isinstance(ids, int) else tuple(ids)
+
+
+def _as_strings(strings: str | Sequence[str] | None) -> tuple[str, ...]:
+    return () if strings is None else (strings,) if isinstance(strings, str) else tuple(strings)
 
 
 def _new_tokens(S: int, max_new_tokens: int | None, max_length: int | None) -> int:
@@ -96,10 +147,14 @@ def _new_tokens(S: int, max_new_tokens: int | None, max_length: int | None) -> i
     return max_length - S
 
 
-def _sampling(do_sample: bool, params: dict[str, Any]) -> dict[str, Any]:
+def _sampling(do_sample: bool | None, params: dict[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
+    known = set(GenerationParams.names()) - {"stop"}
+    if unknown := sorted(set(params) - known):
+        raise RequestError(", ".join(unknown), f"arguments among {', '.join(sorted(known))}", "leave it out")
     given = {name: value for name, value in params.items() if value is not None}
-    if do_sample:
-        return {"temperature": 1.0, "top_k": _DEFAULT_TOP_K, **given}
+    kept = {name: stored[name] for name in _STORED if stored.get(name) is not None}
+    if do_sample if do_sample is not None else stored.get("do_sample", False):
+        return {"temperature": 1.0, "top_k": _DEFAULT_TOP_K, **kept, **given}
     if idle := [name for name in _SAMPLING_ONLY if name in given]:
         warnings.warn(f"{', '.join(idle)} without do_sample=True: greedy all the same", stacklevel=4)
-    return {name: value for name, value in given.items() if name not in _SAMPLING_ONLY}
+    return {name: value for name, value in {**kept, **given}.items() if name not in _SAMPLING_ONLY}
