@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from nemotron_export.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from nemotron_runtime import Model, Result
     from nemotron_runtime.report import ParityReport
 
     from nemotron_export.benchmark import DecodeBenchmark
@@ -96,7 +95,7 @@ def run_demo(
         with nemotron_runtime.load(path, threads=threads) as model:
             progress("generate", 0, 0)
             results = model.generate(list(_PROMPTS), **_GENERATION)
-            texts = tuple(_in_context(model, p, r) for p, r in zip(_PROMPTS, results, strict=True))
+            texts = tuple(GeneratedText(p, r.text) for p, r in zip(_PROMPTS, results, strict=True))
             benchmark = decode_benchmark(opened, model, threads=threads, progress=progress)
         config = opened.config
         described = (
@@ -105,10 +104,3 @@ def run_demo(
             f"head_dim {config.head_dim}, vocabulary {config.vocab_size}"
         )
         return DemoResult(described, bundle_size(path), seconds, texts, report, benchmark)
-
-
-def _in_context(model: Model, prompt: str, result: Result) -> GeneratedText:
-    """Decodes prompt and answer together: SentencePiece drops the space in front of an answer decoded alone."""
-    assert model.tokenizer is not None
-    whole = model.tokenizer.decode([*result.prompt_token_ids, *result.token_ids])
-    return GeneratedText(prompt, whole.removeprefix(prompt))

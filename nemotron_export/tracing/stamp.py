@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
+from onnx_ir.passes.common import NameFixPass
 
 __all__ = ["GraphBuilder"]
 
@@ -72,7 +73,10 @@ class GraphBuilder:
             value.name = name
             self._graph.outputs.append(value)
         self._graph.inputs.extend(self._weights.values())
-        return ir.Model(self._graph, ir_version=ir_version)
+        model = ir.Model(self._graph, ir_version=ir_version)
+        # parts that were traced apart may use a name twice
+        NameFixPass()(model)
+        return model
 
     def _weight(self, name: str, like: ir.Value) -> ir.Value:
         if name not in self._weights:

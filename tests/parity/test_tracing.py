@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
@@ -59,6 +63,16 @@ def make(tmp_path: Path, **changes: Any) -> tuple[NemotronForCausalLM, Checkpoin
     return model, Checkpoint.open(tmp_path / "checkpoint")
 
 
+@functools.cache
+def _traced(make_trace: Callable[..., ir.Model], config_json: str) -> onnx.ModelProto:
+    return ir.to_proto(make_trace(NemotronConfig.from_dict(json.loads(config_json)), torch.float32))
+
+
+def traced(config: NemotronConfig, make_trace: Callable[..., ir.Model] = trace) -> ir.Model:
+    """A trace of its own for the caller to lower; equal configs are traced once."""
+    return ir.from_proto(_traced(make_trace, config.to_json()))
+
+
 def lower(graph: ir.Model, checkpoint: Checkpoint, target: str) -> ir.Model:
     cos, sin = rope_tables(checkpoint.config, SLOTS)
     context = LoweringContext(checkpoint.tensors, cos.numpy(), sin.numpy())
@@ -101,7 +115,7 @@ def drive(graph: ir.Model, model: NemotronForCausalLM, checkpoint: Checkpoint, r
 @pytest.mark.parametrize("name", ODD)
 def test_lowered_graph_equals_eager(tmp_path: Path, name: str, target: str) -> None:
     model, checkpoint = make(tmp_path, **ODD[name])
-    graph = lower(trace(checkpoint.config, torch.float32), checkpoint, target)
+    graph = lower(traced(checkpoint.config), checkpoint, target)
     # ort-cpu takes several tokens for one row at a time; the runtime drives it so
     assert drive(graph, model, checkpoint, rows=2 if target == "onnx" else 1) < 1e-5
 
@@ -110,9 +124,7 @@ def test_lowered_graph_equals_eager(tmp_path: Path, name: str, target: str) -> N
 @pytest.mark.parametrize("target", ["onnx", "ort-cpu"])
 def test_stamped_trace_equals_whole_trace(tmp_path: Path, target: str, tied: bool) -> None:
     model, checkpoint = make(tmp_path, tie_word_embeddings=tied, attention_bias=True)
-    graphs = [
-        lower(make_trace(checkpoint.config, torch.float32), checkpoint, target) for make_trace in (trace, trace_whole)
-    ]
+    graphs = [lower(traced(checkpoint.config, make_trace), checkpoint, target) for make_trace in (trace, trace_whole)]
     stamped, whole = graphs
     assert Counter(n.op_type for n in stamped.graph) == Counter(n.op_type for n in whole.graph)
     assert [v.name for v in stamped.graph.inputs] == [v.name for v in whole.graph.inputs]
@@ -123,14 +135,14 @@ def test_stamped_trace_equals_whole_trace(tmp_path: Path, target: str, tied: boo
 
 def test_no_standard_op_is_missing_from_the_onnx_target(tmp_path: Path) -> None:
     _, checkpoint = make(tmp_path)
-    graph = lower(trace(checkpoint.config, torch.float32), checkpoint, "onnx")
+    graph = lower(traced(checkpoint.config), checkpoint, "onnx")
     assert {node.domain for node in graph.graph} == {""}
     assert not graph.functions
 
 
 def test_values_are_named_by_module_path(tmp_path: Path) -> None:
     _, checkpoint = make(tmp_path)
-    graph = trace(checkpoint.config, torch.float32)
+    graph = traced(checkpoint.config)
     names = {value.name for node in graph.graph for value in node.outputs}
     for index in range(3):
         assert f"model.layers.{index}.self_attn.q_proj.Linear" in names
@@ -140,4 +152,4 @@ def test_values_are_named_by_module_path(tmp_path: Path) -> None:
 def test_ort_cpu_refuses_a_head_dim_its_kernel_does_not_take(tmp_path: Path) -> None:
     _, checkpoint = make(tmp_path, head_dim=20)
     with pytest.raises(GraphError, match="multiple of 8"):
-        lower(trace(checkpoint.config, torch.float32), checkpoint, "ort-cpu")
+        lower(traced(checkpoint.config), checkpoint, "ort-cpu")

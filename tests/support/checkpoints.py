@@ -68,4 +68,6 @@ main()
 def run_blocked(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """The command line in a process that cannot import torch, onnx, triton or transformers."""
     command = [sys.executable, "-c", _BLOCKER, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, timeout=300, check=False)
+    # not text=True: it turns a generated carriage return into a newline
+    return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())

@@ -11,7 +11,7 @@ __all__ = ["cleanup"]
 def cleanup() -> ir.passes.Sequential:
     """Linear-time clean-up by onnx-ir's own passes; no pattern matching, so it stays cheap for hundreds of layers."""
     return ir.passes.Sequential(
-        # parts that were traced apart may use a name twice
+        # inlined bodies may use a name twice, and an initializer needs one of its own
         common.NameFixPass(),
         common.IdentityEliminationPass(),
         common.RemoveUnusedNodesPass(),
