@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import onnx_ir as ir
-
-from nemotron_graphs import passes
-from nemotron_graphs.targets.target import LoweringContext, Target
+from nemotron_graphs.targets.target import Target
 
 __all__ = ["onnx"]
-
-
-def _passes(context: LoweringContext) -> Sequence[ir.passes.PassBase]:
-    return (
-        passes.SimplifyReshapesPass(),
-        passes.CheckCacheReadersPass(),
-        passes.InlineDialectOpsPass(),
-        passes.CanonicalizeShapesPass(),
-        passes.cleanup(),
-        passes.DropUnusedInputsPass(),
-        passes.BindRopeTablesPass(context.cos, context.sin),
-        passes.BindWeightsPass(context.weights),
-        passes.CheckCacheReadersPass(),
-    )
 
 
 onnx = Target(
     name="onnx",
     dtypes=("float32", "float16", "bfloat16"),
-    passes=_passes,
+    lowering=tuple,  # nothing of its own: every op becomes standard ops
     session={
         "kind": "onnxruntime",
         "provider": "CPUExecutionProvider",

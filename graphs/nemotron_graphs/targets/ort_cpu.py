@@ -7,31 +7,19 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from nemotron_graphs import passes
-from nemotron_graphs.targets.target import LoweringContext, Target
+from nemotron_graphs.targets.target import Target
 
 __all__ = ["ort_cpu"]
 
 
-def _passes(context: LoweringContext) -> Sequence[ir.passes.PassBase]:
-    return (
-        passes.SimplifyReshapesPass(),
-        passes.CheckCacheReadersPass(),
-        passes.FormGroupQueryAttentionPass(),
-        passes.LowerLinearToFusedMatMulPass(),
-        passes.InlineDialectOpsPass(),
-        passes.CanonicalizeShapesPass(),
-        passes.cleanup(),
-        passes.DropUnusedInputsPass(),
-        passes.BindRopeTablesPass(context.cos, context.sin),
-        passes.BindWeightsPass(context.weights),
-        passes.CheckCacheReadersPass(),
-    )
+def _lowering() -> Sequence[ir.passes.PassBase]:
+    return (passes.FormGroupQueryAttentionPass(), passes.LowerLinearToFusedMatMulPass())
 
 
 ort_cpu = Target(
     name="ort-cpu",
     dtypes=("float32",),
-    passes=_passes,
+    lowering=_lowering,
     session={
         "kind": "onnxruntime",
         "provider": "CPUExecutionProvider",

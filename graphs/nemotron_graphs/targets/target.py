@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from nemotron_errors import GraphError
 
+from nemotron_graphs import passes
 from nemotron_graphs.weights import WeightRef
 
 __all__ = ["LoweredGraph", "LoweringContext", "Target"]
@@ -51,7 +52,8 @@ class Target:
     Attributes:
         name: what ``--target`` takes.
         dtypes: run dtypes that it takes ("float32", …); the first is the default.
-        passes: gives the passes for a context, in order.
+        lowering: makes the passes that lower the dialect's ops to the target's own; what they leave becomes standard
+            ops.
         session: the fixed part of the manifest's session entry.
         description: one line for users.
         requires: the extra that its session needs.
@@ -59,7 +61,7 @@ class Target:
 
     name: str
     dtypes: tuple[str, ...]
-    passes: Callable[[LoweringContext], Sequence[ir.passes.PassBase]]
+    lowering: Callable[[], Sequence[ir.passes.PassBase]]
     session: Mapping[str, Any]
     description: str
     requires: str
@@ -73,6 +75,21 @@ class Target:
                 "choose another --dtype or another --target",
                 where="--dtype",
             )
+
+    def passes(self, context: LoweringContext) -> Sequence[ir.passes.PassBase]:
+        """All passes, in order: weights and tables are bound last, so that no pass meets their data."""
+        return (
+            passes.SimplifyReshapesPass(),
+            passes.CheckCacheReadersPass(),
+            *self.lowering(),
+            passes.InlineDialectOpsPass(),
+            passes.CanonicalizeShapesPass(),
+            passes.cleanup(),
+            passes.DropUnusedInputsPass(),
+            passes.BindRopeTablesPass(context.cos, context.sin),
+            passes.BindWeightsPass(context.weights),
+            passes.CheckCacheReadersPass(),
+        )
 
     def lower(self, model: ir.Model, context: LoweringContext) -> LoweredGraph:
         """Runs the target's passes over the dialect graph, in place.
