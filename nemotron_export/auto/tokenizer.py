@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from nemotron_errors import RequestError, TokenizerError
-from nemotron_runtime.tokenizer import Tokenizer
+from nemotron_errors import RequestError
+from nemotron_runtime.tokenizer import Tokenizer, read_json_object
 
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.extras import require
@@ -83,9 +82,9 @@ class PretrainedTokenizer:
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer = Tokenizer.from_directory(folder)
-        settings = _read(folder / "tokenizer_config.json")
-        named = {**_read(folder / "special_tokens_map.json"), **settings}
-        config = {**_read(folder / "config.json"), **_read(folder / "generation_config.json")}
+        settings = read_json_object(folder / "tokenizer_config.json")
+        named = {**read_json_object(folder / "special_tokens_map.json"), **settings}
+        config = {**read_json_object(folder / "config.json"), **read_json_object(folder / "generation_config.json")}
         self.padding_side = _side(settings.get("padding_side", "right"))
         self.bos_token_id = self._special("bos", named, config)
         self.eos_token_id = self._special("eos", named, config)
@@ -208,15 +207,3 @@ def _tensor(rows: list[list[int]]) -> torch.Tensor:
     import torch
 
     return torch.tensor(rows, dtype=torch.int64)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise TokenizerError(f"no JSON ({error})", "an object", "restore the file", where=str(path)) from error
-    if not isinstance(value, dict):
-        raise TokenizerError(type(value).__name__, "an object", "restore the file", where=str(path))
-    return value

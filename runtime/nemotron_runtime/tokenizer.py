@@ -13,7 +13,7 @@ from nemotron_errors import TokenizerError
 
 from nemotron_runtime.detokenizer import IncrementalDecoder
 
-__all__ = ["Tokenizer"]
+__all__ = ["Tokenizer", "read_json_object"]
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -145,7 +145,7 @@ class _SentencePieceTokenizer(Tokenizer):
             remedy = "restore the file from the checkpoint"
             raise TokenizerError(f"a broken file ({error})", "a tokenizer.model", remedy, where=str(path)) from error
         processor = self._processor
-        config = _read_object(path.parent / "tokenizer_config.json")
+        config = read_json_object(path.parent / "tokenizer_config.json")
         self.vocab_size = processor.GetPieceSize()
         self.special_ids = frozenset(
             i for i in range(self.vocab_size) if processor.IsControl(i) or processor.IsUnknown(i)
@@ -169,7 +169,7 @@ class _SentencePieceTokenizer(Tokenizer):
 
     def _refuse_foreign_tokens(self, folder: Path, config: dict[str, Any]) -> None:
         """Refuses tokens beside the model, which sentencepiece would split into pieces."""
-        added = {piece: int(token) for piece, token in _read_object(folder / "added_tokens.json").items()}
+        added = {piece: int(token) for piece, token in read_json_object(folder / "added_tokens.json").items()}
         for token, entry in config.get("added_tokens_decoder", {}).items():
             added[entry["content"] if isinstance(entry, dict) else str(entry)] = int(token)
         for piece, token in added.items():
@@ -190,7 +190,12 @@ def _has_byte_fallback(decoder: object) -> bool:
     return decoder.get("type") == "ByteFallback" or any(map(_has_byte_fallback, decoder.get("decoders", ())))
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
+    """One of a tokenizer's small JSON files; empty where it is not there.
+
+    Raises:
+        TokenizerError: no JSON, or no object.
+    """
     if not path.is_file():
         return {}
     try:
