@@ -36,11 +36,12 @@ def inspect_checkpoint(path: str | Path) -> dict[str, Any]:
     """Config, tensors and files of a checkpoint; it is opened strictly, no weight is read."""
     from nemotron_export.checkpoint import Checkpoint
 
-    checkpoint = Checkpoint.open(path)
+    checkpoint = Checkpoint.open(path, task=None)
     entries = checkpoint.tensors.values()
     return {
         "Checkpoint": {
             "path": str(checkpoint.directory),
+            "task": checkpoint.task,
             "parameters": checkpoint.num_parameters,
             "weight bytes": checkpoint.num_bytes,
             "dtype": checkpoint.dtype,

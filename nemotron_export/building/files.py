@@ -11,6 +11,7 @@ from typing import Any
 from nemotron_graphs.targets import LoweredGraph, Target
 from nemotron_runtime.limits import Limits
 
+from nemotron_export.building.head import head_record
 from nemotron_export.checkpoint import Checkpoint, ScanReport
 from nemotron_export.environment import versions
 from nemotron_export.file_record import file_record
@@ -72,7 +73,7 @@ def manifest_document(
         "producer": versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "target": target.name,
-        "task": "causal-lm",
+        "task": checkpoint.task,
         "dtype": dtype,
         "model": {
             "config": config.to_dict(),
@@ -84,6 +85,7 @@ def manifest_document(
             "bos_token_id": config.bos_token_id,
             "pad_token_id": config.pad_token_id,
         },
+        "head": head_record(config, checkpoint.task),
         "limits": {
             "max_seq_len": limits.max_seq_len,
             "max_batch": limits.max_batch,

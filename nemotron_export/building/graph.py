@@ -22,7 +22,7 @@ def make_graph(checkpoint: Checkpoint, target: Target, dtype: str, limits: Limit
         cos=_with_padding(cos_Ph, limits.prefill_chunk),
         sin=_with_padding(sin_Ph, limits.prefill_chunk),
     )
-    return target.lower(trace(checkpoint.config, getattr(torch, dtype)), context)
+    return target.lower(trace(checkpoint.config, getattr(torch, dtype), checkpoint.task), context)
 
 
 def _with_padding(table_Ph: torch.Tensor, rows: int) -> np.ndarray:

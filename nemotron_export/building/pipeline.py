@@ -41,6 +41,7 @@ def build(
     output: str | Path,
     *,
     target: str = "ort-cpu",
+    task: str | None = None,
     dtype: str | None = None,
     max_seq_len: int | None = None,
     max_batch: int | None = None,
@@ -59,6 +60,8 @@ def build(
         checkpoint: a folder with config.json and .safetensors files, or a hub id (`organisation/name`).
         output: the bundle's folder, which must not exist (or be a bundle, with `overwrite`).
         target: a name from `nemotron_graphs.targets.TARGETS`.
+        task: "causal-lm", "sequence-classification", "token-classification", "question-answering" or
+            "feature-extraction"; what the config's architecture says by default.
         dtype: run dtype; the target's first by default.
         max_seq_len: prompt and new tokens together.
         max_batch: rows at once.
@@ -87,6 +90,7 @@ def build(
         Checkpoint.resolve(checkpoint, revision),
         place,
         target,
+        task,
         dtype,
         (max_seq_len, max_batch, prefill_chunk),
         weights,
@@ -111,6 +115,7 @@ def _plan(
     source: Path,
     place: Path,
     target_name: str,
+    task: str | None,
     dtype: str | None,
     limits: tuple[int | None, int | None, int | None],
     weights: str,
@@ -121,7 +126,7 @@ def _plan(
     target = get_target(target_name)
     run_dtype = target.dtypes[0] if dtype is None else dtype
     target.check_dtype(run_dtype)
-    opened = Checkpoint.open(source)
+    opened = Checkpoint.open(source, task=task)
     if opened.directory.resolve().is_relative_to(place.resolve()):
         raise BundleError(
             "the checkpoint inside the output", "two separate folders", "choose another --output", where=str(place)

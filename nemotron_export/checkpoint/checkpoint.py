@@ -12,7 +12,7 @@ from nemotron_errors import CheckpointError
 
 from nemotron_export.config import NemotronConfig
 
-from .expected import backbone_prefix
+from .expected import backbone_prefix, task_of_architecture
 from .files import list_folder, quote, read_json
 from .hub import resolve
 from .index import Shard, read_index
@@ -72,14 +72,19 @@ class Checkpoint:
         return resolve(path_or_id, revision=revision, token=token, offline=offline)
 
     @classmethod
-    def open(cls, path: str | Path, *, task: str = "causal-lm") -> Checkpoint:
+    def open(cls, path: str | Path, *, task: str | None = "causal-lm") -> Checkpoint:
         """Opens a local folder: reads config.json and the headers of its safetensors files, and no tensor.
+
+        Args:
+            path: the folder.
+            task: whose state dict is wanted; None: that of the config's architecture, "causal-lm" where it names none.
 
         Raises:
             CheckpointError: for a folder or a weight file that is missing, broken, or does not fit the config.
             ConfigError: for a config.json that is not a Nemotron this project reproduces.
         """
-        backbone_prefix(task)
+        if task is not None:
+            backbone_prefix(task)
         directory = Path(path)
         expected = "a checkpoint's folder (config.json and safetensors files)"
         if os.path.isfile(directory):  # unlike pathlib's it never raises
@@ -91,6 +96,8 @@ class Checkpoint:
         config_path = directory / "config.json"
         config = NemotronConfig.from_dict(read_json(config_path, "a model's config"), where=str(config_path))
         shards, stored = read_index(directory, names)
+        if task is None:
+            task = task_of_architecture(config)
         tensors, dtype, tied = fit(directory, config, task, stored)
         return cls(
             directory=directory.absolute(),

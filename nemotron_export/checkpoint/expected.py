@@ -11,7 +11,7 @@ from .files import quote
 if TYPE_CHECKING:
     from nemotron_export.config import NemotronConfig
 
-__all__ = ["TASKS", "backbone_prefix", "expected_tensors", "is_matrix"]
+__all__ = ["TASKS", "backbone_prefix", "expected_tensors", "is_matrix", "task_of_architecture"]
 
 # Task -> (the prefix of the backbone's names, the class in transformers).
 TASKS = {
@@ -32,6 +32,12 @@ def backbone_prefix(task: str) -> str:
     if task not in TASKS:
         raise CheckpointError(f"the task {task!r}", f"one of {', '.join(TASKS)}", "choose one of them", where="task")
     return TASKS[task][0]
+
+
+def task_of_architecture(config: NemotronConfig) -> str:
+    """The task of the first architecture that the config names, "causal-lm" where it names none."""
+    named = config.architectures or []
+    return next((task for name in named for task, (_, cls) in TASKS.items() if cls == name), "causal-lm")
 
 
 def is_matrix(name: str) -> bool:

@@ -19,6 +19,13 @@ def build(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The bundle's folder; must not exist.")],
     target: Annotated[str, typer.Option(help="Where the bundle runs; `doctor` lists the targets.")] = "ort-cpu",
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="causal-lm, sequence-classification, token-classification, question-answering or "
+            "feature-extraction; by default what the config's architecture says."
+        ),
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="Run dtype; by default the target's first.")] = None,
     max_seq_len: Annotated[
         int | None, typer.Option(min=2, help="Prompt and new tokens together; at most 4096 by default.")
@@ -45,7 +52,7 @@ def build(
     try:
         with show_progress() as progress:
             path = run_build(
-                checkpoint, output, target=target, dtype=dtype, max_seq_len=max_seq_len, max_batch=max_batch,
+                checkpoint, output, target=target, task=task, dtype=dtype, max_seq_len=max_seq_len, max_batch=max_batch,
                 prefill_chunk=prefill_chunk, weights=weights, parity=parity, scan=scan, overwrite=overwrite,
                 keep_failed=keep_failed, revision=revision, progress=progress,
             )  # fmt: skip

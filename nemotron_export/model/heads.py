@@ -55,6 +55,10 @@ class _NemotronWithHead(NemotronPreTrainedModel):
         if bias:
             nn.init.zeros_(projection.bias)
         setattr(self, head, projection)
+        self._head_name = head
+
+    def head(self, hidden_BSE: torch.Tensor) -> torch.Tensor:
+        return getattr(self, self._head_name)(hidden_BSE)
 
     def _hidden(
         self,
@@ -112,7 +116,7 @@ class NemotronForSequenceClassification(_NemotronWithHead):
         """
         inputs = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
         out, hidden_BSE = self._hidden(*inputs, options)
-        logits_BSC = self.score(hidden_BSE)
+        logits_BSC = self.head(hidden_BSE)
         rows = torch.arange(len(logits_BSC), device=logits_BSC.device)
         pooled_BC = logits_BSC[rows, self._pooled(input_ids, logits_BSC)]
         loss = None
@@ -162,7 +166,7 @@ class NemotronForTokenClassification(_NemotronWithHead):
         """Arguments as :meth:`NemotronModel.forward`, and labels [B, S]. Logits are [B, S, C]."""
         inputs = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
         out, hidden_BSE = self._hidden(*inputs, options)
-        logits_BSC = self.score(self.dropout(hidden_BSE))
+        logits_BSC = self.head(self.dropout(hidden_BSE))
         loss = None if labels is None else token_loss(logits_BSC, labels)
         result = TokenClassifierOutput(loss, logits_BSC, out.hidden_states, out.attentions)
         return finish(result, return_dict, self.config)
@@ -193,7 +197,7 @@ class NemotronForQuestionAnswering(_NemotronWithHead):
         """Arguments as :meth:`NemotronModel.forward`, and the span's positions [B]. Logits are [B, S] each."""
         inputs = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
         out, hidden_BSE = self._hidden(*inputs, options)
-        start_BS1, end_BS1 = self.qa_outputs(hidden_BSE).split(1, dim=-1)
+        start_BS1, end_BS1 = self.head(hidden_BSE).split(1, dim=-1)
         start_BS, end_BS = start_BS1.squeeze(-1).contiguous(), end_BS1.squeeze(-1).contiguous()
         loss = None
         if start_positions is not None and end_positions is not None:

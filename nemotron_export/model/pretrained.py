@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from nemotron_errors import RequestError
 from torch import nn
 
 from nemotron_export.config import NemotronConfig
+from nemotron_export.model.dialect import DialectPath
 from nemotron_export.model.layernorm import LayerNorm1P
 
 __all__ = ["NemotronPreTrainedModel"]
 
 
-class NemotronPreTrainedModel(nn.Module):
+class NemotronPreTrainedModel(DialectPath):
     """A Nemotron of any head.
 
     Attributes:
         config: the model's config.
-        base_model_prefix: the attribute that holds the base model, and the prefix of its state-dict keys.
         generation_config: the checkpoint's settings for ``generate``; empty where there are none.
     """
-
-    base_model_prefix: ClassVar[str] = "model"
 
     def __init__(self, config: NemotronConfig) -> None:
         super().__init__()
@@ -90,11 +88,6 @@ class NemotronPreTrainedModel(nn.Module):
     def dtype(self) -> torch.dtype:
         """The weights' dtype."""
         return next(self.parameters()).dtype
-
-    @property
-    def base_model(self) -> nn.Module:
-        """The model without its head."""
-        return getattr(self, self.base_model_prefix, self)
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The token embedding."""

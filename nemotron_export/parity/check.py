@@ -50,7 +50,9 @@ def check_parity(
     """
     with quiet_about_parity():
         opened = Bundle.open(bundle, weights_dir=weights_dir, allow_unverified=True)
-    source = Checkpoint.open(opened.weights_directory if checkpoint is None else Path(checkpoint))
+    source = Checkpoint.open(
+        opened.weights_directory if checkpoint is None else Path(checkpoint), task=opened.manifest.task
+    )
     _check_same_weights(opened, source)
     stored = read_reference(opened.file(REFERENCE_FILE)) if REFERENCE_FILE in opened.manifest.files else None
     fresh = reference_for(

@@ -48,22 +48,28 @@ class PromptPlan:
         }
 
 
-def plan_prompts(vocab_size: int, max_seq_len: int, encode: Callable[[str], Sequence[int]] | None = None) -> PromptPlan:
+def plan_prompts(
+    vocab_size: int,
+    max_seq_len: int,
+    encode: Callable[[str], Sequence[int]] | None = None,
+    greedy_steps: int = GREEDY_STEPS,
+) -> PromptPlan:
     """Chooses the prompts for a bundle's limits.
 
     Args:
         vocab_size: ids are below it.
         max_seq_len: prompt and greedy tokens together stay within it.
         encode: the tokenizer's; random ids by a fixed seed without one.
+        greedy_steps: wanted behind each prompt; 0 where the task makes no text.
 
     Returns:
         Prompts in ascending length, each int64 [n], and the number of greedy steps.
     """
-    steps = min(GREEDY_STEPS, max_seq_len // 2)
+    steps = min(greedy_steps, max_seq_len // 2)
     longest = max_seq_len - steps
     notes = []
-    if steps < GREEDY_STEPS:
-        notes.append(f"max_seq_len {max_seq_len} leaves room for {steps} greedy steps, not {GREEDY_STEPS}")
+    if steps < greedy_steps:
+        notes.append(f"max_seq_len {max_seq_len} leaves room for {steps} greedy steps, not {greedy_steps}")
     if longest < LONG_PROMPT:
         notes.append(f"max_seq_len {max_seq_len} leaves room for a prompt of {longest} tokens, not {LONG_PROMPT}")
     lengths = sorted({*(n for n in SHORT_PROMPTS if n <= longest), min(LONG_PROMPT, longest)})

@@ -1,12 +1,14 @@
 """What eager PyTorch computes in fp32: the numbers that every bundle of a checkpoint is judged by.
 
-Shapes: n prompt tokens, k positions with logits, m greedy tokens, j steps with logits, V vocabulary.
+Shapes: n prompt tokens, k positions with logits, m greedy tokens, j steps with logits, V values of each position (the
+vocabulary for a language model).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,21 +18,25 @@ from nemotron_runtime.tokenizer import Tokenizer
 
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.environment import environment
-from nemotron_export.model import NemotronForCausalLM
-from nemotron_export.model.load import load_model
-from nemotron_export.parity.prompts import PromptPlan, plan_prompts
+from nemotron_export.model.load import load_task_model
+from nemotron_export.model.pretrained import NemotronPreTrainedModel
+from nemotron_export.parity.prompts import GREEDY_STEPS, PromptPlan, plan_prompts
 from nemotron_export.progress import Progress, silent
 
 __all__ = ["eager_rmse", "make_reference", "reference_for"]
 
+_LM_POSITIONS = 3
+_HEAD_POSITIONS = 64
+
 
 def make_reference(
-    model: NemotronForCausalLM, plan: PromptPlan, on_prompt: Callable[[int, int], None] = lambda done, total: None
+    model: NemotronPreTrainedModel, plan: PromptPlan, on_prompt: Callable[[int, int], None] = lambda done, total: None
 ) -> tuple[ReferencePrompt, ...]:
     """Runs the model over the plan's prompts, one by one, without padding, behind a dynamic cache.
 
-    Logits are kept at the first, middle and last position of a prompt, and after the first, middle and last greedy
-    token that is fed: a row of a large vocabulary is a megabyte.
+    A language model's logits are kept at the first, middle and last position of a prompt, and after the first, middle
+    and last greedy token that is fed: a row of a large vocabulary is a megabyte. Other heads' outputs are kept at up
+    to 64 positions.
 
     Args:
         model: in fp32 and eval mode.
@@ -45,16 +51,35 @@ def make_reference(
     return tuple(made)
 
 
+class _Run:
+    """One prompt through a model of any task, behind a dynamic cache."""
+
+    def __init__(self, model: NemotronPreTrainedModel) -> None:
+        self._model = model
+        self._cache: Any = None
+
+    def feed(self, ids: np.ndarray, positions: np.ndarray) -> torch.Tensor:
+        """Outputs [k, V] at chosen positions of the new tokens."""
+        out = self._model.base_model(torch.from_numpy(ids)[None], past_key_values=self._cache, use_cache=True)
+        self._cache = out.past_key_values
+        return self._model.head(out.last_hidden_state[:, torch.from_numpy(positions)])[0]
+
+    def step(self, token: int) -> torch.Tensor:
+        """Outputs [V] behind one more token."""
+        return self.feed(np.array([token]), np.zeros(1, np.int64))[0]
+
+
 @torch.inference_mode()
-def _one_prompt(model: NemotronForCausalLM, ids: np.ndarray, steps: int) -> ReferencePrompt:
+def _one_prompt(model: NemotronPreTrainedModel, ids: np.ndarray, steps: int) -> ReferencePrompt:
     n = len(ids)
-    positions = sorted({0, n // 2, n - 1})
+    count = _LM_POSITIONS if steps else min(n, _HEAD_POSITIONS)
+    positions = np.unique(np.linspace(0, n - 1, count).round().astype(np.int64))
     # the last greedy token is never fed
     step_positions = sorted({p for p in (0, steps // 2, steps - 2) if 0 <= p < steps - 1})
-    output = model(torch.from_numpy(ids)[None], use_cache=True, logits_to_keep=torch.tensor(positions))
-    logits_KV = output.logits[0].numpy().copy()
+    run = _Run(model)
+    outputs_kV = run.feed(ids, positions)
     greedy, margins, step_logits = [], [], []
-    last_V = output.logits[0, -1]
+    last_V = outputs_kV[-1]
     for step in range(steps):
         best, second = torch.topk(last_V, 2).values.tolist()
         # topk may break a tie in another way than argmax, which generation uses
@@ -62,34 +87,32 @@ def _one_prompt(model: NemotronForCausalLM, ids: np.ndarray, steps: int) -> Refe
         margins.append(best - second)
         if step == steps - 1:
             break
-        output = model(torch.tensor([[greedy[-1]]]), past_key_values=output.past_key_values, use_cache=True)
-        last_V = output.logits[0, -1]
+        last_V = run.step(greedy[-1])
         if step in step_positions:
             step_logits.append(last_V.numpy().copy())
     return ReferencePrompt(
         ids=ids,
-        positions=np.asarray(positions, np.int64),
-        logits=logits_KV,
+        positions=positions,
+        logits=outputs_kV.numpy().copy(),
         greedy=np.asarray(greedy, np.int64),
         margins=np.asarray(margins, np.float32),
         step_positions=np.asarray(step_positions, np.int64),
-        step_logits=np.stack(step_logits) if step_logits else np.zeros((0, logits_KV.shape[1]), np.float32),
+        step_logits=np.stack(step_logits) if step_logits else np.zeros((0, outputs_kV.shape[1]), np.float32),
     )
 
 
 @torch.inference_mode()
-def eager_rmse(model: NemotronForCausalLM, prompts: Sequence[ReferencePrompt]) -> float:
-    """RMSE of a low-precision model's logits against the reference's, fed with the reference's own tokens."""
+def eager_rmse(model: NemotronPreTrainedModel, prompts: Sequence[ReferencePrompt]) -> float:
+    """RMSE of a low-precision model's outputs against the reference's, fed with the reference's own tokens."""
     squares = []
     for prompt in prompts:
-        kept = torch.from_numpy(prompt.positions)
-        output = model(torch.from_numpy(prompt.ids)[None], use_cache=True, logits_to_keep=kept)
-        squares.append(np.square(output.logits[0].float().numpy() - prompt.logits, dtype=np.float64).ravel())
+        run = _Run(model)
+        outputs_kV = run.feed(prompt.ids, prompt.positions).float().numpy()
+        squares.append(np.square(outputs_kV - prompt.logits, dtype=np.float64).ravel())
         for step in range(int(prompt.step_positions[-1]) + 1 if len(prompt.step_positions) else 0):
-            token_BS = torch.tensor([[int(prompt.greedy[step])]])
-            output = model(token_BS, past_key_values=output.past_key_values, use_cache=True)
+            output_V = run.step(int(prompt.greedy[step])).float().numpy()
             for expected_V in prompt.step_logits[prompt.step_positions == step]:
-                squares.append(np.square(output.logits[0, -1].float().numpy() - expected_V, dtype=np.float64))
+                squares.append(np.square(output_V - expected_V, dtype=np.float64))
     return float(np.sqrt(np.concatenate(squares).mean()))
 
 
@@ -120,21 +143,24 @@ def reference_for(
     """
     if plan is None:
         encode = _encoder(tokenizer_files or checkpoint.directory, checkpoint.config.vocab_size)
-        plan = plan_prompts(checkpoint.config.vocab_size, max_seq_len, encode)
+        steps = GREEDY_STEPS if checkpoint.task == "causal-lm" else 0
+        plan = plan_prompts(checkpoint.config.vocab_size, max_seq_len, encode, steps)
     progress("load fp32 reference", 0, 0)
     prompts = make_reference(
-        load_model(checkpoint, torch.float32), plan, lambda done, total: progress("eager PyTorch, fp32", done, total)
+        load_task_model(checkpoint, torch.float32),
+        plan,
+        lambda done, total: progress("eager PyTorch, fp32", done, total),
     )
     rmse = None
     if run_dtype != "float32":
         progress(f"eager PyTorch, {run_dtype}", 0, 0)
-        rmse = eager_rmse(load_model(checkpoint, getattr(torch, run_dtype)), prompts)
+        rmse = eager_rmse(load_task_model(checkpoint, getattr(torch, run_dtype)), prompts)
     judge = {
         **plan.to_dict(),
         "model": "eager PyTorch, float32, sdpa, dynamic cache",
         "environment": environment(torch.get_num_threads()),
     }
-    return Reference(prompts, eager_rmse=rmse, judge=judge)
+    return Reference(prompts, eager_rmse=rmse, judge=judge, task=checkpoint.task)
 
 
 def _encoder(folder: Path, vocab_size: int) -> Callable[[str], list[int]] | None:

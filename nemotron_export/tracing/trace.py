@@ -1,4 +1,4 @@
-"""The reference model → the dialect graph of a causal language model.
+"""The reference model of any task → its dialect graph.
 
 Dims: batch rows, tokens (new ones per row), positions (that get logits), cache_len (slots), table (RoPE positions).
 """
@@ -9,17 +9,19 @@ import onnx_ir as ir
 import torch
 from nemotron_graphs.ops import DOMAIN, DOMAIN_VERSION
 
+from nemotron_export.checkpoint.expected import backbone_prefix
 from nemotron_export.config import NemotronConfig
-from nemotron_export.model import NemotronForCausalLM
 from nemotron_export.model.decoder import NemotronDecoderLayer
+from nemotron_export.model.load import MODEL_CLASSES
+from nemotron_export.model.pretrained import NemotronPreTrainedModel
 from nemotron_export.tracing.exporter import OPSET, ExampleInput, TracedPart, trace_module
 from nemotron_export.tracing.stamp import GraphBuilder
 
-__all__ = ["trace", "trace_whole"]
+__all__ = ["output_name", "trace", "trace_whole"]
 
 
 class _Embed(torch.nn.Module):
-    def __init__(self, model: NemotronForCausalLM) -> None:
+    def __init__(self, model: NemotronPreTrainedModel) -> None:
         super().__init__()
         self.model = model
 
@@ -28,9 +30,9 @@ class _Embed(torch.nn.Module):
 
 
 class _Layer(torch.nn.Module):
-    def __init__(self, model: NemotronForCausalLM) -> None:
+    def __init__(self, model: NemotronPreTrainedModel) -> None:
         super().__init__()
-        layer = model.model.layers[0]
+        layer = model.base_model.layers[0]
         assert isinstance(layer, NemotronDecoderLayer)
         self.layer = layer
 
@@ -39,7 +41,7 @@ class _Layer(torch.nn.Module):
 
 
 class _Head(torch.nn.Module):
-    def __init__(self, model: NemotronForCausalLM) -> None:
+    def __init__(self, model: NemotronPreTrainedModel) -> None:
         super().__init__()
         self.model = model
 
@@ -48,10 +50,10 @@ class _Head(torch.nn.Module):
 
 
 class _Whole(torch.nn.Module):
-    def __init__(self, model: NemotronForCausalLM) -> None:
+    def __init__(self, model: NemotronPreTrainedModel) -> None:
         super().__init__()
         self.model = model
-        self.layers = len(model.model.layers)
+        self.layers = len(model.base_model.layers)
 
     def forward(self, *args: torch.Tensor) -> tuple[torch.Tensor, ...]:
         input_ids, query_start, query_length, logits_index, cos, sin, *caches = args
@@ -68,9 +70,15 @@ class _Whole(torch.nn.Module):
         return (logits, *keys, *values)
 
 
-def _meta_model(config: NemotronConfig, dtype: torch.dtype, layers: int) -> NemotronForCausalLM:
+def _meta_model(config: NemotronConfig, dtype: torch.dtype, layers: int, task: str) -> NemotronPreTrainedModel:
     with torch.device("meta"):
-        return NemotronForCausalLM(config.replace(num_hidden_layers=layers)).to(dtype).eval()
+        made = MODEL_CLASSES[task](config.replace(num_hidden_layers=layers))  # type: ignore[call-arg]
+        return made.to(dtype).eval()
+
+
+def output_name(task: str) -> str:
+    """What a task's graph calls its output [batch, positions, C]."""
+    return "last_hidden_state" if task == "feature-extraction" else "logits"
 
 
 def _inputs(config: NemotronConfig, dtype: torch.dtype) -> dict[str, ExampleInput]:
@@ -94,7 +102,7 @@ def _inputs(config: NemotronConfig, dtype: torch.dtype) -> dict[str, ExampleInpu
 _ROW_INPUTS = ("input_ids", "query_start", "query_length", "logits_index", "cos", "sin")
 
 
-def trace(config: NemotronConfig, dtype: torch.dtype) -> ir.Model:
+def trace(config: NemotronConfig, dtype: torch.dtype, task: str = "causal-lm") -> ir.Model:
     """Traces embedding, one decoder layer and head, and stamps the layer ``num_hidden_layers`` times.
 
     Nothing is loaded: the modules live on the meta device.
@@ -102,14 +110,17 @@ def trace(config: NemotronConfig, dtype: torch.dtype) -> ir.Model:
     Args:
         config: the checkpoint's config.
         dtype: the dtype that the graph computes in.
+        task: a key of ``MODEL_CLASSES``.
 
     Returns:
         The dialect graph. Inputs: ``input_ids`` int64 [batch, tokens], ``query_start`` and ``query_length`` int64
         [batch], ``logits_index`` int64 [batch, positions], ``cos`` and ``sin`` [table, R/2], ``k_cache.{l}`` and
         ``v_cache.{l}`` [batch, G, cache_len, D], then every weight under its name in the checkpoint. Outputs:
-        ``logits`` [batch, positions, vocab], ``k_cache_out.{l}``, ``v_cache_out.{l}``.
+        ``logits`` [batch, positions, vocab or classes] (``last_hidden_state`` for feature-extraction),
+        ``k_cache_out.{l}``, ``v_cache_out.{l}``.
     """
-    model = _meta_model(config, dtype, layers=1)
+    model = _meta_model(config, dtype, 1, task)
+    prefix = backbone_prefix(task)
     described = _inputs(config, dtype)
 
     def part(module: torch.nn.Module, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> TracedPart:
@@ -145,7 +156,7 @@ def trace(config: NemotronConfig, dtype: torch.dtype) -> ir.Model:
     )
     updated: dict[str, ir.Value] = {}
     for index in range(config.num_hidden_layers):
-        path = f"model.layers.{index}"
+        path = f"{prefix}layers.{index}"
         hidden, updated[f"k_cache_out.{index}"], updated[f"v_cache_out.{index}"] = builder.stamp(
             layer.model.graph,
             [
@@ -163,15 +174,15 @@ def trace(config: NemotronConfig, dtype: torch.dtype) -> ir.Model:
     head_weights = {name: _tied(config, name) for name in head.weights}
     (logits,) = builder.stamp(head.model.graph, [hidden, rows["logits_index"]], head_weights, "")
     keys_then_values = dict(sorted(updated.items(), key=lambda item: item[0][0]))
-    return builder.finish({"logits": logits, **keys_then_values})
+    return builder.finish({output_name(task): logits, **keys_then_values})
 
 
-def trace_whole(config: NemotronConfig, dtype: torch.dtype) -> ir.Model:
+def trace_whole(config: NemotronConfig, dtype: torch.dtype, task: str = "causal-lm") -> ir.Model:
     """Traces all layers in one go: what :func:`trace` must equal. Cost grows with depth."""
-    model = _meta_model(config, dtype, config.num_hidden_layers)
+    model = _meta_model(config, dtype, config.num_hidden_layers, task)
     described = _inputs(config, dtype)
     inputs = [described[n] for n in _ROW_INPUTS]
-    outputs = ["logits"]
+    outputs = [output_name(task)]
     for kind in ("k", "v"):
         for index in range(config.num_hidden_layers):
             inputs.append(ExampleInput(f"{kind}_cache.{index}", described["k_cache"].dims, dtype))

@@ -17,6 +17,7 @@ __all__ = [
     "FORMAT",
     "MANIFEST_FILE",
     "FileRecord",
+    "HeadRecord",
     "Limits",
     "Manifest",
     "ModelRecord",
@@ -24,6 +25,7 @@ __all__ = [
     "ParityState",
     "ScanRecord",
     "SessionRecord",
+    "Task",
     "WeightsFile",
     "WeightsRecord",
 ]
@@ -32,6 +34,9 @@ FORMAT = 1
 MANIFEST_FILE = "manifest.json"
 
 ParityState = Literal["passed", "pending", "waived"]
+Task = Literal[
+    "causal-lm", "sequence-classification", "token-classification", "question-answering", "feature-extraction"
+]
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,24 @@ class ModelRecord:
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
     pad_token_id: int | None
+
+
+@dataclass(frozen=True)
+class HeadRecord:
+    """What the graph gives for each position asked for.
+
+    Attributes:
+        output: name of the graph's output: "logits", or "last_hidden_state" without a head.
+        size: its values per position: the vocabulary, classes, start and end of an answer (2), or hidden_size.
+        labels: names of the classes, in order; none for the other tasks.
+        problem_type: Hugging Face's, for sequence classification: "regression", "single_label_classification",
+            "multi_label_classification", or None where the config does not say.
+    """
+
+    output: str
+    size: int
+    labels: tuple[str, ...]
+    problem_type: str | None
 
 
 @dataclass(frozen=True)
@@ -157,7 +180,7 @@ class Manifest:
         producer: versions of what built the bundle.
         created: when, ISO 8601.
         target: name of the target.
-        task: "causal-lm".
+        task: what the head is for.
         dtype: the dtype that the graph computes in.
         files: every small file of the bundle except manifest.json and parity.json.
     """
@@ -165,9 +188,10 @@ class Manifest:
     producer: dict[str, str]
     created: str
     target: str
-    task: str
+    task: Task
     dtype: str
     model: ModelRecord
+    head: HeadRecord
     limits: Limits
     session: SessionRecord
     files: dict[str, FileRecord]
@@ -230,6 +254,9 @@ class Manifest:
             # a name that climbs out would let a bundle point at any file
             inside = name not in ("", ".", "..") and not any(sign in name for sign in ("\\", "\0")) and ".." not in name
             _require(inside and not name.startswith("/"), repr(name), "a name inside the folder", where)
+        _require(self.head.size >= 1, str(self.head.size), "at least 1", f"{where}.head.size")
+        named = len(self.head.labels) in (0, self.head.size)
+        _require(named, f"{len(self.head.labels)} labels", f"{self.head.size}, or none", f"{where}.head.labels")
         _require(self.session.graph in self.files, f"no record of {self.session.graph}", "its hash", f"{where}.files")
         for file in self.weights.files:
             count = -(-file.size // self.weights.chunk_bytes)

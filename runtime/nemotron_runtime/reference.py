@@ -1,6 +1,7 @@
 """reference.safetensors: what eager PyTorch computes in fp32, for the judge.
 
-Shapes: n prompt tokens, k positions with logits, m greedy tokens, j steps with logits, V vocabulary.
+Shapes: n prompt tokens, k positions with logits, m greedy tokens, j steps with logits, V values of each position: the
+vocabulary, or what another task's head gives (then m = j = 0).
 """
 
 from __future__ import annotations
@@ -66,12 +67,14 @@ class Reference:
         eager_rmse: RMSE of PyTorch's own run in the bundle's dtype against these logits, over all prefill and step
             logits; None for fp32.
         judge: how the reference was made.
+        task: what the head is for.
     """
 
     prompts: tuple[ReferencePrompt, ...]
     tolerance: float = TOLERANCE
     eager_rmse: float | None = None
     judge: Mapping[str, Any] = field(default_factory=dict)
+    task: str = "causal-lm"
 
     @property
     def logit_range(self) -> float:
@@ -91,6 +94,7 @@ def write_reference(path: str | Path, reference: Reference) -> None:
     metadata = {
         "format": _FORMAT,
         "kind": _KIND,
+        "task": reference.task,
         "tolerance": repr(reference.tolerance),
         "logit_range": repr(reference.logit_range),
         "judge": json.dumps(dict(reference.judge), sort_keys=True),
@@ -132,13 +136,14 @@ def read_reference(path: str | Path) -> Reference:
         tolerance = float(metadata["tolerance"])
         rmse = float(metadata["eager_rmse"]) if "eager_rmse" in metadata else None
         judge = json.loads(metadata.get("judge", "{}"))
+        task = metadata["task"]
     except (KeyError, ValueError) as error:
         raise BundleError(f"broken metadata ({error})", "numbers", _REMEDY, where=where) from error
     count = len({name.split("/")[0] for name in tensors})
     prompts = tuple(_read_prompt(tensors, f"{i:03d}", where) for i in range(count))
     if not prompts or not (np.isfinite(tolerance) and tolerance > 0):
         raise BundleError(f"{count} prompts, tolerance {tolerance}", "prompts and a tolerance", _REMEDY, where=where)
-    return Reference(prompts, tolerance, rmse, judge)
+    return Reference(prompts, tolerance, rmse, judge, task)
 
 
 def _read_prompt(tensors: dict[str, npt.NDArray[Any]], key: str, where: str) -> ReferencePrompt:

@@ -203,6 +203,7 @@ def make_bundle(
             "config": {"model_type": "nemotron"}, "vocab_size": model.V, "num_layers": 1, "num_kv_heads": model.G,
             "head_dim": model.D, "eos_token_ids": [3], "bos_token_id": 2, "pad_token_id": None,
         },
+        "head": {"output": "logits", "size": model.V, "labels": [], "problem_type": None},
         "limits": {"max_seq_len": max_seq_len, "max_batch": max_batch, "prefill_chunk": prefill_chunk},
         "session": {
             "kind": "onnxruntime", "provider": "CPUExecutionProvider", "graph": "model.onnx", "cache_dtype": "float32",

@@ -167,7 +167,7 @@ def test_low_precision_needs_pytorchs_own_rmse():
 
 
 def test_a_reference_of_another_model_or_past_the_limits():
-    with pytest.raises(BundleError, match="logits of 32 tokens"):
+    with pytest.raises(BundleError, match="outputs of 32 values"):
         judge(ToySession(vocab_size=33), REFERENCE, "float32")
     with pytest.raises(LimitError, match=r"17 prompt tokens and 8 greedy ones.*at most 20"):
         judge(ToySession(max_seq_len=20), REFERENCE, "float32")
@@ -201,7 +201,7 @@ def test_broken_references(tmp_path):
         read_reference(path)
     write_reference(path, REFERENCE)
     tensors = load_file(path)
-    good = {"format": "1", "kind": "nemotron-reference", "tolerance": "1e-4"}
+    good = {"format": "1", "kind": "nemotron-reference", "tolerance": "1e-4", "task": "causal-lm"}
     for change in ({"format": "2"}, {"kind": "other"}, {"tolerance": "x"}, {"tolerance": "nan"}, {"tolerance": "0"}):
         save_file(tensors, path, metadata={**good, **change})
         with pytest.raises(BundleError):

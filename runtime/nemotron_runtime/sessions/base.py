@@ -1,6 +1,7 @@
 """The session interface, and prefill, decode and logits in terms of one forward pass.
 
-Shapes: B rows, S new tokens, K positions whose logits are wanted, V vocabulary.
+Shapes: B rows, S new tokens, K positions whose logits are wanted, V values per position (the vocabulary; classes or
+hidden_size where the bundle's task has another head).
 """
 
 from __future__ import annotations
@@ -50,13 +51,15 @@ class Session(ABC):
     returned hold until the session's next call; copy what must live longer.
 
     Attributes:
-        vocab_size: V.
+        vocab_size: token ids are below it.
         limits: what the session can take at most.
+        output_size: V; vocab_size for a language model.
     """
 
-    def __init__(self, vocab_size: int, limits: Limits) -> None:
+    def __init__(self, vocab_size: int, limits: Limits, output_size: int | None = None) -> None:
         self.vocab_size = vocab_size
         self.limits = limits
+        self.output_size = vocab_size if output_size is None else output_size
         self._slots = 0
         self._lengths_B: Ids = np.zeros(0, np.int64)
 
@@ -154,7 +157,7 @@ class Session(ABC):
             remedy = "reset with more slots"
             raise LimitError(f"{longest} tokens in a row", f"at most {self._slots}", remedy, where="sequence")
         width = min(chunk or self.limits.prefill_chunk, self.limits.prefill_chunk)
-        results = [np.empty((len(p), self.vocab_size), np.float32) for p in wanted]
+        results = [np.empty((len(p), self.output_size), np.float32) for p in wanted]
         offset, end = 0, int(length_B.max())
         while offset < end:
             # padding of short rows stays inside the cache; rows that start empty never need the bound

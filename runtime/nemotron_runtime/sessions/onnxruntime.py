@@ -1,6 +1,6 @@
 """The session that runs a bundle's graph with ONNX Runtime, its KV cache written in place.
 
-Shapes: B rows, S new tokens, K positions whose logits are wanted, V vocabulary, G key/value heads, T cache slots,
+Shapes: B rows, S new tokens, K positions whose outputs are wanted, V values of each, G key/value heads, T cache slots,
 D head_dim.
 """
 
@@ -41,7 +41,8 @@ class OnnxRuntimeSession(Session):
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         manifest = bundle.manifest
-        super().__init__(manifest.model.vocab_size, manifest.limits)
+        super().__init__(manifest.model.vocab_size, manifest.limits, manifest.head.size)
+        self._output = manifest.head.output
         self._by_row = manifest.session.prefill_rows == "one"
         self._cache_dtype = _cache_dtype(manifest.session.cache_dtype, bundle)
         self._heads, self._head_dim = manifest.model.num_kv_heads, manifest.model.head_dim
@@ -52,7 +53,7 @@ class OnnxRuntimeSession(Session):
         self._session: Any = _open_session(bundle, threads)
         self._row_inputs = [name for name in _ROW_INPUTS if name in _names(self._session.get_inputs())]
         _check_names(bundle, self._session, cache_names)
-        (logits,) = (value for value in self._session.get_outputs() if value.name == "logits")
+        (logits,) = (value for value in self._session.get_outputs() if value.name == self._output)
         if logits.type not in _ELEMENT_TYPES:
             remedy = "build the bundle again with another --dtype"
             raise BundleError(f"logits of {logits.type}", "float32 or float16", remedy, where=str(bundle.directory))
@@ -76,7 +77,7 @@ class OnnxRuntimeSession(Session):
         K = logits_index_BK.shape[1]
         if S == K == 1 and (query_length_B == 1).all():
             return self.step(input_ids_BS[:, 0], query_start_B)[:, None]
-        logits_BKV = np.zeros((B, K, self.vocab_size), self._logits_dtype)
+        logits_BKV = np.zeros((B, K, self.output_size), self._logits_dtype)
         if not self._by_row:
             inputs = (input_ids_BS, query_start_B, query_length_B, logits_index_BK)
             self._run(self._binding(None), inputs, logits_BKV)
@@ -104,7 +105,7 @@ class OnnxRuntimeSession(Session):
         self._session = None
 
     def _make_step(self) -> _Step:
-        step = _Step(self.rows, self.vocab_size, self._logits_dtype)
+        step = _Step(self.rows, self.output_size, self._logits_dtype)
         step.binding = self._new_binding(None)
         self._bind(step.binding, step.inputs(), step.logits_B1V)
         self._step = step
@@ -130,7 +131,7 @@ class OnnxRuntimeSession(Session):
         for name, value in zip(_ROW_INPUTS, inputs, strict=True):
             if name in self._row_inputs:
                 binding.bind_input(name, "cpu", 0, np.int64, value.shape, value.ctypes.data)
-        binding.bind_output("logits", "cpu", 0, self._logits_dtype, logits_BKV.shape, logits_BKV.ctypes.data)
+        binding.bind_output(self._output, "cpu", 0, self._logits_dtype, logits_BKV.shape, logits_BKV.ctypes.data)
 
     def _run(self, binding: Any, inputs: tuple[Ids, ...], logits_BKV: npt.NDArray[Any]) -> None:
         # bound by address: these must live until the run is over
@@ -142,12 +143,12 @@ class OnnxRuntimeSession(Session):
 class _Step:
     """The arrays of a decode step, bound once."""
 
-    def __init__(self, rows: int, vocab_size: int, logits_dtype: Any) -> None:
+    def __init__(self, rows: int, output_size: int, logits_dtype: Any) -> None:
         self.input_ids_B1 = np.zeros((rows, 1), np.int64)
         self.query_start_B = np.zeros(rows, np.int64)
         self.query_length_B = np.ones(rows, np.int64)
         self.logits_index_B1 = np.zeros((rows, 1), np.int64)
-        self.logits_B1V = np.zeros((rows, 1, vocab_size), logits_dtype)
+        self.logits_B1V = np.zeros((rows, 1, output_size), logits_dtype)
         self.binding: Any = None
 
     def inputs(self) -> tuple[Ids, ...]:
@@ -214,7 +215,7 @@ def _check_names(bundle: Bundle, session: Any, cache_names: list[str]) -> None:
         raise BundleError(
             f"inputs {', '.join(inputs)}", ", ".join(record.inputs), "build the bundle again", where=where
         )
-    expected = {"logits", *(name.replace("_cache.", "_cache_out.") for name in cache_names)}
+    expected = {bundle.manifest.head.output, *(name.replace("_cache.", "_cache_out.") for name in cache_names)}
     if set(outputs) != set(record.outputs) or set(outputs) != expected:
         raise BundleError(
             f"outputs {', '.join(outputs)}", ", ".join(record.outputs), "build the bundle again", where=where

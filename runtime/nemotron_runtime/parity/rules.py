@@ -1,0 +1,124 @@
+"""The two rules: fp32 by the largest difference, lower precision by RMSE beside PyTorch's own.
+
+Shapes: k positions with outputs, V values of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nemotron_runtime.generation import GenerationParams, generate
+from nemotron_runtime.parity.decisions import decision_flips
+from nemotron_runtime.parity.driver import Judge, prompt_name
+from nemotron_runtime.reference import Reference, ReferencePrompt
+from nemotron_runtime.report import ParityRow
+from nemotron_runtime.sessions import Session
+
+__all__ = ["FLIP_MARGIN", "RMSE_RATIO", "Fp32Judge", "LowPrecisionJudge"]
+
+# design: RMSE at most this much above PyTorch's own run in the same dtype
+RMSE_RATIO = 1.05
+# design: a greedy flip counts where the reference's margin exceeds so many times PyTorch's own RMSE
+FLIP_MARGIN = 4.0
+
+
+class Fp32Judge(Judge):
+    """max |Δ| / range of the reference's outputs at most the tolerance; tokens and decisions identical."""
+
+    def judge_whole(
+        self,
+        prompt: ReferencePrompt,
+        prefill: npt.NDArray[np.float32],
+        steps: npt.NDArray[np.float32],
+        choices: npt.NDArray[np.int64],
+    ) -> None:
+        name = prompt_name(len(prompt.ids))
+        self.judge_again("prefill", name, [(prefill, prompt.logits)])
+        if len(steps):
+            self.judge_again("cached decode", name, [(steps, prompt.step_logits)])
+        flips = decision_flips(self.reference.task, prefill, prompt.logits)
+        if flips is not None:
+            note = f"reference margins up to {flips.max():.3g}" if len(flips) else ""
+            row = ParityRow("decisions differing", name, float(len(flips)), 0.0, not len(flips), note)
+            self.rows.append(row)
+        if len(prompt.greedy):
+            self._judge_greedy(prompt)
+
+    def _judge_greedy(self, prompt: ReferencePrompt) -> None:
+        params = GenerationParams(max_new_tokens=len(prompt.greedy))
+        # free running: every token is the session's own
+        tokens = np.array(generate(self.session, [prompt.ids], params)[0].token_ids)
+        wrong = np.flatnonzero(tokens != prompt.greedy)
+        note = ""
+        if len(wrong):
+            at = int(wrong[0])
+            note = f"token {at} is {tokens[at]}, not {prompt.greedy[at]} (reference margin {prompt.margins[at]:.3g})"
+        check = f"greedy, {len(tokens)} tokens differing"
+        row = ParityRow(check, prompt_name(len(prompt.ids)), float(len(wrong)), 0.0, not len(wrong), note)
+        self.rows.append(row)
+
+    def judge_again(self, check: str, name: str, pairs: Sequence[tuple[Any, Any]]) -> None:
+        worst = max(float(np.abs(found - expected).max()) for found, expected in pairs)
+        # max() of Python may drop a NaN
+        finite = all(np.isfinite(found).all() for found, _ in pairs)
+        measured = worst / self.reference.logit_range if finite else float("nan")
+        tolerance = self.reference.tolerance
+        note = "" if finite else "NaN or infinity among the outputs"
+        self.rows.append(ParityRow(check, name, measured, tolerance, measured <= tolerance, note))
+
+    def finish(self) -> None:
+        # every fp32 row stands for itself
+        return
+
+
+class LowPrecisionJudge(Judge):
+    """RMSE beside PyTorch's own in the same dtype; tokens and decisions may flip where the reference hardly decides."""
+
+    def __init__(self, session: Session, reference: Reference) -> None:
+        super().__init__(session, reference)
+        assert reference.eager_rmse is not None
+        self._eager_rmse = reference.eager_rmse
+        self._pairs: list[tuple[Any, Any]] = []
+
+    def judge_whole(
+        self,
+        prompt: ReferencePrompt,
+        prefill: npt.NDArray[np.float32],
+        steps: npt.NDArray[np.float32],
+        choices: npt.NDArray[np.int64],
+    ) -> None:
+        self._pairs += [(prefill, prompt.logits), (steps, prompt.step_logits)]
+        name = prompt_name(len(prompt.ids))
+        flips = decision_flips(self.reference.task, prefill, prompt.logits)
+        if flips is not None:
+            count = float((flips > FLIP_MARGIN * self._eager_rmse).sum())
+            note = f"{len(flips)} flips, margins up to {flips.max():.3g}" if len(flips) else ""
+            self.rows.append(ParityRow("decisions, flips past the margin", name, count, 0.0, count == 0, note))
+        if not len(prompt.greedy):
+            return
+        flipped = choices != prompt.greedy
+        wrong = flipped & (prompt.margins > FLIP_MARGIN * self._eager_rmse)
+        note = f"{int(flipped.sum())} flips, margins up to {prompt.margins[flipped].max():.3g}" if flipped.any() else ""
+        count = float(wrong.sum())
+        check = f"greedy, {len(choices)} tokens, flips past the margin"
+        self.rows.append(ParityRow(check, name, count, 0.0, count == 0, note))
+
+    def judge_again(self, check: str, name: str, pairs: Sequence[tuple[Any, Any]]) -> None:
+        bound = max(self._eager_rmse, _rmse(self._pairs))
+        self._ratio(f"{check}, RMSE ratio", name, _rmse(pairs) / bound)
+
+    def finish(self) -> None:
+        ratio = _rmse(self._pairs) / self._eager_rmse
+        self._ratio("prefill and cached decode, RMSE ratio to PyTorch", "all", ratio)
+
+    def _ratio(self, check: str, name: str, ratio: float) -> None:
+        self.rows.append(ParityRow(check, name, ratio, RMSE_RATIO, ratio <= RMSE_RATIO))
+
+
+def _rmse(pairs: Sequence[tuple[Any, Any]]) -> float:
+    squares = np.concatenate([np.square(np.subtract(a, b, dtype=np.float64)).ravel() for a, b in pairs])
+    return float(np.sqrt(squares.mean()))
