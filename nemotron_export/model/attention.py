@@ -1,4 +1,4 @@
-"""Grouped-query attention in two paths over the same weights: ``hf`` (eager or sdpa) and ``dialect`` (what is traced).
+"""Grouped-query attention in two paths over the same weights: ``hf`` (the reference) and ``dialect`` (what is traced).
 
 Shapes: B rows, S new tokens, K keys, T cache slots, H query heads, G key/value heads, D head_dim, E hidden_size,
 R rotary_dim.
@@ -14,11 +14,12 @@ from torch import nn
 
 from nemotron_export.config import NemotronConfig
 from nemotron_export.model.cache import Cache
+from nemotron_export.model.flash import flash_attention
 from nemotron_export.model.rotary import apply_rotary
 
 __all__ = ["ATTENTION_IMPLEMENTATIONS", "Attention"]
 
-ATTENTION_IMPLEMENTATIONS = ("eager", "sdpa")
+ATTENTION_IMPLEMENTATIONS = ("eager", "sdpa", "flash_attention")
 
 
 def _repeat_heads(x_BGKD: torch.Tensor, times: int) -> torch.Tensor:
@@ -29,7 +30,7 @@ def _repeat_heads(x_BGKD: torch.Tensor, times: int) -> torch.Tensor:
 
 def _eager(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float, dropout: float
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     groups = q.shape[1] // k.shape[1]
     k, v = _repeat_heads(k, groups), _repeat_heads(v, groups)
     weights = torch.matmul(q, k.transpose(2, 3)) * scale
@@ -42,7 +43,7 @@ def _eager(
 
 def _sdpa(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float, dropout: float
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+) -> torch.Tensor:
     B, H, S, D = q.shape
     G = k.shape[1]
     grouped = H != G
@@ -61,7 +62,7 @@ def _sdpa(
     out = F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale, is_causal=causal, enable_gqa=enable_gqa
     )
-    return out.reshape(B, H, S, D), None
+    return out.reshape(B, H, S, D)
 
 
 class Attention(nn.Module):
@@ -102,14 +103,24 @@ class Attention(nn.Module):
 
         Returns:
             [B, S, E], and the weights [B, H, S, K] where the implementation has them (eager).
+
+        Raises:
+            RequestError: inputs that PyTorch's flash kernel does not take, where the implementation is that.
         """
         q_BHSD, k_BGSD, v_BGSD = (x.transpose(1, 2) for x in self._project(x_BSE))
         q_BHSD, k_BGSD = apply_rotary(q_BHSD, *rotary), apply_rotary(k_BGSD, *rotary)
         if cache is not None:
             k_BGSD, v_BGSD = cache.update(k_BGSD, v_BGSD, self.layer_idx)
-        attend = _eager if self.implementation == "eager" else _sdpa
         dropout = self.attention_dropout if self.training else 0.0
-        out_BHSD, weights = attend(q_BHSD, k_BGSD, v_BGSD, mask, self.scale, dropout)
+        inputs = (q_BHSD, k_BGSD, v_BGSD, mask, self.scale, dropout)
+        weights = None
+        if self.implementation == "flash_attention":
+            filled = cache.get_seq_length(self.layer_idx) if cache is not None and cache.fixed else k_BGSD.shape[2]
+            out_BHSD = flash_attention(*inputs, filled)
+        elif self.implementation == "eager":
+            out_BHSD, weights = _eager(*inputs)
+        else:
+            out_BHSD = _sdpa(*inputs)
         out_BSE = out_BHSD.transpose(1, 2).contiguous().reshape(*x_BSE.shape[:-1], -1)
         return self.o_proj(out_BSE), weights
 

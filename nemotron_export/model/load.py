@@ -47,7 +47,7 @@ def load_model(
     Args:
         checkpoint: an opened checkpoint of a causal model.
         dtype: what the model runs in; every tensor is cast to it, as transformers does.
-        attn_implementation: "eager" or "sdpa".
+        attn_implementation: "eager", "sdpa" or "flash_attention".
         device: where the weights go.
 
     Returns:

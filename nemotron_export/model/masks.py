@@ -29,8 +29,9 @@ def causal_mask(
         implementation: "eager" takes an additive mask, "sdpa" and "flash_attention" a boolean one or none.
 
     Returns:
-        None where plain causality says it all (the attention then sets ``is_causal``), else [B, 1, S, K]: boolean
-        (True = visible) or additive (0 and the dtype's lowest number).
+        None where plain causality says it all (the attention then sets ``is_causal``; "flash_attention" cuts the
+        keys behind the tokens off and lets a chunk see its past, too), else [B, 1, S, K]: boolean (True = visible)
+        or additive (0 and the dtype's lowest number).
     """
     if attention_mask is not None and attention_mask.ndim == 4:
         return attention_mask
@@ -46,8 +47,14 @@ def causal_mask(
     if attention_mask is None and cache is None and position_ids is not None:
         packed = _sequence_of(position_ids.expand(B, -1))
 
-    if implementation != "eager" and packed is None and _causality_says_it_all(padding, S, keys, offset, cache):
-        return None
+    if implementation != "eager" and packed is None:
+        if implementation == "flash_attention":
+            # no mask on CUDA: causality among the filled keys is all that its kernel can be told
+            plain = padding is None or bool(padding[:, : offset + S].all())
+        else:
+            plain = _causality_says_it_all(padding, S, keys, offset, cache)
+        if plain:
+            return None
     query = torch.arange(S, device=device) + offset
     key = torch.arange(keys, device=device)
     visible = (key[None, :] <= query[:, None])[None, None]

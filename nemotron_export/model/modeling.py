@@ -26,7 +26,7 @@ class NemotronModel(NemotronPreTrainedModel):
 
     Args:
         config: the model's config.
-        attn_implementation: "sdpa" or "eager".
+        attn_implementation: "sdpa", "eager" or "flash_attention".
     """
 
     def __init__(self, config: NemotronConfig, attn_implementation: str = "sdpa") -> None:

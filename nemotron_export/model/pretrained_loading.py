@@ -38,7 +38,7 @@ def from_pretrained(
         dtype: a torch dtype or its name; "auto" is the config's, or else the weights'.
         device_map: one device, as a name, a number, a torch.device or {"": device}; "auto" is
             :func:`infer_device`'s; None is the CPU.
-        attn_implementation: "eager" or "sdpa" (None).
+        attn_implementation: "eager", "sdpa" (None) or "flash_attention", PyTorch's flash kernel alone.
         revision: a branch, tag or commit of a hub id.
         token: an access token for the hub; None takes the one stored at login.
         local_files_only: ask no server.
