@@ -13,6 +13,7 @@ from nemotron_export.cli.doctor import doctor
 from nemotron_export.cli.generate import generate
 from nemotron_export.cli.guard import EXIT_CODES, guarded
 from nemotron_export.cli.inspect import inspect
+from nemotron_export.cli.tasks import answer, classify, embed, tag
 
 __all__ = ["app", "main"]
 
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for _command in (build, generate, parity, verify, inspect, doctor, demo):
+for _command in (build, generate, classify, tag, answer, embed, parity, verify, inspect, doctor, demo):
     app.command(epilog=_EPILOG)(guarded(_command))
 
 

@@ -9,21 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nemotron_export.cli.console import print_json, print_table, show_progress
+from nemotron_export.cli.loading import BundleArgument, JsonOutput, Threads, WeightsDir
 
 if TYPE_CHECKING:
     from nemotron_runtime.report import ParityReport
 
 __all__ = ["parity", "print_report", "verify"]
 
-_BUNDLE = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that `build` made.")]
-_WEIGHTS = Annotated[
-    Path | None, typer.Option("--weights-dir", help="Where the weight files are now, if they were moved.")
-]
-_THREADS = Annotated[int | None, typer.Option(min=1, help="CPU threads; the runtime's choice by default.")]
-_JSON = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
-
-def verify(bundle: _BUNDLE, weights_dir: _WEIGHTS = None, threads: _THREADS = None, json_output: _JSON = False) -> None:
+def verify(
+    bundle: BundleArgument, weights_dir: WeightsDir = None, threads: Threads = None, json_output: JsonOutput = False
+) -> None:
     """Replay the bundle's stored reference here, without torch. Exit code 1 where the numbers differ."""
     from nemotron_export.verification import verify_bundle
 
@@ -33,13 +29,13 @@ def verify(bundle: _BUNDLE, weights_dir: _WEIGHTS = None, threads: _THREADS = No
 
 
 def parity(
-    bundle: _BUNDLE,
+    bundle: BundleArgument,
     checkpoint: Annotated[
         Path | None, typer.Option(help="The checkpoint; by default the folder where the bundle's weights are.")
     ] = None,
-    weights_dir: _WEIGHTS = None,
-    threads: _THREADS = None,
-    json_output: _JSON = False,
+    weights_dir: WeightsDir = None,
+    threads: Threads = None,
+    json_output: JsonOutput = False,
 ) -> None:
     """Run PyTorch and the bundle on the same prompts again and judge. Exit code 1 where the numbers differ."""
     from nemotron_export.parity import check_parity

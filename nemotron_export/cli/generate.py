@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from nemotron_errors import RequestError
 
 from nemotron_export.cli.console import print_json
+from nemotron_export.cli.loading import AllowUnverified, BundleArgument, JsonOutput, Threads, WeightsDir
 
 __all__ = ["generate"]
 
 
 def generate(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that `build` made.")],
+    bundle: BundleArgument,
     prompt: Annotated[
         str | None, typer.Argument(metavar="[PROMPT]", help="The text to go on from; - reads stdin.")
     ] = None,
@@ -32,14 +32,10 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the end of the text.")] = False,
     special_tokens: Annotated[bool, typer.Option(help="Begin with the tokenizer's own tokens.")] = True,
-    weights_dir: Annotated[
-        Path | None, typer.Option(help="Where the weight files are now, if they were moved.")
-    ] = None,
-    allow_unverified: Annotated[
-        bool, typer.Option("--allow-unverified", help="Load a bundle whose numbers are not proved.")
-    ] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document at the end.")] = False,
+    weights_dir: WeightsDir = None,
+    allow_unverified: AllowUnverified = False,
+    threads: Threads = None,
+    json_output: JsonOutput = False,
 ) -> None:
     """Generate text from a bundle, without torch. The text streams to stdout."""
     import nemotron_runtime

@@ -1,4 +1,4 @@
-"""A loaded bundle: generate, stream, logits."""
+"""A loaded bundle: generate, stream, logits, and the calls of other tasks."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from nemotron_errors import RequestError
 
 from nemotron_runtime.bundle import Bundle
+from nemotron_runtime.chat import ChatCalls
 from nemotron_runtime.generation import Cancelled, GenerationRun, generate
 from nemotron_runtime.limits import Limits
 from nemotron_runtime.manifest import ParityRecord
@@ -20,6 +21,7 @@ from nemotron_runtime.params import GenerationParams
 from nemotron_runtime.results import FinishReason, Generation, Timings
 from nemotron_runtime.sessions import Session
 from nemotron_runtime.sessions.open import open_session
+from nemotron_runtime.tasks import TaskCalls
 from nemotron_runtime.tokenizer import Tokenizer
 
 __all__ = ["Model", "Prompt", "Result", "TextChunk", "Timings", "load"]
@@ -45,7 +47,7 @@ class TextChunk:
     finish_reason: FinishReason | None
 
 
-class Model:
+class Model(ChatCalls, TaskCalls):
     """A bundle's session and tokenizer. One request at a time: the session has one KV cache.
 
     Attributes:
@@ -107,6 +109,7 @@ class Model:
             RequestError: a parameter or prompt that makes no sense.
             LimitError: a request past :attr:`limits`.
         """
+        self._require("causal-lm")
         prompts, single = self._prompts(prompt, add_special_tokens)
         chosen = self._params(params)
         decoder = self.tokenizer.incremental if self.tokenizer else None
@@ -120,6 +123,7 @@ class Model:
 
         Leaving the iterator ends the request.
         """
+        self._require("causal-lm")
         prompts, single = self._prompts(prompt, add_special_tokens)
         chosen = self._params(params)
         if not single or chosen.num_return_sequences != 1:
@@ -156,21 +160,6 @@ class Model:
         # the filters may be given as None, which switches them off
         chosen = {name: value for name, value in given.items() if value is not None}
         return GenerationParams(**{"eos_token_ids": self.bundle.manifest.model.eos_token_ids, **chosen})
-
-    def _prompts(self, prompt: Prompt | Sequence[Prompt], add_special_tokens: bool) -> tuple[list[Any], bool]:
-        single = isinstance(prompt, str) or (isinstance(prompt, np.ndarray) and prompt.ndim == 1)
-        if not single and not isinstance(prompt, (Sequence, np.ndarray)):
-            found = type(prompt).__name__
-            raise RequestError(found, "text, token ids or a list of such", "give a prompt", where="prompt")
-        single = single or not any(isinstance(item, (str, Sequence, np.ndarray)) for item in prompt)
-        prompts = [prompt] if single else list(prompt)
-        return [self._ids(p, add_special_tokens) if isinstance(p, str) else p for p in prompts], single
-
-    def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
-        if self.tokenizer is None:
-            remedy = "give token ids, or build from a checkpoint with a tokenizer"
-            raise RequestError("text, but no tokenizer in the bundle", "token ids", remedy, where="prompt")
-        return self.tokenizer.encode(text, add_special_tokens)
 
 
 def load(

@@ -12,6 +12,7 @@ from typing import Any
 from nemotron_errors import TokenizerError
 
 from nemotron_runtime.detokenizer import IncrementalDecoder
+from nemotron_runtime.encoding import Encoding
 
 __all__ = ["Tokenizer", "read_json_object"]
 
@@ -54,14 +55,18 @@ class Tokenizer(ABC):
         Raises:
             TokenizerError: not a string, or one with lone surrogates.
         """
-        if not isinstance(text, str):
-            raise TokenizerError(type(text).__name__, "a string", "give text", where="text")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            found = f"a lone surrogate at character {error.start}"
-            raise TokenizerError(found, "valid Unicode", "decode the text properly first", where="text") from error
+        _check_text(text)
         return self._encode(text, add_special_tokens)
+
+    def encode_spans(self, text: str, pair: str | None = None, add_special_tokens: bool = True) -> Encoding:
+        """Token ids of a text, or of two as one sequence, with the characters that each token stands for.
+
+        Raises:
+            TokenizerError: as :meth:`encode`.
+        """
+        for each in (text,) if pair is None else (text, pair):
+            _check_text(each)
+        return self._encode_spans(text, pair, add_special_tokens)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of token ids.
@@ -93,10 +98,23 @@ class Tokenizer(ABC):
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]: ...
 
     @abstractmethod
+    def _encode_spans(self, text: str, pair: str | None, add_special_tokens: bool) -> Encoding: ...
+
+    @abstractmethod
     def _decode(self, ids: list[int]) -> str: ...
 
     def _is_silent(self, token_id: int) -> bool:
         return token_id in self.special_ids or not 0 <= token_id < self.vocab_size
+
+
+def _check_text(text: object) -> None:
+    if not isinstance(text, str):
+        raise TokenizerError(type(text).__name__, "a string", "give text", where="text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        found = f"a lone surrogate at character {error.start}"
+        raise TokenizerError(found, "valid Unicode", "decode the text properly first", where="text") from error
 
 
 class _JsonTokenizer(Tokenizer):
@@ -129,8 +147,25 @@ class _JsonTokenizer(Tokenizer):
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
+    def _encode_spans(self, text: str, pair: str | None, add_special_tokens: bool) -> Encoding:
+        found = self._tokenizer.encode(text, pair, add_special_tokens=add_special_tokens)
+        return Encoding(tuple(found.ids), tuple(found.offsets), tuple(found.sequence_ids))
+
     def _decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=False))
+
+
+def _character_spans(text: str, pieces: Sequence[Any]) -> list[tuple[int, int]]:
+    """Spans in characters of sentencepiece's pieces, whose own count UTF-8 bytes."""
+    character_at = [index for index, sign in enumerate(text) for _ in sign.encode()] + [len(text)]
+    spans: list[tuple[int, int]] = []
+    for piece in reversed(pieces):
+        if piece.begin == piece.end and spans:
+            # the first bytes of a character are empty pieces; the last one stands for all of it
+            spans.append(spans[-1])
+        else:
+            spans.append((character_at[piece.begin], character_at[piece.end]))
+    return spans[::-1]
 
 
 class _SentencePieceTokenizer(Tokenizer):
@@ -163,6 +198,18 @@ class _SentencePieceTokenizer(Tokenizer):
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         ids = list(self._processor.EncodeAsIds(text))
         return [*self._bos, *ids, *self._eos] if add_special_tokens else ids
+
+    def _encode_spans(self, text: str, pair: str | None, add_special_tokens: bool) -> Encoding:
+        ids: list[int] = []
+        spans: list[tuple[int, int]] = []
+        texts: list[int | None] = []
+        bos, eos = (self._bos, self._eos) if add_special_tokens else ([], [])
+        for number, each in enumerate((text,) if pair is None else (text, pair)):
+            pieces = self._processor.Encode(each, return_type="proto").pieces
+            ids += [*bos, *(piece.id for piece in pieces), *eos]
+            spans += [*((0, 0) for _ in bos), *_character_spans(each, pieces), *((0, 0) for _ in eos)]
+            texts += [*(None for _ in bos), *(number for _ in pieces), *(None for _ in eos)]
+        return Encoding(tuple(ids), tuple(spans), tuple(texts))
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._processor.DecodeIds(ids))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 import torch
@@ -20,10 +21,12 @@ ODD = {
 }  # fmt: skip
 
 
-def write_checkpoint(path: Path, dtype: torch.dtype, *, seed: int = 0, **changes: object) -> NemotronForCausalLM:
+def write_checkpoint(
+    path: Path, dtype: torch.dtype, *, seed: int = 0, cls: Any = NemotronForCausalLM, **changes: object
+) -> Any:
     """Writes a random checkpoint and a byte-level tokenizer; returns the model in fp32, with the stored values."""
     torch.manual_seed(seed)
-    model = NemotronForCausalLM(NemotronConfig(**{**ODD, **changes}))
+    model = cls(NemotronConfig(**{**ODD, **changes}))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             # norms at their defaults would hide a wrong gamma or bias, small projections a wrong attention
@@ -33,7 +36,7 @@ def write_checkpoint(path: Path, dtype: torch.dtype, *, seed: int = 0, **changes
     _write_tokenizer(path / "tokenizer.json")
     (path / "LICENSE").write_text("Random numbers, free to use.\n", encoding="utf-8")
     # loaded anew: a model cast to bf16 and back would keep RoPE frequencies rounded to bf16
-    return NemotronForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    return cls.from_pretrained(path, dtype=torch.float32).eval()
 
 
 def _write_tokenizer(path: Path) -> None:
@@ -44,7 +47,7 @@ def _write_tokenizer(path: Path) -> None:
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", vocabulary["<s>"])]
+        single="<s> $A", pair="<s> $A <s> $B:1", special_tokens=[("<s>", vocabulary["<s>"])]
     )
     tokenizer.add_special_tokens(["<pad>", "<unk>", "<s>", "</s>"])
     tokenizer.save(str(path))
