@@ -16,6 +16,7 @@ from nemotron_export.config_checks import (
     check_architecture,
     check_fields,
     check_unknown_keys,
+    count_labels,
     load_json_object,
 )
 from nemotron_export.rope_parameters import check_rotary_width, normalize_rope_parameters
@@ -119,9 +120,12 @@ class NemotronConfig:
 
     @property
     def num_labels(self) -> int:
-        """Classes of the classification heads: those of ``id2label``, else ``num_labels``, else 2."""
-        labels = self.extra.get("id2label")
-        return len(labels) if labels is not None else self.extra.get("num_labels") or 2
+        """Classes of the classification heads: those of ``id2label``, else ``num_labels``, else 2.
+
+        Raises:
+            ConfigError: one of them makes no sense.
+        """
+        return count_labels(self.extra, "config.json")
 
     def replace(self, **changes: Any) -> NemotronConfig:
         """A copy with some fields changed, checked anew."""

@@ -14,7 +14,14 @@ from nemotron_errors import ConfigError
 if TYPE_CHECKING:
     from nemotron_export.config import NemotronConfig
 
-__all__ = ["HARMLESS_KEYS", "check_architecture", "check_fields", "check_unknown_keys", "load_json_object"]
+__all__ = [
+    "HARMLESS_KEYS",
+    "check_architecture",
+    "check_fields",
+    "check_unknown_keys",
+    "count_labels",
+    "load_json_object",
+]
 
 # Keys that describe, label or default, and change no number that the model computes.
 HARMLESS_KEYS = frozenset(
@@ -151,6 +158,30 @@ def check_unknown_keys(values: Mapping[str, Any], where: str) -> None:
             "remove the key if it has no meaning for this model; otherwise the checkpoint is not a plain Nemotron",
             where=where,
         )
+
+
+def count_labels(extra: Mapping[str, Any], where: str) -> int:
+    """Classes of a classification head: those of ``id2label``, else ``num_labels``, else 2.
+
+    Not among :func:`check_fields`, since models without such a head ignore both keys.
+
+    Raises:
+        ConfigError: an ``id2label`` that is no object or empty, a ``num_labels`` that is no positive whole number.
+    """
+    from nemotron_export.checkpoint.files import quote  # checkpoints read configs
+
+    labels, number = extra.get("id2label"), extra.get("num_labels")
+    if labels is not None:
+        if not isinstance(labels, dict) or not labels:
+            found = f"id2label = {quote(labels)}"
+            raise ConfigError(found, "an object: class -> label", "correct the config", where=where)
+        return len(labels)
+    if number is None:
+        return 2
+    if type(number) is not int or not 0 < number <= _LARGEST:
+        found = f"num_labels = {quote(number)}"
+        raise ConfigError(found, "a whole number of 1 or more", "correct the config", where=where)
+    return number
 
 
 def check_fields(config: NemotronConfig, where: str) -> None:

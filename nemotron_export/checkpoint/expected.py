@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nemotron_errors import CheckpointError, ConfigError
-
-from .files import quote
+from nemotron_errors import CheckpointError
 
 if TYPE_CHECKING:
     from nemotron_export.config import NemotronConfig
@@ -82,20 +80,9 @@ def expected_tensors(config: NemotronConfig, task: str = "causal-lm") -> dict[st
     if task == "causal-lm":
         linear("lm_head", (V, E), False)
     elif task == "sequence-classification":
-        linear("score", (_num_labels(config), E), False)
+        linear("score", (config.num_labels, E), False)
     elif task == "token-classification":
-        linear("score", (_num_labels(config), E), True)
+        linear("score", (config.num_labels, E), True)
     elif task == "question-answering":
         linear("qa_outputs", (2, E), True)
     return tensors
-
-
-def _num_labels(config: NemotronConfig) -> int:
-    """The classes of a classification head; what says how many is checked here, since other tasks ignore it."""
-    labels, number = config.extra.get("id2label"), config.extra.get("num_labels")
-    if labels is not None and (not isinstance(labels, dict) or not labels):
-        raise ConfigError(f"id2label = {quote(labels)}", "an object: class -> label", "correct it", where="config.json")
-    if labels is None and number is not None and (type(number) is not int or not 0 < number < 2**31):
-        found = f"num_labels = {quote(number)}"
-        raise ConfigError(found, "a whole number of 1 or more", "correct the config", where="config.json")
-    return config.num_labels

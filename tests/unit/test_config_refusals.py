@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from nemotron_errors import ConfigError
 from support.models import config_dict
 
+from nemotron_export.checkpoint.expected import expected_tensors
 from nemotron_export.config import NemotronConfig
+from nemotron_export.model import (
+    NemotronForCausalLM,
+    NemotronForSequenceClassification,
+    NemotronForTokenClassification,
+)
 
 
 def _rope(rope_type: Any, **parameters: Any) -> dict[str, Any]:
@@ -151,6 +159,47 @@ def test_broken_files(content: bytes, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         NemotronConfig.from_json_file(path)
     assert caught.value.where == str(path)
+
+
+@pytest.mark.parametrize(
+    ("extra", "found"),
+    [
+        ({"id2label": 5}, "id2label = 5"),
+        ({"id2label": ["A", "B"]}, "id2label = ['A', 'B']"),
+        ({"id2label": "AB"}, "id2label = 'AB'"),
+        ({"id2label": {}}, "id2label = {}"),
+        ({"num_labels": -3}, "num_labels = -3"),
+        ({"num_labels": 0}, "num_labels = 0"),
+        ({"num_labels": "3"}, "num_labels = '3'"),
+        ({"num_labels": 3.0}, "num_labels = 3.0"),
+        ({"num_labels": True}, "num_labels = True"),
+        ({"num_labels": 2**31}, "num_labels = 2147483648"),
+    ],
+    ids=str,
+)
+def test_labels_are_refused_where_a_head_needs_them(extra: dict[str, Any], found: str) -> None:
+    config = NemotronConfig.from_dict(config_dict(**extra))
+    calls: list[Callable[[], object]] = [lambda: config.num_labels]
+    for head in (NemotronForSequenceClassification, NemotronForTokenClassification):
+        calls.append(lambda head=head: head(config))
+    for task in ("sequence-classification", "token-classification"):
+        calls.append(lambda task=task: expected_tensors(config, task))
+    for call in calls:
+        with pytest.raises(ConfigError) as caught:
+            call()
+        assert (caught.value.found, caught.value.where) == (found, "config.json")
+        assert caught.value.expected in ("an object: class -> label", "a whole number of 1 or more")
+    # the other models have no use for them
+    assert "lm_head.weight" in expected_tensors(config)
+    with torch.device("meta"):
+        assert NemotronForCausalLM(config).lm_head.weight.shape == (97, 64)
+
+
+def test_labels_that_count() -> None:
+    for extra, number in (({}, 2), ({"num_labels": 5}, 5), ({"num_labels": None}, 2)):
+        assert NemotronConfig.from_dict(config_dict(**extra)).num_labels == number
+    named = config_dict(id2label={"0": "A"}, num_labels=7)
+    assert NemotronConfig.from_dict(named).num_labels == 1
 
 
 def test_missing_file(tmp_path: Path) -> None:
