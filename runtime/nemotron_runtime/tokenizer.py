@@ -6,6 +6,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,10 @@ class Tokenizer(ABC):
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of token ids.
+
+        Args:
+            ids: token ids.
+            skip_special_tokens: leave control tokens out; otherwise they stand as their pieces, such as ``<s>``.
 
         Raises:
             TokenizerError: an id without a piece.
@@ -185,6 +190,8 @@ class _SentencePieceTokenizer(Tokenizer):
         self.special_ids = frozenset(
             i for i in range(self.vocab_size) if processor.IsControl(i) or processor.IsUnknown(i)
         )
+        ordinary = (i for i in range(self.vocab_size) if i not in self.special_ids and not processor.IsByte(i))
+        self._ordinary = next((i for i in ordinary if not processor.IsUnused(i)), None)
         self._bos = [processor.bos_id()] if config.get("add_bos_token", True) and processor.bos_id() >= 0 else []
         self._eos = [processor.eos_id()] if config.get("add_eos_token", False) and processor.eos_id() >= 0 else []
         self._refuse_foreign_tokens(path.parent, config)
@@ -212,7 +219,17 @@ class _SentencePieceTokenizer(Tokenizer):
         return Encoding(tuple(ids), tuple(spans), tuple(texts))
 
     def _decode(self, ids: list[int]) -> str:
-        return str(self._processor.DecodeIds(ids))
+        # sentencepiece itself gives control tokens no text, and unknown ones a sign
+        text = ""
+        for special, group in groupby(ids, self.special_ids.__contains__):
+            run = list(group)
+            if special:
+                text += "".join(map(self._processor.IdToPiece, run))
+            else:
+                # only in front of the whole text a first word loses its space
+                ahead = [] if not text or self._ordinary is None else [self._ordinary]
+                text += self._processor.DecodeIds(ahead + run)[len(self._processor.DecodeIds(ahead)) :]
+        return text
 
     def _refuse_foreign_tokens(self, folder: Path, config: dict[str, Any]) -> None:
         """Refuses tokens beside the model, which sentencepiece would split into pieces."""

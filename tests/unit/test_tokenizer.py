@@ -230,6 +230,32 @@ def test_json_is_preferred_and_sentencepiece_used_without_it(tmp_path):
     assert Tokenizer.from_directory(tmp_path).vocab_size == 294
 
 
+def test_control_pieces_of_sentencepiece_have_their_text_where_asked_for(tmp_path):
+    tokenizer = Tokenizer.from_directory(sentencepiece_folder(tmp_path, control_symbols=["<ctl>"]))
+    ids = tokenizer.encode("if a < b")
+    assert ids[0] == 2
+    whole = [*ids, 3, 2, *ids[1:], 4, 1, *ids[1:]]
+    text = "<s> if a < b</s><s> if a < b<ctl><unk> if a < b"
+    assert tokenizer.decode(whole, skip_special_tokens=False) == text
+    # as the library that reads tokenizer.model for transformers
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"})
+    )
+    oracle = pytest.importorskip("transformers").LlamaTokenizer.from_pretrained(tmp_path)
+    for sample in (whole, ids, ids[1:], [0], [4, *ids], [*ids[1:], 4, *ids[1:]], [3], []):
+        assert tokenizer.decode(sample, skip_special_tokens=False) == oracle.decode(sample)
+        assert tokenizer.decode(sample) == oracle.decode(sample, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_control_pieces_take_nothing_from_the_text_between_them(tmp_path_factory, text):
+    tokenizer = Tokenizer.from_directory(sentencepiece_folder(tmp_path_factory.mktemp("tokenizer")))
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    inner = f" {text}" if ids else ""
+    assert tokenizer.decode([2, *ids, 3], skip_special_tokens=False) == f"<s>{inner}</s>"
+    assert tokenizer.decode([2, *ids, 3]) == text
+
+
 def test_tokens_that_sentencepiece_does_not_hold_are_refused(tmp_path):
     sentencepiece_folder(tmp_path)
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<tool>": 5000}))
