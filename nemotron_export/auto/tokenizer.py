@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from nemotron_errors import RequestError
 from nemotron_runtime.tokenizer import Tokenizer, read_json_object
 
+from nemotron_export.auto.chat_template import ChatTemplateCalls
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.extras import require
 
@@ -71,7 +72,7 @@ class TokenBatch(dict[str, Any]):
         return self
 
 
-class PretrainedTokenizer:
+class PretrainedTokenizer(ChatTemplateCalls):
     """The tokenizer of a checkpoint's folder.
 
     Attributes:
@@ -81,6 +82,7 @@ class PretrainedTokenizer:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.tokenizer = Tokenizer.from_directory(folder)
         settings = read_json_object(folder / "tokenizer_config.json")
         named = {**read_json_object(folder / "special_tokens_map.json"), **settings}
@@ -150,10 +152,33 @@ class PretrainedTokenizer:
             RequestError: rows of different lengths as one tensor, padding without a pad token.
             TokenizerError: not a string, or one with lone surrogates.
         """
+        rows = [self.tokenizer.encode(one, add_special_tokens) for one in ([text] if isinstance(text, str) else text)]
+        return self.batch_of(
+            rows,
+            padding=padding,
+            padding_side=padding_side,
+            return_tensors=return_tensors,
+            single=isinstance(text, str),
+        )
+
+    def batch_of(
+        self,
+        rows: list[list[int]],
+        *,
+        padding: bool | Literal["longest"] = False,
+        padding_side: Literal["left", "right"] | None = None,
+        return_tensors: Literal["pt"] | None = None,
+        single: bool = False,
+    ) -> TokenBatch:
+        """A batch of token ids, padded in place; arguments, result and errors as of a call.
+
+        Args:
+            rows: token ids of each row.
+            single: there is one row, and lists are to be flat.
+        """
         tensors = _wants_tensors(return_tensors)
         if padding not in (True, False, "longest"):
             raise RequestError(repr(padding), "True, False or 'longest'", "choose one of them", where="padding")
-        rows = [self.tokenizer.encode(one, add_special_tokens) for one in ([text] if isinstance(text, str) else text)]
         masks = [[1] * len(row) for row in rows]
         if padding and rows:
             self._pad(rows, masks, _side(padding_side or self.padding_side))
@@ -162,7 +187,7 @@ class PretrainedTokenizer:
                 found = f"rows of {min(map(len, rows))} to {max(map(len, rows))} tokens"
                 raise RequestError(found, "rows of one length in a tensor", "call with padding=True")
             return TokenBatch(input_ids=_tensor(rows), attention_mask=_tensor(masks))
-        if isinstance(text, str):
+        if single:
             return TokenBatch(input_ids=rows[0], attention_mask=masks[0])
         return TokenBatch(input_ids=rows, attention_mask=masks)
 

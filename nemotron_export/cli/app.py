@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from nemotron_export.cli.build import build
+from nemotron_export.cli.chat import chat
 from nemotron_export.cli.check import parity, verify
 from nemotron_export.cli.demo import demo
 from nemotron_export.cli.doctor import doctor
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for _command in (build, generate, classify, tag, answer, embed, parity, verify, inspect, doctor, demo):
+for _command in (build, generate, chat, classify, tag, answer, embed, parity, verify, inspect, doctor, demo):
     app.command(epilog=_EPILOG)(guarded(_command))
 
 

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from nemotron_errors import RequestError
 
 from nemotron_export.cli.console import print_json
 from nemotron_export.cli.loading import AllowUnverified, BundleArgument, JsonOutput, Threads, WeightsDir
+from nemotron_export.cli.sampling import (
+    MinP,
+    RepetitionPenalty,
+    Seed,
+    Stop,
+    Temperature,
+    TopK,
+    TopP,
+    given_params,
+)
 
 __all__ = ["generate"]
 
@@ -23,13 +33,13 @@ def generate(
         str | None, typer.Option("-p", "--prompt", help="The prompt, for one that begins with a dash.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option("-n", "--max-new-tokens", min=1)] = 128,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_k: Annotated[int | None, typer.Option(help="Sample among the k most likely tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Sample among the likeliest tokens of this total.")] = None,
-    min_p: Annotated[float | None, typer.Option(help="Drop tokens below this share of the likeliest.")] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1 makes repeats less likely.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text on every target.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
+    temperature: Temperature = 0.0,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    seed: Seed = None,
+    stop: Stop = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the end of the text.")] = False,
     special_tokens: Annotated[bool, typer.Option(help="Begin with the tokenizer's own tokens.")] = True,
     weights_dir: WeightsDir = None,
@@ -41,12 +51,10 @@ def generate(
     import nemotron_runtime
 
     text = _prompt_text(prompt, prompt_option)
-    options: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
-        "repetition_penalty": repetition_penalty, "seed": seed, "stop": tuple(stop or ()) or None,
-    }  # fmt: skip
-    # what is not given keeps the runtime's own default
-    given = {name: value for name, value in options.items() if value is not None}
+    given = given_params(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        repetition_penalty=repetition_penalty, seed=seed, stop=stop,
+    )  # fmt: skip
     given |= {"ignore_eos": ignore_eos, "add_special_tokens": special_tokens}
     with nemotron_runtime.load(
         bundle, weights_dir=weights_dir, allow_unverified=allow_unverified, threads=threads

@@ -22,7 +22,7 @@ from nemotron_export.cli import app
 from nemotron_export.cli.console import print_error, print_table, size_text
 from nemotron_export.cli.guard import EXIT_CODES, INTERRUPTED, TERMINATED, guarded
 
-COMMANDS = ("build", "generate", "parity", "verify", "inspect", "doctor", "demo")
+COMMANDS = ("build", "generate", "chat", "parity", "verify", "inspect", "doctor", "demo")
 
 
 def run(*arguments: str, stdin: str | None = None) -> Any:
