@@ -6,22 +6,20 @@ D head_dim.
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from nemotron_errors import BundleError, MissingDependencyError
+from nemotron_errors import BundleError
 
 from nemotron_runtime.bundle import Bundle
 from nemotron_runtime.sessions.base import Ids, Logits, Session
-from nemotron_runtime.weights import checked_chunks, map_weights
+from nemotron_runtime.sessions.onnxruntime_graph import open_graph
 
 __all__ = ["OnnxRuntimeSession"]
 
 _ELEMENT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _ROW_INPUTS = ("input_ids", "query_start", "query_length", "logits_index")
-_ERRORS_ONLY = 3
 
 
 class OnnxRuntimeSession(Session):
@@ -50,7 +48,7 @@ class OnnxRuntimeSession(Session):
             f"{kind}.{layer}" for layer in range(manifest.model.num_layers) for kind in ("k_cache", "v_cache")
         ]
         self._caches: dict[str, npt.NDArray[Any]] = dict.fromkeys(cache_names, np.zeros(0))
-        self._session: Any = _open_session(bundle, threads)
+        self._session: Any = open_graph(bundle, str(bundle.file(manifest.session.graph)), threads)
         self._row_inputs = [name for name in _ROW_INPUTS if name in _names(self._session.get_inputs())]
         _check_names(bundle, self._session, cache_names)
         (logits,) = (value for value in self._session.get_outputs() if value.name == self._output)
@@ -154,50 +152,6 @@ class _Step:
     def inputs(self) -> tuple[Ids, ...]:
         """In the order of the row inputs."""
         return self.input_ids_B1, self.query_start_B, self.query_length_B, self.logits_index_B1
-
-
-def _import_onnxruntime() -> ModuleType:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"no onnxruntime ({error})",
-            "ONNX Runtime, which runs this bundle",
-            "pip install nemotron-export[ort]",
-            where="onnxruntime",
-        ) from error
-    return onnxruntime
-
-
-def _open_session(bundle: Bundle, threads: int | None) -> Any:
-    ort = _import_onnxruntime()
-    provider = bundle.manifest.session.provider
-    available = ort.get_available_providers()
-    if provider not in available:
-        remedy = "install the onnxruntime package that has it, or build for another target"
-        raise MissingDependencyError(f"providers {', '.join(available)}", provider, remedy, where="onnxruntime")
-    options = ort.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    views = map_weights(bundle, verify_chunks=False)
-    options.add_external_initializers_from_files_in_memory(
-        list(views), list(views.values()), [len(view) for view in views.values()]
-    )
-    graph = bundle.file(bundle.manifest.session.graph)
-    with checked_chunks(bundle, views):
-        try:
-            session = ort.InferenceSession(str(graph), options, providers=[provider])
-        except Exception as error:  # ONNX Runtime's errors share no base class but this one
-            remedy = f"build the bundle again, or use the onnxruntime it was checked with (here: {ort.__version__})"
-            raise BundleError(
-                f"a graph that fails to load: {error}", "a valid graph", remedy, where=str(graph)
-            ) from error
-    session.disable_fallback()
-    if session.get_providers()[0] != provider:
-        remedy = "`nemotron-export doctor` tells what the provider needs"
-        raise MissingDependencyError(f"{session.get_providers()[0]}", provider, remedy, where="onnxruntime")
-    return session
 
 
 def _cache_dtype(name: str, bundle: Bundle) -> np.dtype[Any]:

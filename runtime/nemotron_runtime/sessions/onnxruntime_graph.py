@@ -1,0 +1,69 @@
+"""Opens a graph with ONNX Runtime, its weights from the bundle's mapped files."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+from nemotron_errors import BundleError, MissingDependencyError
+
+from nemotron_runtime.bundle import Bundle
+from nemotron_runtime.weights import checked_chunks, map_weights
+
+__all__ = ["open_graph"]
+
+_ERRORS_ONLY = 3
+
+
+def _import_onnxruntime() -> ModuleType:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"no onnxruntime ({error})",
+            "ONNX Runtime, which runs this bundle",
+            "pip install nemotron-export[ort]",
+            where="onnxruntime",
+        ) from error
+    return onnxruntime
+
+
+def open_graph(bundle: Bundle, graph: str | bytes, threads: int | None = None) -> Any:
+    """ONNX Runtime's session of a graph over the bundle's weights, on the provider that the bundle names.
+
+    Args:
+        bundle: whose weights the graph's initializers refer to.
+        graph: a file, or a serialized model.
+        threads: threads within an op; ONNX Runtime's choice where None.
+
+    Raises:
+        MissingDependencyError: no onnxruntime, or none with the provider.
+        BundleError: a graph that ONNX Runtime refuses, or a changed chunk of the weights.
+    """
+    ort = _import_onnxruntime()
+    provider = bundle.manifest.session.provider
+    available = ort.get_available_providers()
+    if provider not in available:
+        remedy = "install the onnxruntime package that has it, or build for another target"
+        raise MissingDependencyError(f"providers {', '.join(available)}", provider, remedy, where="onnxruntime")
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    views = map_weights(bundle, verify_chunks=False)
+    options.add_external_initializers_from_files_in_memory(
+        list(views), list(views.values()), [len(view) for view in views.values()]
+    )
+    with checked_chunks(bundle, views):
+        try:
+            session = ort.InferenceSession(graph, options, providers=[provider])
+        except Exception as error:  # ONNX Runtime's errors share no base class but this one
+            remedy = f"build the bundle again, or use the onnxruntime it was checked with (here: {ort.__version__})"
+            raise BundleError(
+                f"a graph that fails to load: {error}", "a valid graph", remedy, where=str(bundle.directory)
+            ) from error
+    session.disable_fallback()
+    if session.get_providers()[0] != provider:
+        remedy = "`nemotron-export doctor` tells what the provider needs"
+        raise MissingDependencyError(f"{session.get_providers()[0]}", provider, remedy, where="onnxruntime")
+    return session
