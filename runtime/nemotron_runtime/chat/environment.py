@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from datetime import datetime
 from functools import lru_cache
@@ -20,6 +21,8 @@ __all__ = ["render", "template_text"]
 
 _MAX_CHARACTERS = 1 << 24
 _MAX_STEPS = 1_000_000
+_MAX_BITS = 1 << 16
+_WIDE_FORMAT = re.compile(r"[%{][^a-zA-Z%{}]*(\d{6}|\*)")
 _REMEDY = "correct the template, or give another one (--chat-template FILE, chat_template=)"
 
 
@@ -103,7 +106,18 @@ class _Environment(ImmutableSandboxedEnvironment):
                     _bounded(range(len(sequence) * max(count, 0)))
         if operator == "**" and isinstance(right, int) and right > 64:
             raise _TooMuchError("a power above 64")
+        if operator == "%" and isinstance(left, str) and _WIDE_FORMAT.search(left):
+            raise _TooMuchError("a format of that width")
         return _bounded(super().call_binop(context, operator, left, right))
+
+    def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        # what takes a width: str.center, str.ljust, str.format …
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, int):
+                _bounded(range(max(value, 0)))
+        if isinstance(getattr(function, "__self__", None), str) and _WIDE_FORMAT.search(function.__self__):
+            raise _TooMuchError("a format of that width")
+        return _bounded(super().call(context, function, *args, **kwargs))
 
 
 def render(template: str, variables: dict[str, Any]) -> str:
@@ -165,6 +179,8 @@ def _compile(template: str) -> tuple[jinja2.Template, _Environment]:
 def _bounded(value: Any) -> Any:
     if isinstance(value, (str, list, tuple, range)) and len(value) > _MAX_CHARACTERS:
         raise _TooMuchError(f"a value of more than {_MAX_CHARACTERS} characters")
+    if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+        raise _TooMuchError(f"a number of more than {_MAX_BITS} bits")
     return value
 
 
