@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := build,ort,test
+EXTRAS := build,ort,report,test
 # One stamp per state of the two files that decide what is installed: setup runs again only when one of them changes.
 STATE := $(shell cat pyproject.toml constraints.txt Makefile 2>/dev/null | cksum | tr ' ' '-')
 STAMP := $(VENV)/.setup-$(STATE)

@@ -21,6 +21,7 @@ EXTRAS: dict[str, dict[str, str]] = {
         **({"triton": "triton"} if sys.platform == "linux" else {}),
     },
     "ort": {"onnxruntime": "onnxruntime"},
+    "report": {"matplotlib": "matplotlib"},
 }
 
 
