@@ -6,19 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from nemotron_errors import RequestError
+from nemotron_errors import RequestError, TokenizerError
 from nemotron_runtime.tokenizer import Tokenizer, read_json_object
 
+from nemotron_export.auto.batch import TokenBatch, tensor, wants_tensors
 from nemotron_export.auto.chat_template import ChatTemplateCalls
+from nemotron_export.auto.lengths import UNBOUNDED, Lengths, Padding, Truncation, side, truncate
 from nemotron_export.checkpoint import Checkpoint
-from nemotron_export.extras import require
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
-__all__ = ["AutoTokenizer", "PretrainedTokenizer", "TokenBatch"]
-
-_SIDES = ("left", "right")
+__all__ = ["AutoTokenizer", "PretrainedTokenizer"]
 
 
 class AutoTokenizer:
@@ -45,31 +44,8 @@ class AutoTokenizer:
             TokenizerError: tokenizer files that are missing or broken.
         """
         return PretrainedTokenizer(
-            Checkpoint.resolve(path_or_id, revision=revision, token=token, offline=local_files_only)
+            Checkpoint.resolve(path_or_id, revision=revision, token=token, offline=local_files_only, weights=False)
         )
-
-
-class TokenBatch(dict[str, Any]):
-    """What a call of the tokenizer gives: ``input_ids`` and ``attention_mask``, as keys and as attributes."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(name) from None
-
-    def to(self, device: str | int | torch.device) -> TokenBatch:
-        """Moves the tensors, in place, and returns the batch.
-
-        Raises:
-            RequestError: a batch of lists.
-        """
-        for name, value in self.items():
-            if isinstance(value, list):
-                remedy = 'call the tokenizer with return_tensors="pt"'
-                raise RequestError("lists", "tensors", remedy, where=name)
-            self[name] = value.to(device)
-        return self
 
 
 class PretrainedTokenizer(ChatTemplateCalls):
@@ -78,6 +54,8 @@ class PretrainedTokenizer(ChatTemplateCalls):
     Attributes:
         tokenizer: the runtime's tokenizer below it.
         padding_side: where a batch is padded unless a call says otherwise.
+        truncation_side: the side that loses tokens unless a call says otherwise.
+        model_max_length: tokens that the model was made for; 10^30 where its files name none.
         bos_token_id, eos_token_id, pad_token_id: ids of the special tokens, None where there is none.
     """
 
@@ -87,7 +65,9 @@ class PretrainedTokenizer(ChatTemplateCalls):
         settings = read_json_object(folder / "tokenizer_config.json")
         named = {**read_json_object(folder / "special_tokens_map.json"), **settings}
         config = {**read_json_object(folder / "config.json"), **read_json_object(folder / "generation_config.json")}
-        self.padding_side = _side(settings.get("padding_side", "right"))
+        self.padding_side = side(settings.get("padding_side", "right"), "padding_side")
+        self.truncation_side = side(settings.get("truncation_side", "right"), "truncation_side")
+        self.model_max_length = _limit(settings.get("model_max_length"), folder)
         self.bos_token_id = self._special("bos", named, config)
         self.eos_token_id = self._special("eos", named, config)
         self.pad_token_id = self._special("pad", named, config)
@@ -100,15 +80,29 @@ class PretrainedTokenizer(ChatTemplateCalls):
     def __len__(self) -> int:
         return self.vocab_size
 
-    def encode(self, text: str, *, add_special_tokens: bool = True, return_tensors: Literal["pt"] | None = None) -> Any:
+    def encode(
+        self,
+        text: str,
+        *,
+        add_special_tokens: bool = True,
+        padding: Padding = False,
+        truncation: Truncation | None = None,
+        max_length: int | None = None,
+        padding_side: Literal["left", "right"] | None = None,
+        truncation_side: Literal["left", "right"] | None = None,
+        return_tensors: Literal["pt"] | None = None,
+    ) -> Any:
         """Token ids of a text: a list, or int64 [1, S] where ``return_tensors`` is "pt".
+
+        Arguments as :meth:`__call__`.
 
         Raises:
             TokenizerError: not a string, or one with lone surrogates.
-            RequestError: another kind of tensor.
+            RequestError: another kind of tensor, unknown values, padding without a pad token.
         """
-        ids = self.tokenizer.encode(text, add_special_tokens)
-        return _tensor([ids]) if _wants_tensors(return_tensors) else ids
+        lengths = Lengths.of(padding, truncation, max_length, self.model_max_length)
+        rows = self._cut([text], add_special_tokens, lengths.longest, truncation_side)
+        return self._batch(rows, lengths.width, padding_side, return_tensors, single=True)["input_ids"]
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> Any:
         """Text of an id, of ids or of a tensor [S]; a list of texts for rows of ids or a tensor [B, S].
@@ -132,8 +126,11 @@ class PretrainedTokenizer(ChatTemplateCalls):
         text: str | Sequence[str],
         *,
         add_special_tokens: bool = True,
-        padding: bool | Literal["longest"] = False,
+        padding: Padding = False,
+        truncation: Truncation | None = None,
+        max_length: int | None = None,
         padding_side: Literal["left", "right"] | None = None,
+        truncation_side: Literal["left", "right"] | None = None,
         return_tensors: Literal["pt"] | None = None,
     ) -> TokenBatch:
         """Encodes a text or a batch of them.
@@ -141,31 +138,31 @@ class PretrainedTokenizer(ChatTemplateCalls):
         Args:
             text: one text gives one row (a list of ids, or [1, S]); several give several.
             add_special_tokens: add what the tokenizer puts around a text.
-            padding: fill rows up to the longest one with the pad token.
+            padding: fill rows with the pad token: True and "longest" up to the longest one, "max_length" up to that.
+            truncation: cut a text's tokens so that its row has ``max_length`` of them, special ones included.
+            max_length: :attr:`model_max_length` where None. Without ``truncation`` and ``padding`` it cuts, too.
             padding_side: where; :attr:`padding_side` where None.
+            truncation_side: the side that loses tokens; :attr:`truncation_side` where None.
             return_tensors: "pt" for tensors.
 
         Returns:
             ``input_ids`` and ``attention_mask`` (0 at padding): lists, or int64 [B, S].
 
         Raises:
-            RequestError: rows of different lengths as one tensor, padding without a pad token.
+            RequestError: rows of different lengths as one tensor, padding without a pad token, unknown values, a
+                ``max_length`` that leaves no room for the special tokens.
             TokenizerError: not a string, or one with lone surrogates.
         """
-        rows = [self.tokenizer.encode(one, add_special_tokens) for one in ([text] if isinstance(text, str) else text)]
-        return self.batch_of(
-            rows,
-            padding=padding,
-            padding_side=padding_side,
-            return_tensors=return_tensors,
-            single=isinstance(text, str),
-        )
+        lengths = Lengths.of(padding, truncation, max_length, self.model_max_length)
+        texts = [text] if isinstance(text, str) else text
+        rows = self._cut(texts, add_special_tokens, lengths.longest, truncation_side)
+        return self._batch(rows, lengths.width, padding_side, return_tensors, single=isinstance(text, str))
 
     def batch_of(
         self,
         rows: list[list[int]],
         *,
-        padding: bool | Literal["longest"] = False,
+        padding: Padding = False,
         padding_side: Literal["left", "right"] | None = None,
         return_tensors: Literal["pt"] | None = None,
         single: bool = False,
@@ -176,24 +173,43 @@ class PretrainedTokenizer(ChatTemplateCalls):
             rows: token ids of each row.
             single: there is one row, and lists are to be flat.
         """
-        tensors = _wants_tensors(return_tensors)
-        if padding not in (True, False, "longest"):
-            raise RequestError(repr(padding), "True, False or 'longest'", "choose one of them", where="padding")
+        width = Lengths.of(padding, False, None, self.model_max_length).width
+        return self._batch(rows, width, padding_side, return_tensors, single)
+
+    def _cut(self, texts: Sequence[str], special: bool, longest: int | None, cut: Any) -> list[list[int]]:
+        cut = side(self.truncation_side if cut is None else cut, "truncation_side")
+        rows = [self.tokenizer.encode(text, special) for text in texts]
+        if longest is not None:
+            for index, row in enumerate(rows):
+                if len(row) > longest:
+                    plain = self.tokenizer.encode(texts[index], False) if special else row
+                    rows[index] = truncate(row, plain, longest, cut)
+        return rows
+
+    def _batch(
+        self,
+        rows: list[list[int]],
+        width: int | Literal["longest"] | None,
+        padding_side: Any,
+        return_tensors: Any,
+        single: bool,
+    ) -> TokenBatch:
+        tensors = wants_tensors(return_tensors)
+        pads = side(self.padding_side if padding_side is None else padding_side, "padding_side")
         masks = [[1] * len(row) for row in rows]
-        if padding and rows:
-            self._pad(rows, masks, _side(padding_side or self.padding_side))
+        if width is not None and rows:
+            self._pad(rows, masks, max(map(len, rows)) if width == "longest" else width, pads)
         if tensors:
             if len({len(row) for row in rows}) > 1:
                 found = f"rows of {min(map(len, rows))} to {max(map(len, rows))} tokens"
                 raise RequestError(found, "rows of one length in a tensor", "call with padding=True")
-            return TokenBatch(input_ids=_tensor(rows), attention_mask=_tensor(masks))
+            return TokenBatch(input_ids=tensor(rows), attention_mask=tensor(masks))
         if single:
             return TokenBatch(input_ids=rows[0], attention_mask=masks[0])
         return TokenBatch(input_ids=rows, attention_mask=masks)
 
-    def _pad(self, rows: list[list[int]], masks: list[list[int]], side: str) -> None:
-        width = max(map(len, rows))
-        if all(len(row) == width for row in rows):
+    def _pad(self, rows: list[list[int]], masks: list[list[int]], width: int, side: str) -> None:
+        if all(len(row) >= width for row in rows):
             return
         if self.pad_token_id is None:
             raise RequestError("no pad token", "one to pad with", "set tokenizer.pad_token_id", where="padding")
@@ -215,20 +231,11 @@ class PretrainedTokenizer(ChatTemplateCalls):
         return value if isinstance(value, int) and 0 <= value < self.vocab_size else None
 
 
-def _side(side: object) -> str:
-    if side not in _SIDES:
-        raise RequestError(repr(side), "left or right", "choose one of them", where="padding_side")
-    return str(side)
-
-
-def _wants_tensors(return_tensors: object) -> bool:
-    if return_tensors not in (None, "pt"):
-        raise RequestError(repr(return_tensors), "'pt' or None", "choose one of them", where="return_tensors")
-    return return_tensors == "pt"
-
-
-def _tensor(rows: list[list[int]]) -> torch.Tensor:
-    require("torch", "for tensors of token ids")
-    import torch
-
-    return torch.tensor(rows, dtype=torch.int64)
+def _limit(value: object, folder: Path) -> int:
+    if value is None:
+        return UNBOUNDED
+    if type(value) not in (int, float) or not value >= 1:  # type: ignore[operator]
+        where = str(folder / "tokenizer_config.json")
+        found, expected = f"model_max_length = {value!r}", "a number of 1 or more"
+        raise TokenizerError(found, expected, "correct the file", where=where)
+    return UNBOUNDED if value >= UNBOUNDED else int(value)  # type: ignore[operator, call-overload]

@@ -67,9 +67,10 @@ class Checkpoint:
         revision: str | None = None,
         token: str | bool | None = None,
         offline: bool = False,
+        weights: bool = True,
     ) -> Path:
         """A local folder for a path or a hub id; see :func:`nemotron_export.checkpoint.hub.resolve`."""
-        return resolve(path_or_id, revision=revision, token=token, offline=offline)
+        return resolve(path_or_id, revision=revision, token=token, offline=offline, weights=weights)
 
     @classmethod
     def open(cls, path: str | Path, *, task: str | None = "causal-lm") -> Checkpoint:

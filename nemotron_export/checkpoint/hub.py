@@ -16,11 +16,10 @@ __all__ = ["resolve"]
 # organisation/name, each of letters, digits, `-`, `_` and `.`
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}$", re.ASCII)
 
-_ALLOW = [
+_WEIGHTS = ["*.safetensors", "model.safetensors.index.json"]
+_SMALL = [
     "config.json",
     "generation_config.json",
-    "*.safetensors",
-    "model.safetensors.index.json",
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -36,7 +35,12 @@ _IGNORE = ["*/*"]
 
 
 def resolve(
-    path_or_id: str | Path, *, revision: str | None = None, token: str | bool | None = None, offline: bool = False
+    path_or_id: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    offline: bool = False,
+    weights: bool = True,
 ) -> Path:
     """Returns a local folder: the one given, or the snapshot of a hub id (`organisation/name`).
 
@@ -47,6 +51,7 @@ def resolve(
         revision: a branch, tag or commit.
         token: an access token; None takes the one that huggingface_hub stored at login.
         offline: take what the local cache has and ask no server.
+        weights: download the weights, too, and not just the small files (config, tokenizer, licence).
 
     Raises:
         CheckpointError: nothing of that name here or on the hub, no access, no network, not in the cache.
@@ -54,7 +59,7 @@ def resolve(
     """
     path, name = Path(path_or_id), str(path_or_id)
     if not _exists(path) and isinstance(path_or_id, str) and _HUB_ID.match(name):
-        return _download(name, revision, token, offline)
+        return _download(name, revision, token, offline, weights)
     if revision is not None:
         found = f"revision {quote(revision)} of a local folder"
         remedy = "leave the revision out, or give organisation/name"
@@ -79,7 +84,7 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _download(name: str, revision: str | None, token: str | bool | None, offline: bool) -> Path:
+def _download(name: str, revision: str | None, token: str | bool | None, offline: bool, weights: bool) -> Path:
     require("huggingface_hub", f"to find {name}, which is no folder here")
     import huggingface_hub
     from huggingface_hub import errors
@@ -93,7 +98,7 @@ def _download(name: str, revision: str | None, token: str | bool | None, offline
             revision=revision,
             token=token,
             local_files_only=offline,
-            allow_patterns=_ALLOW,
+            allow_patterns=_SMALL + _WEIGHTS if weights else _SMALL,
             ignore_patterns=_IGNORE,
         )
     except errors.GatedRepoError:
