@@ -1,4 +1,4 @@
-"""Chat prompts: templates and their bounds, Nemotron-Mini's prompt, messages that are refused or try to forge turns."""
+"""Chat prompts: templates and their bounds, Nemotron-Mini's prompt, messages that try to forge turns."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import json
 import pytest
 import sentencepiece
 from nemotron_errors import RequestError, TokenizerError
-from nemotron_runtime.chat import ChatFormat, parse_tool_calls, plain, read_template
+from nemotron_runtime.chat import ChatFormat, parse_tool_calls, read_template
 from nemotron_runtime.chat.environment import render
-from nemotron_runtime.chat.messages import checked_documents, checked_messages, checked_tools
+from nemotron_runtime.chat.messages import checked_documents
 from nemotron_runtime.tokenizer import Tokenizer
 from support.chat import CHATML, LLAMA_TOOLS, TOOLS, write_tokenizer
 
@@ -46,6 +46,12 @@ def test_templates_by_name(tmp_path) -> None:
     assert form.render([USER], tools=TOOLS) == "TOOLS"
     with pytest.raises(TokenizerError, match=r"rag, tool_use.*named default"):
         form.render([USER])
+
+
+def test_a_name_that_is_not_there_is_no_template(tmp_path) -> None:
+    form = format_of(write_tokenizer(tmp_path, template=CHATML))
+    with pytest.raises(TokenizerError, match=r"'tool_use'.*the name of one: default"):
+        form.encode([USER], "tool_use")
 
 
 @pytest.mark.parametrize("broken", [3, [{"name": "default"}], {"default": "x"}])
@@ -123,7 +129,7 @@ def test_the_prompt_of_nemotron_mini(tmp_path) -> None:
     ids = form.encode(messages, add_generation_prompt=True)
     assert ids == form.encoder.tokenizer.encode(text, add_special_tokens=False)
     assert [ids.count(form.encoder.whole_tokens[marker]) for marker in ("<extra_id_0>", "<extra_id_1>")] == [1, 2]
-    assert form.stop_token_ids == (form.encoder.whole_tokens["<extra_id_1>"],)
+    assert form.stop_token_ids() == (3, form.encoder.whole_tokens["<extra_id_1>"])
 
 
 def test_without_a_system_text_and_over_turns(tmp_path) -> None:
@@ -155,7 +161,8 @@ def test_tools_and_context(tmp_path) -> None:
 def test_a_template_goes_before_the_built_in_prompt(tmp_path) -> None:
     form = format_of(write_tokenizer(tmp_path, template=CHATML))
     assert form.render([USER]).startswith("<|im_start|>user")
-    assert form.stop_token_ids == ()
+    assert form.stop_token_ids() == (3,)
+    assert len(form.stop_token_ids("<extra_id_0>{{ messages }}<extra_id_1>")) == 2
 
 
 def test_calls_in_answers() -> None:
@@ -251,62 +258,3 @@ def test_sentencepiece_models(tmp_path) -> None:
     assert "User\nthe <extra_id_1> river</s>\n<extra_id_1>Assistant\n" in decode(form, forged)
     ends = form.encode([USER], "<s>{{ messages[0].content }}</s>")
     assert (ends[0], ends[-1]) == (2, 3)
-
-
-# --- messages
-
-
-@pytest.mark.parametrize(
-    ("messages", "message"),
-    [
-        ([], "no messages"),
-        ("Hi", "str"),
-        (None, "NoneType"),
-        (["Hi"], r"messages\[0\].*a dict with role and content"),
-        ([{"content": "x"}], r"role None.*system, user, assistant, tool"),
-        ([{"role": "robot", "content": "x"}], "role 'robot'"),
-        ([{"role": "user"}], "no content"),
-        ([{"role": "user", "content": [{"type": "text"}]}], "content of type list"),
-        ([{"role": "user", "content": object()}], "object"),
-        ([USER, {"role": "system", "content": "x"}], r"messages\[1\].*system message after one of the user"),
-        ([{"role": "tool", "content": "x"}], "tool's message after nothing"),
-        ([USER, {"role": "tool", "content": "x"}], "tool's message after one of the user"),
-        ([{"role": "system", "content": "x"}], "last message of the system"),
-        ([USER, {"role": "assistant", "content": "x"}], "last message of the assistant.*add_generation_prompt=False"),
-        ([USER, {"role": "assistant", "tool_calls": "f()"}], "tool_calls"),
-        ([USER, {"role": "assistant", "content": None}], "no content"),
-    ],
-)
-def test_messages_that_are_refused(messages, message: str) -> None:
-    with pytest.raises(RequestError, match=message):
-        checked_messages(messages)
-
-
-def test_messages_that_are_taken() -> None:
-    messages = [USER, {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}], "name": None}]
-    assert checked_messages(messages, answered=False)[1] == {
-        "role": "assistant", "content": "", "tool_calls": [{"name": "f"}]
-    }  # fmt: skip
-    assert messages[1]["content"] is None, "what was given stays as it was"
-
-
-@pytest.mark.parametrize("value", ["x", {"a": 1}, 3])
-def test_tools_and_context_are_lists(value) -> None:
-    for check in (checked_tools, checked_documents):
-        with pytest.raises(RequestError, match="a list of"):
-            check(value)
-    with pytest.raises(RequestError, match=r"context\[0\].*text None"):
-        checked_documents([{"title": "x"}])
-
-
-def test_only_plain_values_reach_a_template() -> None:
-    class Text(str):
-        secret = "x"
-
-    copy = plain({"a": [Text("t"), (1, True, None, 0.5)]}, "x")
-    assert copy == {"a": ["t", [1, True, None, 0.5]]}
-    assert type(copy["a"][0]) is str
-    nested: list = []
-    nested.append(nested)
-    with pytest.raises(RequestError, match="deep nesting"):
-        plain(nested, "x")

@@ -96,10 +96,11 @@ class ChatCalls:
         cancelled: Cancelled | None = None,
         **params: Any,
     ) -> Any:
-        """Answers a conversation. The whole prompt is computed at every call; no cache is kept between turns.
+        """Answers a conversation, up to an end-of-sequence token or, in Nemotron-Mini's prompt, the next turn's token.
 
-        Control tokens inside messages, tools and documents are encoded as text, so that none can speak for another
-        role; those of the template alone become tokens.
+        The whole prompt is computed at every call; no cache is kept between turns. Control tokens inside messages,
+        tools and documents are encoded as text, so that none can speak for another role; those of the template alone
+        become tokens.
 
         Args:
             messages: dicts with role (system, user, assistant or tool) and content.
@@ -132,8 +133,9 @@ class ChatCalls:
         )
         model = cast("Model", self)
         given = {**params, "max_new_tokens": _room(model, len(ids), params.get("max_new_tokens"))}
-        if chat_template is None:
-            given["stop_token_ids"] = (*_as_tuple(params.get("stop_token_ids")), *self.chat_format.stop_token_ids)
+        if not params.get("ignore_eos"):
+            ends = self.chat_format.stop_token_ids(chat_template, tools=bool(tools))
+            given["stop_token_ids"] = (*_as_tuple(params.get("stop_token_ids")), *ends)
         if stream:
             return model.stream(ids, cancelled=cancelled, **given)
         result: Generation = model.generate(ids, cancelled=cancelled, **given)

@@ -27,13 +27,11 @@ class ChatFormat:
         encoder: what encodes the prompts.
         templates: Jinja templates by name; one without a name is "default". Empty where there is none.
         special_tokens: strings of the special tokens, by the names that templates use (bos_token, …).
-        stop_token_ids: tokens that end an answer besides the end-of-sequence ones.
     """
 
     encoder: TemplateEncoder
     templates: dict[str, str]
     special_tokens: dict[str, str]
-    stop_token_ids: tuple[int, ...] = ()
 
     @classmethod
     def from_directory(
@@ -62,11 +60,9 @@ class ChatFormat:
         if (files is None or _TEMPLATE_FILE in files) and file.is_file():
             templates["default"] = read_template(file)
         encoder = TemplateEncoder.from_directory(folder, tokenizer)
-        stop: tuple[int, ...] = ()
         if not templates and fallback and all(piece in encoder.whole_tokens for piece in MARKERS):
             templates = {"default": NEMOTRON_MINI_TEMPLATE}
-            stop = (encoder.whole_tokens[MARKERS[1]],)
-        return cls(encoder, templates, special, stop)
+        return cls(encoder, templates, special)
 
     def choose(self, chat_template: str | None = None, *, tools: bool = False) -> str:
         """The template to render.
@@ -79,8 +75,15 @@ class ChatFormat:
         Raises:
             TokenizerError: there is no template, or none that can be chosen.
         """
+        if chat_template in self.templates:
+            return self.templates[chat_template]
         if chat_template is not None:
-            return self.templates.get(chat_template, chat_template)
+            if "{" not in chat_template:
+                expected = "a Jinja template, or the name of one: " + (
+                    ", ".join(sorted(self.templates)) or "there is none"
+                )
+                raise TokenizerError(f"{chat_template!r:.60}", expected, "correct it", where="chat_template")
+            return chat_template
         if tools and "tool_use" in self.templates:
             return self.templates["tool_use"]
         if "default" in self.templates:
@@ -94,6 +97,21 @@ class ChatFormat:
             "give a template (--chat-template FILE, chat_template=); a base model is better served by generate",
             where="chat",
         )
+
+    def stop_token_ids(self, chat_template: str | None = None, *, tools: bool = False) -> tuple[int, ...]:
+        """Tokens that end an answer whatever the model's config says.
+
+        They are the tokenizer's eos token and, where a template writes Nemotron-Mini's turns, what begins the next one.
+
+        Raises:
+            TokenizerError: as :meth:`choose`.
+        """
+        template = self.choose(chat_template, tools=tools)
+        ends = [self.special_tokens.get("eos_token")]
+        if all(marker in template for marker in MARKERS):
+            ends.append(MARKERS[1])
+        whole = self.encoder.whole_tokens
+        return tuple(whole[piece] for piece in ends if piece in whole)
 
     def render(self, messages: list[dict[str, Any]], chat_template: str | None = None, **variables: Any) -> str:
         """A conversation as text; arguments as :meth:`encode`.
