@@ -15,7 +15,7 @@ from torch import nn
 from nemotron_export.config import NemotronConfig
 from nemotron_export.model.cache import Cache
 from nemotron_export.model.flash import flash_attention
-from nemotron_export.model.rotary import apply_rotary
+from nemotron_export.model.rotary import Rotation
 
 __all__ = ["ATTENTION_IMPLEMENTATIONS", "Attention"]
 
@@ -87,6 +87,7 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(E, G * D, bias=config.attention_bias)
         self.v_proj = nn.Linear(E, G * D, bias=config.attention_bias)
         self.o_proj = nn.Linear(H * D, E, bias=config.attention_bias)
+        self.rotate_q, self.rotate_k = Rotation(), Rotation()
 
     def _project(self, x_BSE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         shape = (*x_BSE.shape[:-1], -1, self.head_dim)
@@ -108,7 +109,7 @@ class Attention(nn.Module):
             RequestError: inputs that PyTorch's flash kernel does not take, where the implementation is that.
         """
         q_BHSD, k_BGSD, v_BGSD = (x.transpose(1, 2) for x in self._project(x_BSE))
-        q_BHSD, k_BGSD = apply_rotary(q_BHSD, *rotary), apply_rotary(k_BGSD, *rotary)
+        q_BHSD, k_BGSD = self.rotate_q(q_BHSD, *rotary), self.rotate_k(k_BGSD, *rotary)
         if cache is not None:
             k_BGSD, v_BGSD = cache.update(k_BGSD, v_BGSD, self.layer_idx)
         dropout = self.attention_dropout if self.training else 0.0

@@ -18,7 +18,7 @@ from torch import nn
 
 from nemotron_export.config import NemotronConfig
 
-__all__ = ["RotaryEmbedding", "apply_rotary", "rope_frequencies", "rope_tables"]
+__all__ = ["RotaryEmbedding", "Rotation", "apply_rotary", "rope_frequencies", "rope_tables"]
 
 
 def _exponents(dim: int) -> torch.Tensor:
@@ -156,6 +156,13 @@ def apply_rotary(x_BHSD: torch.Tensor, cos_BSR: torch.Tensor, sin_BSR: torch.Ten
     half = width // 2
     quarter_turn = torch.cat((-turned[..., half:], turned[..., :half]), dim=-1)
     return torch.cat((turned * cos + quarter_turn * sin, tail), dim=-1)
+
+
+class Rotation(nn.Module):
+    """:func:`apply_rotary` as a module of its own, so that a hook sees what was rotated."""
+
+    def forward(self, x_BHSD: torch.Tensor, cos_BSR: torch.Tensor, sin_BSR: torch.Tensor) -> torch.Tensor:
+        return apply_rotary(x_BHSD, cos_BSR, sin_BSR)
 
 
 def rope_tables(

@@ -1,0 +1,123 @@
+"""Values inside an artefact: its graph opened once more, with the values that are wanted as outputs.
+
+Shapes: n tokens, k chosen positions, f values of each, G key/value heads, T cache slots, D head_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from nemotron_runtime.bundle import Bundle
+from nemotron_runtime.sessions.onnxruntime_graph import open_graph
+
+from nemotron_export.parity.points import Point
+from nemotron_export.parity.recording import Values
+
+__all__ = ["Probe"]
+
+_LAYOUT_OPS = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Cast", "CastLike"}
+
+
+class Probe:
+    """One row through a bundle's graph, any of its values visible.
+
+    The caches are bound in place, as the bundle's own session binds them.
+
+    Args:
+        bundle: an ONNX Runtime bundle.
+        slots: T.
+        threads: threads within an op.
+    """
+
+    def __init__(self, bundle: Bundle, slots: int, threads: int | None = None) -> None:
+        self._bundle, self._threads = bundle, threads
+        record, model = bundle.manifest.session, bundle.manifest.model
+        self._model = onnx.load(bundle.file(record.graph), load_external_data=False)
+        self._own_outputs = [value.name for value in self._model.graph.output]
+        self._caches = {
+            name: np.zeros((1, model.num_kv_heads, slots, model.head_dim), record.cache_dtype)
+            for name in record.inputs
+            if "_cache." in name
+        }
+        self._producers = {name: node for node in self._model.graph.node for name in node.output}
+
+    @property
+    def names(self) -> set[str]:
+        """Every value that a node of the graph gives."""
+        return set(self._producers)
+
+    def op_of(self, value: str) -> str:
+        """The type of the node that computes a value; nodes that only give it another shape or dtype are passed."""
+        node = self._producers[value]
+        while node.op_type in _LAYOUT_OPS and node.input[0] in self._producers:
+            node = self._producers[node.input[0]]
+        return str(node.op_type)
+
+    def feed(
+        self, ids: npt.NDArray[np.int64], start: int, points: Sequence[Point], positions: npt.NDArray[np.int64]
+    ) -> Values:
+        """Runs new tokens behind ``start`` earlier ones.
+
+        Args:
+            ids: int64 [n].
+            start: tokens in the cache.
+            points: what to show; those that the graph lacks are left out.
+            positions: int64 [k], which of the new tokens.
+
+        Returns:
+            Point's name → float32 [k, f].
+        """
+        shown = {point: value for point in points if (value := point.found_in(self.names)) is not None}
+        extra = [value for value in shown.values() if value not in self._own_outputs]
+        session = self._open(list(dict.fromkeys(extra)))
+        inputs = {
+            "input_ids": ids[None],
+            "query_start": np.array([start]),
+            "query_length": np.array([len(ids)]),
+            "logits_index": positions[None],
+        }
+        binding = session.io_binding()
+        for value in session.get_inputs():
+            array = self._caches[value.name] if value.name in self._caches else inputs[value.name]
+            binding.bind_cpu_input(value.name, np.ascontiguousarray(array))
+        for name, cache in self._caches.items():
+            where = ("cpu", 0, cache.dtype.type, cache.shape, cache.ctypes.data)
+            binding.bind_input(name, *where)
+            binding.bind_output(name.replace("_cache.", "_cache_out."), *where)
+        free = [self._bundle.manifest.head.output, *dict.fromkeys(extra)]
+        for name in free:
+            binding.bind_output(name, "cpu")
+        session.run_with_iobinding(binding)
+        # a binding gives its outputs in the order in which they were bound
+        outputs = binding.get_outputs()[len(self._caches) :]
+        found = {name: output.numpy() for name, output in zip(free, outputs, strict=True)}
+        return {p.name: self._chosen(p, value, found, start, positions, len(ids)) for p, value in shown.items()}
+
+    def _chosen(
+        self,
+        point: Point,
+        value: str,
+        found: dict[str, npt.NDArray[Any]],
+        start: int,
+        positions: npt.NDArray[np.int64],
+        tokens: int,
+    ) -> npt.NDArray[np.float32]:
+        if point.layout == "cache":
+            cache_GTD = self._caches[value.replace("_cache_out.", "_cache.")][0]
+            rows = cache_GTD[:, start + positions].swapaxes(0, 1)
+        else:
+            # values behind logits_index hold the chosen positions alone
+            rows = found[value][0]
+            rows = rows[positions] if len(rows) == tokens else rows
+        return rows.reshape(len(positions), -1).astype(np.float32)
+
+    def _open(self, extra: Sequence[str]) -> Any:
+        model = onnx.ModelProto()
+        model.CopyFrom(self._model)
+        # no type is needed: ONNX Runtime infers it
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra)
+        return open_graph(self._bundle, model.SerializeToString(), self._threads)
