@@ -100,6 +100,8 @@ def test_special_tokens_are_named(tmp_path) -> None:
         ("{% set n = namespace(i=9) %}{% for i in range(99) %}{% set n.i = n.i * n.i %}{% endfor %}", "bits"),
         ("{{ '%9999999999d' % 1 }}", "width"),
         ("{{ 'x'.center(9999999999) }}", "characters"),
+        ("{{ 'x' | center(9999999999) }}", "characters"),
+        ("{{ '{:>9999999999}'.format(1) }}", "width"),
         ("{% set n = namespace(s='x') %}{% for i in range(99) %}{% set n.s = n.s ~ n.s %}{% endfor %}", "characters"),
         ("{% set n = namespace(s='x') %}{% for i in range(99) %}{% set n.s = n.s + n.s %}{% endfor %}", "characters"),
     ],
@@ -107,6 +109,12 @@ def test_special_tokens_are_named(tmp_path) -> None:
 def test_templates_that_go_wrong_end_in_three_parts(template: str, message: str) -> None:
     with pytest.raises(TokenizerError, match=message):
         render(template, {"messages": []})
+
+
+def test_the_bounds_are_not_about_what_people_write() -> None:
+    content = '50% of 1000000 is {"1234567": 9999999} * 2'
+    template = "{{ messages[0].content.strip().replace('x', 'y') + '!' }}{{ messages[0].number }}"
+    assert render(template, {"messages": [{"content": content, "number": 10**12}]}) == f"{content}!{10**12}"
 
 
 def test_the_bound_is_per_rendering() -> None:

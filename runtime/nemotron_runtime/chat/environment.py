@@ -87,6 +87,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Support, loopcontrols])
         self.filters["tojson"] = _to_json
+        self.filters["center"] = lambda value, width=80: str(value).center(len(_bounded(range(width))))
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = lambda text: datetime.now().strftime(text)
 
@@ -115,7 +116,9 @@ class _Environment(ImmutableSandboxedEnvironment):
         for value in (*args, *kwargs.values()):
             if isinstance(value, int):
                 _bounded(range(max(value, 0)))
-        if isinstance(getattr(function, "__self__", None), str) and _WIDE_FORMAT.search(function.__self__):
+        method = getattr(function, "__wrapped__", function)  # the sandbox wraps str.format
+        owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
+        if isinstance(owner, str) and name in ("format", "format_map") and _WIDE_FORMAT.search(owner):
             raise _TooMuchError("a format of that width")
         return _bounded(super().call(context, function, *args, **kwargs))
 
