@@ -15,7 +15,7 @@ from nemotron_export.progress import Progress, silent
 if TYPE_CHECKING:
     from nemotron_runtime.report import ParityReport
 
-    from nemotron_export.benchmark import DecodeBenchmark
+    from nemotron_export.bench import BenchResult
 
 __all__ = ["DemoResult", "GeneratedText", "run_demo"]
 
@@ -41,7 +41,7 @@ class DemoResult:
     build_seconds: float
     texts: tuple[GeneratedText, ...]
     report: ParityReport
-    benchmark: DecodeBenchmark
+    benchmark: BenchResult
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -51,7 +51,7 @@ class DemoResult:
             "build_seconds": self.build_seconds,
             "texts": [asdict(text) for text in self.texts],
             "parity": self.report.to_dict(),
-            "benchmark": asdict(self.benchmark),
+            "benchmark": self.benchmark.to_dict(),
         }
 
 
@@ -75,7 +75,7 @@ def run_demo(
     """
     import nemotron_runtime
 
-    from nemotron_export.benchmark import decode_benchmark
+    from nemotron_export.bench import BenchOptions, run_bench
     from nemotron_export.building import build
     from nemotron_export.checkpoint import Checkpoint
     from nemotron_export.inspect import bundle_size
@@ -96,7 +96,9 @@ def run_demo(
             progress("generate", 0, 0)
             results = model.generate(list(_PROMPTS), **_GENERATION)
             texts = tuple(GeneratedText(p, r.text) for p, r in zip(_PROMPTS, results, strict=True))
-            benchmark = decode_benchmark(opened, model, threads=threads, progress=progress)
+        benchmark = run_bench(
+            [path], against=["eager"], checkpoint=source, options=BenchOptions(threads=threads), progress=progress
+        )
         config = opened.config
         described = (
             f"{opened.num_parameters / 1e6:.1f} M parameters ({opened.dtype}): {config.num_hidden_layers} layers, "

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from nemotron_export.cli.bench import bench
 from nemotron_export.cli.build import build
 from nemotron_export.cli.chat import chat
 from nemotron_export.cli.check import parity, verify
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for _command in (build, generate, chat, classify, tag, answer, embed, parity, verify, inspect, doctor, demo):
+for _command in (build, generate, chat, classify, tag, answer, embed, parity, verify, inspect, bench, doctor, demo):
     app.command(epilog=_EPILOG)(guarded(_command))
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nemotron_export.cli.console import print_json, print_table, show_progress, size_text
+from nemotron_export.cli.console import print_json, show_progress, size_text
 
 __all__ = ["demo"]
 
@@ -20,6 +20,7 @@ def demo(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Build the embedded checkpoint for the CPU, prove it, generate text, and measure it beside eager PyTorch."""
+    from nemotron_export.cli.bench import print_bench
     from nemotron_export.cli.check import print_report
     from nemotron_export.demo import run_demo
 
@@ -36,11 +37,5 @@ def demo(
     typer.echo()
     print_report(result.report)
     typer.echo()
-    bench = result.benchmark
-    print_table(
-        f"Decode, batch 1, behind {bench.prompt_tokens} prompt tokens (median of {bench.rounds} interleaved rounds of "
-        f"{bench.new_tokens} tokens)",
-        ("what runs", "tok/s", "beside fp32 eager"),
-        [(r.name, f"{r.tokens_per_second:.1f}", f"{r.ratio:.2f}x") for r in bench.rows],
-    )
-    typer.echo(f"\n{bench.machine}\n{bench.versions}\n\nEvery check passed.")
+    print_bench(result.benchmark)
+    typer.echo("\nEvery check passed.")

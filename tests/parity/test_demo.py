@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from nemotron_export import benchmark
+from nemotron_export import bench
 from nemotron_export.cli import app
 
 
@@ -16,10 +17,9 @@ from nemotron_export.cli import app
 def shown() -> dict[str, Any]:
     # one short round: that it measures is tested, not what
     patch = pytest.MonkeyPatch()
-    real = benchmark.decode_benchmark
-    patch.setattr(
-        benchmark, "decode_benchmark", lambda *args, **kw: real(*args, **kw, prompt_tokens=8, new_tokens=4, rounds=1)
-    )
+    real = bench.run_bench
+    short = {"prompt_tokens": 8, "new_tokens": 4, "rounds": 1}
+    patch.setattr(bench, "run_bench", lambda *args, options, **kw: real(*args, **kw, options=replace(options, **short)))
     result = CliRunner().invoke(app, ["demo", "--json", "--threads", "2"])
     patch.undo()
     assert result.exit_code == 0, result.output
@@ -42,13 +42,17 @@ def test_texts_are_words(shown: dict[str, Any]) -> None:
 
 
 def test_the_bundle_is_measured_beside_both_dtypes_of_pytorch(shown: dict[str, Any]) -> None:
-    rows = shown["benchmark"]["rows"]
-    assert [row["name"].split(",")[0] for row in rows] == [
+    found = shown["benchmark"]
+    assert [contender["name"] for contender in found["contenders"]] == [
         "bundle ort-cpu float32",
-        "PyTorch eager float32",
-        "PyTorch eager bfloat16",
+        "eager float32, sdpa, dynamic cache",
+        "eager float32, sdpa, static cache",
+        "eager bfloat16, sdpa, dynamic cache",
+        "eager bfloat16, sdpa, static cache",
     ]
-    assert rows[1]["ratio"] == 1.0
-    assert all(row["tokens_per_second"] > 0 and len(row["rounds"]) == 1 for row in rows)
-    assert "2 threads" in shown["benchmark"]["machine"]
-    assert "torch" in shown["benchmark"]["versions"]
+    for contender in found["contenders"]:
+        (measured,) = contender["measurements"]
+        assert measured["decode_tokens_per_second"]["median"] > 0
+        assert len(measured["decode_tokens_per_second"]["rounds"]) == 1
+    assert found["machine"]["threads"] == 2
+    assert "torch" in found["versions"]

@@ -1,0 +1,8 @@
+"""Speed of bundles and of what they are held against: one run, one process each, taking turns."""
+
+from __future__ import annotations
+
+from nemotron_export.bench.results import BenchResult, ContenderResult, Measurement, Spread
+from nemotron_export.bench.run import BenchOptions, run_bench
+
+__all__ = ["BenchOptions", "BenchResult", "ContenderResult", "Measurement", "Spread", "run_bench"]

@@ -1,0 +1,95 @@
+"""A bundle on the torch-free runtime."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from nemotron_errors import LimitError, RequestError
+from nemotron_runtime.bundle import Bundle
+
+from nemotron_export.bench.contenders.base import BenchRequest, Contender, ContenderSpec, Description, Ids
+from nemotron_export.bench.shapes import Shape
+from nemotron_export.bench.traffic import item_bytes, kv_bytes_per_token, read_parameters, total_parameters
+from nemotron_export.config import NemotronConfig
+
+if TYPE_CHECKING:
+    from nemotron_runtime.model import Model
+
+__all__ = ["BundleContender"]
+
+
+class BundleContender(Contender):
+    """Options: path, weights_dir, allow_unverified."""
+
+    kind: ClassVar[str] = "bundle"
+    _model: Model
+
+    @classmethod
+    def specs(cls, request: BenchRequest) -> list[ContenderSpec]:
+        """One per bundle; bundles of one target and dtype are told apart by their folders' names."""
+        plain = [f"bundle {b.manifest.target} {b.manifest.dtype}" for b in request.bundles]
+        count = Counter(plain)
+        specs = []
+        for bundle, name in zip(request.bundles, plain, strict=True):
+            for shape in request.shapes:
+                _check_fits(bundle, shape)
+            config = NemotronConfig.from_dict(bundle.manifest.model.config)
+            options = {
+                "path": str(bundle.directory),
+                "weights_dir": None if request.weights_dir is None else str(request.weights_dir),
+                "allow_unverified": request.allow_unverified,
+            }
+            unique = name if count[name] == 1 else f"{name} ({bundle.directory.resolve().name})"
+            weights = total_parameters(config) * item_bytes(bundle.manifest.dtype)
+            specs.append(ContenderSpec(cls.kind, unique, options, weights))
+        return specs
+
+    def prepare(self) -> None:
+        import nemotron_runtime.model  # noqa: F401
+        import onnxruntime  # noqa: F401
+
+    def load(self) -> Description:
+        import nemotron_runtime
+
+        self._model = nemotron_runtime.load(
+            self.options["path"],
+            weights_dir=self.options["weights_dir"],
+            allow_unverified=self.options["allow_unverified"],
+            threads=self.threads,
+        )
+        manifest = self._model.bundle.manifest
+        config = NemotronConfig.from_dict(manifest.model.config)
+        return Description(
+            manifest.dtype,
+            manifest.model.vocab_size,
+            read_parameters(config) * item_bytes(manifest.dtype),
+            kv_bytes_per_token(config, manifest.session.cache_dtype),
+        )
+
+    def reset(self, rows: int, slots: int) -> None:
+        self._model.session.reset(rows, slots)
+
+    def prefill(self, ids_BS: Ids) -> Ids:
+        return np.argmax(self._model.session.prefill(list(ids_BS)), axis=-1)
+
+    def decode(self, tokens_B: Ids) -> Ids:
+        return np.argmax(self._model.session.decode(tokens_B), axis=-1)
+
+    def close(self) -> None:
+        self._model.close()
+
+
+def _check_fits(bundle: Bundle, shape: Shape) -> None:
+    where, limits = str(bundle.directory), bundle.manifest.limits
+    if bundle.manifest.task != "causal-lm":
+        found, remedy = f"a bundle for {bundle.manifest.task}", "measure bundles of language models"
+        raise RequestError(found, "a bundle for causal-lm", remedy, where=where)
+    if shape.batch > limits.max_batch:
+        remedy = "lower --batch, or build with a larger --max-batch"
+        raise LimitError(f"--batch {shape.batch}", f"at most {limits.max_batch} rows", remedy, where=where)
+    if shape.slots > limits.max_seq_len:
+        found = f"{shape.prompt_tokens} prompt tokens and {shape.new_tokens} new ones"
+        remedy = "lower --prompt-tokens, --context or --new-tokens, or build with a larger --max-seq-len"
+        raise LimitError(found, f"at most {limits.max_seq_len} tokens a row", remedy, where=where)

@@ -1,0 +1,142 @@
+"""The parent's side of a contender's process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import asdict
+from types import TracebackType
+from typing import Any, Self
+
+import nemotron_errors
+from nemotron_errors import ResourceError
+
+from nemotron_export.bench.contenders import CONTENDERS
+from nemotron_export.bench.contenders.base import ContenderSpec, Description
+from nemotron_export.bench.shapes import Shape, Times
+
+__all__ = ["ContenderProcess"]
+
+_CLOSE_SECONDS = 20.0
+
+
+class ContenderProcess:
+    """Starts the process at once; :meth:`wait_ready` and the rest wait for its answer.
+
+    As a context manager it ends the process: politely at the end, by force where an exception passes.
+
+    Args:
+        spec: what it runs.
+        threads: CPU threads of the contender.
+
+    Every call raises the NemotronError that the contender raised; ResourceError where the system killed the process
+    (memory), and RuntimeError where it ended by a bug, whose traceback it left on stderr.
+    """
+
+    def __init__(self, spec: ContenderSpec, threads: int) -> None:
+        self.spec = spec
+        self.name = spec.name
+        self._peak: int | None = None
+        cls = CONTENDERS[spec.kind]
+        start = {
+            "path": sys.path,
+            "contender": f"{cls.__module__}:{cls.__qualname__}",
+            "options": spec.options,
+            "threads": threads,
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "nemotron_export.bench.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+            # Ctrl-C is for the parent, which then ends every child; left to the terminal, each would print a traceback
+            process_group=0 if os.name == "posix" else None,
+        )
+        self._send(start)
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    def wait_ready(self) -> None:
+        """Waits until the contender has imported what it needs."""
+        self._receive()
+
+    def load(self) -> tuple[float, Description]:
+        """Loads the contender; gives the seconds that took, and what it is."""
+        answer = self._call("load")
+        return answer["seconds"], Description(**answer["description"])
+
+    def measure(self, shape: Shape) -> Times:
+        """One measurement; nothing is returned before it is over."""
+        return Times(**self._call("measure", **asdict(shape)))
+
+    def close(self) -> int:
+        """Ends the process; gives the peak of its resident memory in bytes."""
+        if self._peak is None:
+            self._peak = int(self._call("close")["peak_bytes"])
+            self._end(_CLOSE_SECONDS)
+        return self._peak
+
+    def kill(self) -> None:
+        """Ends the process by force."""
+        self._process.kill()
+        self._end(None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._peak is None:
+            self.kill()
+
+    def _end(self, seconds: float | None) -> None:
+        with suppress(OSError):
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    def _call(self, name: str, **arguments: Any) -> dict[str, Any]:
+        self._send({"call": name, **arguments})
+        return self._receive()
+
+    def _send(self, message: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        # a process that is gone is noticed by its missing answer
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
+
+    def _receive(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise self._ended(self._process.wait())
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            parts = answer["error"]
+            raise getattr(nemotron_errors, parts.pop("kind"))(**parts)
+        return answer["ok"]  # type: ignore[no-any-return]
+
+    def _ended(self, code: int) -> Exception:
+        if os.name == "posix" and code == -signal.SIGKILL:
+            return ResourceError(
+                "its process was killed, as systems do where memory runs out",
+                "memory for all contenders at once",
+                "measure fewer of them in one run",
+                where=self.name,
+            )
+        return RuntimeError(f"{self.name}: its process ended with code {code}")

@@ -1,0 +1,202 @@
+"""One run: starts a process per contender, loads them one after another, measures in rounds, ends them all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from nemotron_errors import RequestError, ResourceError
+from nemotron_runtime.bundle import Bundle
+
+from nemotron_export.bench.bandwidth import ReadBandwidth, last_level_cache
+from nemotron_export.bench.contenders import CONTENDERS
+from nemotron_export.bench.contenders.base import BenchRequest, ContenderSpec
+from nemotron_export.bench.contenders.eager import EAGER_CACHES
+from nemotron_export.bench.process import ContenderProcess
+from nemotron_export.bench.results import BenchResult, ContenderResult, Measurement, Spread
+from nemotron_export.bench.schedule import run_rounds
+from nemotron_export.bench.shapes import Shape
+from nemotron_export.environment import environment
+from nemotron_export.preflight import available_memory
+from nemotron_export.progress import Progress, silent
+from nemotron_export.verification import quiet_about_parity
+
+__all__ = ["BenchOptions", "default_threads", "run_bench"]
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """How to measure.
+
+    Attributes:
+        prompt_tokens: tokens of a prompt.
+        new_tokens: timed decode steps behind it.
+        batch: rows, all of one length.
+        contexts: more prompt lengths, to see decode against context length.
+        rounds: rounds that count.
+        warmup: rounds before them.
+        threads: CPU threads of every contender and of the bandwidth probe; one per physical core where None.
+        eager_dtypes: of eager PyTorch; float32, the bundles' own and bfloat16 where empty.
+        eager_caches: of eager PyTorch.
+    """
+
+    prompt_tokens: int = 128
+    new_tokens: int = 64
+    batch: int = 1
+    contexts: tuple[int, ...] = ()
+    rounds: int = 5
+    warmup: int = 1
+    threads: int | None = None
+    eager_dtypes: tuple[str, ...] = ()
+    eager_caches: tuple[str, ...] = EAGER_CACHES
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """What is measured, shortest prompt first."""
+        lengths = sorted({self.prompt_tokens, *self.contexts})
+        return tuple(Shape(length, self.new_tokens, self.batch) for length in lengths)
+
+
+def default_threads() -> int:
+    """Physical cores, as far as this process may use them."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, psutil.cpu_count(logical=False) or usable)
+
+
+def run_bench(
+    bundles: Sequence[str | Path],
+    *,
+    against: Sequence[str] = (),
+    checkpoint: str | Path | None = None,
+    weights_dir: str | Path | None = None,
+    allow_unverified: bool = False,
+    options: BenchOptions | None = None,
+    progress: Progress = silent,
+) -> BenchResult:
+    """Measures bundles, and what they are held against, in one run.
+
+    Every contender has a process of its own, so that load time and peak memory are its own; all are loaded before the
+    first round, and only one of them computes at a time.
+
+    Args:
+        bundles: folders of bundles.
+        against: kinds of other contenders, keys of `CONTENDERS`: "eager".
+        checkpoint: for the others; the folder of the first bundle's weights where None.
+        weights_dir: where the bundles' weights are, if they were moved.
+        allow_unverified: measure bundles whose parity is pending.
+        options: how to measure.
+        progress: told (stage, done, total).
+
+    Raises:
+        RequestError: nothing to measure, an unknown kind, or numbers below 1.
+        BundleError: a bundle that cannot be opened.
+        LimitError: more tokens or rows than a bundle was built for.
+        MissingDependencyError: what a contender needs is not installed.
+        ResourceError: too little memory to hold all contenders at once.
+    """
+    chosen = options or BenchOptions()
+    _check(chosen, bundles, against)
+    with quiet_about_parity():
+        opened = tuple(Bundle.open(b, weights_dir=weights_dir, allow_unverified=allow_unverified) for b in bundles)
+    request = BenchRequest(
+        opened,
+        None if checkpoint is None else Path(checkpoint),
+        None if weights_dir is None else Path(weights_dir),
+        allow_unverified,
+        chosen.shapes,
+        chosen.eager_dtypes,
+        chosen.eager_caches,
+    )
+    specs = [spec for kind in dict.fromkeys(("bundle", *against)) for spec in CONTENDERS[kind].specs(request)]
+    _check_memory(specs)
+    return _measure(specs, chosen, chosen.threads or default_threads(), progress)
+
+
+def _measure(specs: Sequence[ContenderSpec], options: BenchOptions, threads: int, progress: Progress) -> BenchResult:
+    machine = _machine(threads)
+    with ExitStack() as stack:
+        processes = [stack.enter_context(ContenderProcess(spec, threads)) for spec in specs]
+        # they import side by side, and load one after another
+        for process in processes:
+            process.wait_ready()
+        loaded = {}
+        for number, process in enumerate(processes):
+            progress("load", number, len(processes))
+            loaded[process.name] = process.load()
+        probe = stack.enter_context(closing(ReadBandwidth(threads)))
+        times, probed = run_rounds(
+            processes, options.shapes, rounds=options.rounds, warmup=options.warmup, probe=probe, progress=progress
+        )
+        peaks = {process.name: process.close() for process in processes}
+        buffer_bytes = probe.buffer_bytes
+    bandwidth = Spread.of(probed)
+    contenders = []
+    for spec in specs:
+        seconds, described = loaded[spec.name]
+        found = tuple(
+            Measurement.of(shape, times[spec.name, shape], described, bandwidth.median) for shape in options.shapes
+        )
+        contenders.append(
+            ContenderResult(
+                spec.name, spec.kind, described.dtype, described.weight_bytes, described.kv_bytes_per_token, seconds,
+                peaks[spec.name], found,
+            )
+        )  # fmt: skip
+    versions = machine.pop("versions")
+    return BenchResult(
+        options.prompt_tokens,
+        options.new_tokens,
+        options.batch,
+        tuple(shape.prompt_tokens for shape in options.shapes),
+        options.rounds,
+        options.warmup,
+        bandwidth,
+        buffer_bytes,
+        machine,
+        versions,
+        tuple(contenders),
+    )
+
+
+def _machine(threads: int) -> dict[str, Any]:
+    return {
+        **environment(threads),
+        "memory_bytes": psutil.virtual_memory().total,
+        "last_level_cache_bytes": last_level_cache(),
+        # of the minute before: above zero, something else was running
+        "load_average": round(psutil.getloadavg()[0], 2),
+    }
+
+
+def _check(options: BenchOptions, bundles: Sequence[str | Path], against: Sequence[str]) -> None:
+    if not bundles and not against:
+        raise RequestError("nothing to measure", "a bundle, or --against", "name one", where="bench")
+    known = [kind for kind in CONTENDERS if kind != "bundle"]
+    for kind in against:
+        if kind not in known:
+            raise RequestError(repr(kind), f"one of {', '.join(known)}", "choose one of them", where="--against")
+    numbers = {
+        "--prompt-tokens": (options.prompt_tokens,), "--new-tokens": (options.new_tokens,), "--batch": (options.batch,),
+        "--context": options.contexts, "--rounds": (options.rounds,), "--warmup": (options.warmup + 1,),
+        "--threads": () if options.threads is None else (options.threads,),
+    }  # fmt: skip
+    for option, values in numbers.items():
+        for value in values:
+            if value < 1:
+                raise RequestError(str(value), "a number of at least 1", "correct it", where=option)
+
+
+def _check_memory(specs: Sequence[ContenderSpec]) -> None:
+    needed, available = sum(spec.weight_bytes for spec in specs), available_memory()
+    if needed > available:
+        raise ResourceError(
+            f"{available / 1e9:.1f} GB of memory available",
+            f"{needed / 1e9:.1f} GB for the weights of {len(specs)} contenders, which are loaded at once",
+            "measure fewer of them: fewer bundles, --eager-dtype bfloat16, --eager-cache static",
+            where="memory",
+        )

@@ -1,0 +1,74 @@
+"""Rounds: within each, every contender is measured once per shape, one at a time, each round beginning with another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from nemotron_export.bench.shapes import Shape, Times
+from nemotron_export.progress import Progress, silent
+
+__all__ = ["Measurable", "Probe", "run_rounds"]
+
+# thread pools spin for a while after their last task, and would take a core from the next contender
+_REST_SECONDS = 0.1
+
+# Measured once per round beside the contenders: bytes per second.
+Probe = Callable[[], float]
+
+
+class Measurable(Protocol):
+    """A contender as the schedule sees it."""
+
+    name: str
+
+    def measure(self, shape: Shape) -> Times:
+        """One measurement; returns when it is over."""
+
+
+def run_rounds(
+    contenders: Sequence[Measurable],
+    shapes: Sequence[Shape],
+    *,
+    rounds: int,
+    warmup: int,
+    probe: Probe,
+    progress: Progress = silent,
+    rest: float = _REST_SECONDS,
+) -> tuple[dict[tuple[str, Shape], list[Times]], list[float]]:
+    """Measures everything, interleaved, so that a machine that slows down slows all of them.
+
+    Args:
+        contenders: loaded and idle, with distinct names.
+        shapes: what to measure of each.
+        rounds: that count.
+        warmup: rounds before them that do not.
+        probe: measured at the start of each round.
+        progress: told (stage, done, total).
+        rest: seconds of silence before each measurement.
+
+    Returns:
+        Times by contender's name and shape, one per round, and the probe's values.
+    """
+    times: dict[tuple[str, Shape], list[Times]] = {(c.name, shape): [] for c in contenders for shape in shapes}
+    assert len(times) == len(contenders) * len(shapes), "distinct names"
+    probed: list[float] = []
+    total = (warmup + rounds) * len(times)
+    done = 0
+    for number in range(warmup + rounds):
+        counts = number >= warmup
+        time.sleep(rest)
+        value = probe()
+        if counts:
+            probed.append(value)
+        first = number % max(1, len(contenders))
+        for shape in shapes:
+            for contender in (*contenders[first:], *contenders[:first]):
+                progress("measure", done, total)
+                time.sleep(rest)
+                found = contender.measure(shape)
+                if counts:
+                    times[contender.name, shape].append(found)
+                done += 1
+    return times, probed
