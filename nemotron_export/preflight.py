@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from nemotron_errors import ResourceError
+from nemotron_errors import RequestError, ResourceError
 
 from nemotron_export.config import NemotronConfig
 
-__all__ = ["Estimate", "available_memory", "check_resources", "estimate"]
+__all__ = [
+    "REFERENCE_MODES",
+    "Estimate",
+    "available_memory",
+    "check_resources",
+    "choose_reference",
+    "estimate",
+    "layerwise_memory",
+]
+
+REFERENCE_MODES = ("auto", "whole", "layerwise")
+
+_log = logging.getLogger(__name__)
 
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 # Python with torch, onnx and ONNX Runtime loaded, and the traced graph.
 _BASE_MEMORY = 1_000_000_000
+# A layer-by-layer reference's slice of the head, its read buffer, and what the allocator keeps.
+_LAYERWISE_BUFFERS = 300_000_000
+# The longest prompt of the parity protocol, and at least the tokens of all prompts and their greedy steps.
+_LONGEST_PROMPT, _ALL_TOKENS = 1200, 1600
 # Graph, tokenizer, licence files and what a file system adds.
 _BASE_DISK = 50_000_000
 
@@ -29,7 +46,7 @@ class Estimate:
         disk: what is written under the output's parent.
         weights: the weights in the run dtype, as a session holds them.
         caches: the KV caches that the parity check allocates.
-        reference: the fp32 model that makes the reference.
+        reference: what makes the reference: the fp32 model, or one layer of it and what passes through.
         logits: the reference's logits.
     """
 
@@ -55,6 +72,7 @@ def estimate(
     rows: int,
     weights_mode: str,
     parity: bool,
+    reference: str = "whole",
 ) -> Estimate:
     """Estimates a build.
 
@@ -67,7 +85,9 @@ def estimate(
         rows: rows that the parity check runs at once.
         weights_mode: "reference", "link" or "copy".
         parity: whether the reference is made and checked.
+        reference: "whole" or "layerwise".
     """
+    model = layerwise_memory(config) if reference == "layerwise" else 4 * num_parameters
     item = _ITEM_BYTES[run_dtype]
     # twice: the weights as mapped or converted, and the copy that ONNX Runtime reorders for its kernels
     weights = 2 * num_parameters * item if parity else 0
@@ -79,9 +99,52 @@ def estimate(
         disk=disk,
         weights=weights,
         caches=row * rows if parity else 0,
-        reference=num_parameters * 4 if parity else 0,
+        reference=model if parity else 0,
         logits=logits,
     )
+
+
+def layerwise_memory(config: NemotronConfig) -> int:
+    """Bytes of the fp32 reference made layer by layer: an upper estimate.
+
+    Counts one decoder layer, a slice of the head, the keys and values of all prompts, their hidden states and their
+    embedding's rows, and what a layer makes of the longest prompt.
+    """
+    E, F = config.hidden_size, config.intermediate_size
+    HD, GD = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    layer = 2 * E * F + 2 * E * HD + 2 * E * GD + 2 * (E + F) + 4 * E + HD + 2 * GD
+    caches = 2 * config.num_hidden_layers * GD * _ALL_TOKENS
+    activations = _LONGEST_PROMPT * (3 * F + 4 * E + 6 * HD) + 3 * _ALL_TOKENS * E
+    return 4 * (layer + caches + activations) + _LAYERWISE_BUFFERS
+
+
+def choose_reference(mode: str, config: NemotronConfig, num_parameters: int, *, memory: int | None = None) -> str:
+    """How the reference is made: "whole" or "layerwise". What "auto" chose for want of memory is logged.
+
+    Args:
+        mode: one of REFERENCE_MODES.
+        config: the checkpoint's config.
+        num_parameters: its number of parameters.
+        memory: bytes available; measured where None.
+
+    Raises:
+        RequestError: another mode.
+    """
+    if mode not in REFERENCE_MODES:
+        expected = f"one of {', '.join(REFERENCE_MODES)}"
+        raise RequestError(f"'{mode}'", expected, "choose one of them", where="--reference")
+    if mode != "auto":
+        return mode
+    available = available_memory() if memory is None else memory
+    needed = _BASE_MEMORY + 4 * num_parameters
+    if needed <= available:
+        return "whole"
+    _log.warning(
+        "%s of memory available and about %s needed by the fp32 model: the reference is made layer by layer (%s), with "
+        "fewer greedy steps unless --reference-steps names their number",
+        _gb(available), _gb(needed), _gb(_BASE_MEMORY + layerwise_memory(config)),
+    )  # fmt: skip
+    return "layerwise"
 
 
 def available_memory() -> int:
@@ -133,9 +196,7 @@ def check_resources(needed: Estimate, output: Path, *, memory: int | None = None
         )  # fmt: skip
     available = available_memory() if memory is None else memory
     if needed.memory > available:
-        parts = (
-            f"weights {_gb(needed.weights)}, caches {_gb(needed.caches)}, fp32 reference model {_gb(needed.reference)}"
-        )
+        parts = f"weights {_gb(needed.weights)}, caches {_gb(needed.caches)}, fp32 reference {_gb(needed.reference)}"
         raise ResourceError(
             f"{_gb(available)} of memory available", f"about {_gb(needed.memory)} ({parts})",
             "lower --max-seq-len, or build with --no-parity here and run `nemotron-export parity` on a larger machine",

@@ -7,12 +7,13 @@ vocabulary for a language model).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from nemotron_errors import TokenizerError
+from nemotron_errors import RequestError, TokenizerError
 from nemotron_runtime.reference import Reference, ReferencePrompt
 from nemotron_runtime.tokenizer import Tokenizer
 
@@ -20,13 +21,17 @@ from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.environment import environment
 from nemotron_export.model.load import load_task_model
 from nemotron_export.model.pretrained import NemotronPreTrainedModel
+from nemotron_export.parity.layerwise import LayerwiseModel
+from nemotron_export.parity.layerwise_reference import layerwise_reference, layerwise_rmse
 from nemotron_export.parity.prompts import GREEDY_STEPS, PromptPlan, plan_prompts
+from nemotron_export.parity.reference_recorder import PromptRecorder
+from nemotron_export.preflight import choose_reference
 from nemotron_export.progress import Progress, silent
 
-__all__ = ["eager_rmse", "make_reference", "reference_for"]
+__all__ = ["LAYERWISE_GREEDY_STEPS", "eager_rmse", "make_reference", "reference_for"]
 
-_LM_POSITIONS = 3
-_HEAD_POSITIONS = 64
+# Each greedy step of a layer-by-layer run reads the whole checkpoint once.
+LAYERWISE_GREEDY_STEPS = 8
 
 
 def make_reference(
@@ -34,9 +39,7 @@ def make_reference(
 ) -> tuple[ReferencePrompt, ...]:
     """Runs the model over the plan's prompts, one by one, without padding, behind a dynamic cache.
 
-    A language model's logits are kept at the first, middle and last position of a prompt, and after the first, middle
-    and last greedy token that is fed: a row of a large vocabulary is a megabyte. Other heads' outputs are kept at up
-    to 64 positions.
+    What is kept of it: see :class:`PromptRecorder`.
 
     Args:
         model: in fp32 and eval mode.
@@ -71,34 +74,14 @@ class _Run:
 
 @torch.inference_mode()
 def _one_prompt(model: NemotronPreTrainedModel, ids: np.ndarray, steps: int) -> ReferencePrompt:
-    n = len(ids)
-    count = _LM_POSITIONS if steps else min(n, _HEAD_POSITIONS)
-    positions = np.unique(np.linspace(0, n - 1, count).round().astype(np.int64))
-    # the last greedy token is never fed
-    step_positions = sorted({p for p in (0, steps // 2, steps - 2) if 0 <= p < steps - 1})
+    recorder = PromptRecorder(ids, steps)
     run = _Run(model)
-    outputs_kV = run.feed(ids, positions)
-    greedy, margins, step_logits = [], [], []
-    last_V = outputs_kV[-1]
+    recorder.prefilled(run.feed(ids, recorder.positions))
     for step in range(steps):
-        best, second = torch.topk(last_V, 2).values.tolist()
-        # topk may break a tie in another way than argmax, which generation uses
-        greedy.append(int(torch.argmax(last_V)))
-        margins.append(best - second)
-        if step == steps - 1:
-            break
-        last_V = run.step(greedy[-1])
-        if step in step_positions:
-            step_logits.append(last_V.numpy().copy())
-    return ReferencePrompt(
-        ids=ids,
-        positions=positions,
-        logits=outputs_kV.numpy().copy(),
-        greedy=np.asarray(greedy, np.int64),
-        margins=np.asarray(margins, np.float32),
-        step_positions=np.asarray(step_positions, np.int64),
-        step_logits=np.stack(step_logits) if step_logits else np.zeros((0, outputs_kV.shape[1]), np.float32),
-    )
+        token = recorder.choose()
+        if step < steps - 1:
+            recorder.stepped(run.step(token))
+    return recorder.result()
 
 
 @torch.inference_mode()
@@ -124,11 +107,13 @@ def reference_for(
     *,
     tokenizer_files: Path | None = None,
     plan: PromptPlan | None = None,
+    mode: str = "auto",
+    greedy_steps: int | None = None,
 ) -> Reference:
-    """Loads a checkpoint and makes the reference of bundles with that `max_seq_len` and run dtype.
+    """Makes the reference of a checkpoint's bundles with that `max_seq_len` and run dtype.
 
-    Memory: the fp32 weights, then those in a low run dtype, and the keys and values of one prompt; all are gone when
-    it returns.
+    Memory: the fp32 weights, then those in a low run dtype, and the keys and values of one prompt; layer by layer, one
+    layer's weights and the keys and values of all prompts. All are gone when it returns. Both ways give the same bits.
 
     Args:
         checkpoint: the checkpoint.
@@ -137,30 +122,72 @@ def reference_for(
         progress: told (stage, done, total).
         tokenizer_files: the folder of the tokenizer; the checkpoint's own where None.
         plan: the prompts; chosen by :func:`plan_prompts` where None.
+        mode: "whole", "layerwise", or "auto": layer by layer where the memory available does not hold the fp32 model.
+        greedy_steps: behind each prompt, where no plan is given; 64 with the whole model, 8 layer by layer.
 
     Raises:
         TokenizerError: a tokenizer that is broken, or gives ids that the model does not have.
+        RequestError: an unknown mode, or a number of greedy steps below 1.
     """
+    layerwise = choose_reference(mode, checkpoint.config, checkpoint.num_parameters) == "layerwise"
     if plan is None:
         encode = _encoder(tokenizer_files or checkpoint.directory, checkpoint.config.vocab_size)
-        steps = GREEDY_STEPS if checkpoint.task == "causal-lm" else 0
-        plan = plan_prompts(checkpoint.config.vocab_size, max_seq_len, encode, steps)
+        plan = _plan(checkpoint, max_seq_len, encode, layerwise, greedy_steps)
+    prompts, rmse = (_layer_by_layer if layerwise else _whole)(checkpoint, plan, run_dtype, progress)
+    judge = {
+        **plan.to_dict(),
+        "model": "eager PyTorch, float32, sdpa, dynamic cache" + (", layer by layer" if layerwise else ""),
+        "environment": environment(torch.get_num_threads()),
+    }
+    return Reference(prompts, eager_rmse=rmse, judge=judge, task=checkpoint.task)
+
+
+def _plan(
+    checkpoint: Checkpoint,
+    max_seq_len: int,
+    encode: Callable[[str], list[int]] | None,
+    layerwise: bool,
+    greedy_steps: int | None,
+) -> PromptPlan:
+    if greedy_steps is not None and greedy_steps < 1:
+        raise RequestError(str(greedy_steps), "at least 1", "raise it", where="--reference-steps")
+    steps = greedy_steps or (LAYERWISE_GREEDY_STEPS if layerwise else GREEDY_STEPS)
+    if checkpoint.task != "causal-lm":
+        return plan_prompts(checkpoint.config.vocab_size, max_seq_len, encode, 0)
+    plan = plan_prompts(checkpoint.config.vocab_size, max_seq_len, encode, steps)
+    if steps == GREEDY_STEPS:
+        return plan
+    why = "--reference-steps" if greedy_steps else "made layer by layer, where each of them reads the whole checkpoint"
+    return replace(plan, notes=(*plan.notes, f"{steps} greedy steps, not {GREEDY_STEPS}: {why}"))
+
+
+def _whole(
+    checkpoint: Checkpoint, plan: PromptPlan, run_dtype: str, progress: Progress
+) -> tuple[tuple[ReferencePrompt, ...], float | None]:
     progress("load fp32 reference", 0, 0)
     prompts = make_reference(
         load_task_model(checkpoint, torch.float32),
         plan,
         lambda done, total: progress("eager PyTorch, fp32", done, total),
     )
-    rmse = None
-    if run_dtype != "float32":
-        progress(f"eager PyTorch, {run_dtype}", 0, 0)
-        rmse = eager_rmse(load_task_model(checkpoint, getattr(torch, run_dtype)), prompts)
-    judge = {
-        **plan.to_dict(),
-        "model": "eager PyTorch, float32, sdpa, dynamic cache",
-        "environment": environment(torch.get_num_threads()),
-    }
-    return Reference(prompts, eager_rmse=rmse, judge=judge, task=checkpoint.task)
+    if run_dtype == "float32":
+        return prompts, None
+    progress(f"eager PyTorch, {run_dtype}", 0, 0)
+    return prompts, eager_rmse(load_task_model(checkpoint, getattr(torch, run_dtype)), prompts)
+
+
+def _layer_by_layer(
+    checkpoint: Checkpoint, plan: PromptPlan, run_dtype: str, progress: Progress
+) -> tuple[tuple[ReferencePrompt, ...], float | None]:
+    def stage(dtype: str) -> Callable[[int, int], None]:
+        return lambda done, total: progress(f"eager PyTorch, {dtype}, layer by layer", done, total)
+
+    with LayerwiseModel(checkpoint, torch.float32, len(plan.prompts)) as model:
+        prompts = layerwise_reference(model, plan, stage("fp32"))
+    if run_dtype == "float32":
+        return prompts, None
+    with LayerwiseModel(checkpoint, getattr(torch, run_dtype), len(plan.prompts)) as model:
+        return prompts, layerwise_rmse(model, prompts, stage(run_dtype))
 
 
 def _encoder(folder: Path, vocab_size: int) -> Callable[[str], list[int]] | None:
