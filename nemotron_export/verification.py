@@ -17,7 +17,7 @@ from nemotron_runtime.verification import PARITY_FILE, read_report, record_repor
 from nemotron_export.environment import environment
 from nemotron_export.progress import Progress, silent
 
-__all__ = ["quiet_about_parity", "read_report", "record", "report_document", "verify_bundle"]
+__all__ = ["amend", "quiet_about_parity", "read_report", "record", "report_document", "verify_bundle"]
 
 _log = logging.getLogger(__name__)
 
@@ -67,6 +67,23 @@ def _drop(record: logging.LogRecord) -> bool:
 def report_document(report: ParityReport, *, threads: int | None, judged_by: str) -> dict[str, Any]:
     """The report, who made it and on what machine: what parity.json holds."""
     return {**report.to_dict(), "judged_by": judged_by, "environment": environment(threads)}
+
+
+def amend(bundle: Path, added: dict[str, Any]) -> dict[str, Any]:
+    """Adds keys to parity.json and returns the whole document.
+
+    Raises:
+        BundleError: a broken or unwritable file.
+    """
+    path = bundle / PARITY_FILE
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        remedy = "run `nemotron-export parity` again"
+        raise BundleError(f"no readable file ({error})", "the judgement", remedy, where=str(path)) from error
+    document |= added
+    write_atomically(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    return dict(document)
 
 
 def record(bundle: Path, report: ParityReport, *, threads: int | None, judged_by: str) -> None:

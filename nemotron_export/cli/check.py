@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,18 +14,20 @@ from nemotron_export.cli.loading import BundleArgument, JsonOutput, Threads, Wei
 if TYPE_CHECKING:
     from nemotron_runtime.report import ParityReport
 
-__all__ = ["parity", "print_report", "verify"]
+    from nemotron_export.parity.bisect import Bisection
+
+__all__ = ["parity", "print_bisection", "print_report", "verify"]
 
 
 def verify(
     bundle: BundleArgument, weights_dir: WeightsDir = None, threads: Threads = None, json_output: JsonOutput = False
 ) -> None:
     """Replay the bundle's stored reference here, without torch. Exit code 1 where the numbers differ."""
-    from nemotron_export.verification import verify_bundle
+    from nemotron_export.verification import report_document, verify_bundle
 
     with show_progress() as progress:
         report = verify_bundle(bundle, weights_dir=weights_dir, threads=threads, progress=progress)
-    _finish(report, json_output, threads, "verify")
+    _finish(report, report_document(report, threads=threads, judged_by="verify"), json_output)
 
 
 def parity(
@@ -35,16 +37,37 @@ def parity(
     ] = None,
     weights_dir: WeightsDir = None,
     threads: Threads = None,
+    bisect: Annotated[
+        bool, typer.Option("--bisect", help="Name the first layer and op that leave PyTorch, with their errors.")
+    ] = False,
+    report_file: Annotated[
+        Path | None, typer.Option("--report", help="Write a self-contained HTML page with plots; bisects too.")
+    ] = None,
     json_output: JsonOutput = False,
 ) -> None:
     """Run PyTorch and the bundle on the same prompts again and judge. Exit code 1 where the numbers differ."""
     from nemotron_export.parity import check_parity
+    from nemotron_export.verification import amend, report_document
 
+    examination = None
     with show_progress() as progress:
         report = check_parity(
             bundle, checkpoint=checkpoint, weights_dir=weights_dir, threads=threads, progress=progress
         )
-    _finish(report, json_output, threads, "parity")
+        document = report_document(report, threads=threads, judged_by="parity")
+        if bisect or report_file is not None:
+            from nemotron_export.parity.examine import examine
+
+            examination = examine(
+                bundle, drift=report_file is not None, checkpoint=checkpoint, weights_dir=weights_dir,
+                threads=threads, progress=progress,
+            )  # fmt: skip
+            document = amend(bundle, examination.to_dict())
+        if report_file is not None:
+            from nemotron_export.parity.report import write_html
+
+            write_html(document, report_file)
+    _finish(report, document, json_output, None if examination is None else examination.bisection)
 
 
 def print_report(report: ParityReport) -> None:
@@ -67,13 +90,38 @@ def _number(value: float) -> str:
     return str(int(value)) if value == int(value) else f"{value:.2e}" if value < 0.01 else f"{value:.4f}"
 
 
-def _finish(report: ParityReport, json_output: bool, threads: int | None, judged_by: str) -> None:
-    if json_output:
-        from nemotron_export.verification import report_document
+def print_bisection(found: Bisection) -> None:
+    """Where the bundle leaves PyTorch, and the values around it, as a table on stdout."""
+    typer.echo()
+    if found.first is None:
+        typer.echo(
+            f"Bisection, {found.tokens} tokens: no value leaves PyTorch; the largest error of {len(found.layers)} "
+            f"values is {found.before:.2e} of its range"
+        )
+        return
+    first = found.first
+    rows = [
+        (error.stage, error.point, error.computed_by, _number(error.error), _number(error.tolerance), error.passed)
+        for error in (found.inside or found.layers)
+    ]
+    columns = ("stage", "value", "computed by", "error", "tolerance", "result")
+    print_table(f"Bisection, {found.tokens} tokens: the values of the first layer that leaves PyTorch", columns, rows)
+    module = first.point.partition(": ")[0]
+    typer.echo(
+        f"\nFirst to leave: {' / '.join(found.ops)} of {module}, computed by {first.computed_by}, in {first.stage}\n"
+        f"error before it {_number(found.before)}, after it {_number(first.error)} (shares of the value's range)"
+    )
 
-        print_json(report_document(report, threads=threads, judged_by=judged_by))
+
+def _finish(
+    report: ParityReport, document: dict[str, Any], json_output: bool, bisection: Bisection | None = None
+) -> None:
+    if json_output:
+        print_json(document)
     else:
         print_report(report)
+        if bisection is not None:
+            print_bisection(bisection)
         typer.echo("\nparity passed" if report.passed else "\nparity FAILED")
     if not report.passed:
         raise typer.Exit(1)

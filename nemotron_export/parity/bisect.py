@@ -5,24 +5,23 @@ Errors are max |Δ| over a point's values at the chosen positions, divided by th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from nemotron_runtime.bundle import Bundle
 
-from nemotron_export.checkpoint import Checkpoint
-from nemotron_export.model.load import load_task_model
 from nemotron_export.model.pretrained import NemotronPreTrainedModel
+from nemotron_export.parity.drift import spread
 from nemotron_export.parity.points import Point, head_points, layer_outputs, layer_points
 from nemotron_export.parity.probe import Probe
 from nemotron_export.parity.recording import Recorder, Values
 from nemotron_export.progress import Progress, silent
 
-__all__ = ["Bisection", "PointError", "bisect", "bisect_bundle"]
+__all__ = ["Bisection", "PointError", "bisect"]
 
 # A value that fp32 computes in another order is off by some 1e-7 of its range; a mistake is off by far more.
 FP32_TOLERANCE = 1e-5
@@ -56,6 +55,10 @@ class PointError:
         """Within the tolerance; NaN is not."""
         return self.error <= self.tolerance
 
+    def to_dict(self) -> dict[str, Any]:
+        """For parity.json."""
+        return {**asdict(self), "error": self.error if math.isfinite(self.error) else None, "passed": self.passed}
+
 
 @dataclass(frozen=True)
 class Bisection:
@@ -78,8 +81,16 @@ class Bisection:
     ops: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """What parity.json holds."""
-        return asdict(self)
+        """What parity.json holds; an error that is not finite becomes null."""
+        first = None if self.first is None else self.first.to_dict()
+        return {
+            "tokens": self.tokens,
+            "layers": [error.to_dict() for error in self.layers],
+            "inside": [error.to_dict() for error in self.inside],
+            "first": first,
+            "before": self.before,
+            "ops": list(self.ops),
+        }
 
 
 class _Stage:
@@ -96,7 +107,7 @@ class _Stage:
         """Errors of those points that the artefact has."""
         present = [point for point in points if point.found_in(self.names) is not None]
         ids, start = self.parts[stage]
-        positions = _spread(len(ids))
+        positions = spread(len(ids), _POSITIONS)
         probe = Probe(self.bundle, start + len(ids), self.threads)
         recorders = [Recorder(model) for model in self.models]
         if stage == "decode":
@@ -157,27 +168,6 @@ def bisect(
         before = max((error.error for error in earlier), default=0.0)
         return Bisection(len(ids), tuple(walked), tuple(inside), first, before, _between(points, inside, first))
     return Bisection(len(ids), tuple(walked), (), None, max(error.error for error in walked), ())
-
-
-def bisect_bundle(
-    bundle: Bundle,
-    checkpoint: Checkpoint,
-    ids: npt.NDArray[np.int64],
-    threads: int | None = None,
-    progress: Progress = silent,
-) -> Bisection:
-    """:func:`bisect` with the models loaded from the checkpoint."""
-    progress("load the reference", 0, 0)
-    dtypes = dict.fromkeys(("float32", bundle.manifest.dtype))
-    models = [load_task_model(checkpoint, getattr(torch, dtype)) for dtype in dtypes]
-    return bisect(bundle, models, ids, threads, progress)
-
-
-def _spread(tokens: int) -> npt.NDArray[np.int64]:
-    """Positions from the first to the last, dense at the beginning: rotary errors grow with the position."""
-    if tokens == 1:
-        return np.zeros(1, np.int64)
-    return np.unique(np.concatenate([[0], np.geomspace(1, tokens - 1, _POSITIONS - 1).round()])).astype(np.int64)
 
 
 def _error(found: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]) -> float:
