@@ -39,8 +39,9 @@ class _Clock:
     def __call__(self, stage: str, done: int, total: int) -> None:
         if done > self._told and done % self._layers == 0:
             now = time.perf_counter()
+            seconds, peak = now - self._last, _peak_bytes() / 1e9
             print(
-                f"pass {done // self._layers} of {total // self._layers}: {now - self._last:.1f} s, peak RSS {_peak_bytes() / 1e9:.2f} GB",
+                f"pass {done // self._layers} of {total // self._layers}: {seconds:.1f} s, peak {peak:.2f} GB",
                 flush=True,
             )
             self._last, self._told = now, done
@@ -70,7 +71,8 @@ def main() -> None:
         print(f"{psutil.virtual_memory().total / 1e9:.1f} GB of memory, {available_memory() / 1e9:.1f} GB available")
         print(
             f"{arguments.model}: {checkpoint.num_parameters / 1e9:.2f} B parameters, "
-            f"{checkpoint.num_bytes / 1e9:.1f} GB stored, {config.num_hidden_layers} layers, hidden {config.hidden_size}, FFN {config.intermediate_size}, "
+            f"{checkpoint.num_bytes / 1e9:.1f} GB stored, {config.num_hidden_layers} layers, "
+            f"hidden {config.hidden_size}, FFN {config.intermediate_size}, "
             f"{config.num_attention_heads}/{config.num_key_value_heads} heads of {config.head_dim}"
         )
         before = _peak_bytes()

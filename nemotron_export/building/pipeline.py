@@ -20,7 +20,7 @@ from nemotron_export.building.workspace import check_output, staging
 from nemotron_export.checkpoint import Checkpoint, ScanReport, scan
 from nemotron_export.extras import require
 from nemotron_export.parity import ParityFailedError, reference_for
-from nemotron_export.preflight import check_resources, estimate
+from nemotron_export.preflight import check_resources, choose_reference, estimate
 from nemotron_export.progress import Progress, silent
 from nemotron_export.verification import verify_bundle
 
@@ -34,6 +34,7 @@ class _Plan:
     dtype: str
     limits: Limits
     weights: str
+    reference: str
 
 
 def build(
@@ -48,6 +49,8 @@ def build(
     prefill_chunk: int | None = None,
     weights: str = "reference",
     parity: bool = True,
+    reference: str = "auto",
+    reference_steps: int | None = None,
     scan: bool = True,
     overwrite: bool = False,
     keep_failed: bool = False,
@@ -68,6 +71,9 @@ def build(
         prefill_chunk: prompt tokens computed at once.
         weights: "reference" (stay where they are), "link" (hard links in the bundle) or "copy".
         parity: make the reference and check the bundle against it; without, the bundle is pending.
+        reference: "whole", "layerwise" (one layer in memory at a time), or "auto": layer by layer where the memory
+            available does not hold the fp32 model.
+        reference_steps: greedy tokens behind each prompt of the reference; 64 with the whole model, 8 layer by layer.
         scan: read every weight once for NaN, Inf and chunk hashes; without, loading cannot check contents.
         overwrite: replace a bundle at `output`, once the new one is whole.
         keep_failed: keep, as pending, a bundle that fails its parity; the error is raised all the same.
@@ -95,11 +101,12 @@ def build(
         (max_seq_len, max_batch, prefill_chunk),
         weights,
         parity,
+        reference,
     )
     failed: ParityFailedError | None = None
     with staging(place, overwrite=overwrite) as folder:
         scanned = _scan(plan, progress) if scan else None
-        _write(plan, folder, scanned, parity, progress)
+        _write(plan, folder, scanned, parity, reference_steps, progress)
         if parity:
             report = verify_bundle(folder, judged_by="build", progress=progress)
             if not report.passed:
@@ -120,6 +127,7 @@ def _plan(
     limits: tuple[int | None, int | None, int | None],
     weights: str,
     parity: bool,
+    reference: str,
 ) -> _Plan:
     if weights not in WEIGHT_MODES:
         raise RequestError(f"'{weights}'", f"one of {', '.join(WEIGHT_MODES)}", "choose one of them", where="--weights")
@@ -132,6 +140,8 @@ def _plan(
             "the checkpoint inside the output", "two separate folders", "choose another --output", where=str(place)
         )
     chosen = choose_limits(opened.config, *limits)
+    if parity:
+        reference = choose_reference(reference, opened.config, opened.num_parameters)
     needed = estimate(
         opened.config,
         num_parameters=opened.num_parameters,
@@ -141,16 +151,24 @@ def _plan(
         rows=min(chosen.max_batch, 4),
         weights_mode=weights,
         parity=parity,
+        reference=reference,
     )
     check_resources(needed, place)
-    return _Plan(opened, target, run_dtype, chosen, weights)
+    return _Plan(opened, target, run_dtype, chosen, weights, reference)
 
 
 def _scan(plan: _Plan, progress: Progress) -> ScanReport:
     return scan(plan.checkpoint, progress=lambda done, total: progress("scan weights", done, total))
 
 
-def _write(plan: _Plan, folder: Path, scanned: ScanReport | None, parity: bool, progress: Progress) -> None:
+def _write(
+    plan: _Plan,
+    folder: Path,
+    scanned: ScanReport | None,
+    parity: bool,
+    reference_steps: int | None,
+    progress: Progress,
+) -> None:
     progress("trace and lower", 0, 0)
     lowered = make_graph(plan.checkpoint, plan.target, plan.dtype, plan.limits)
     lowered.save(folder / lowered.session["graph"])
@@ -160,7 +178,10 @@ def _write(plan: _Plan, folder: Path, scanned: ScanReport | None, parity: bool, 
         lambda done, total: progress("copy weights", done, total),
     )  # fmt: skip
     if parity:
-        reference = reference_for(plan.checkpoint, plan.limits.max_seq_len, plan.dtype, progress)
+        reference = reference_for(
+            plan.checkpoint, plan.limits.max_seq_len, plan.dtype, progress,
+            mode=plan.reference, greedy_steps=reference_steps,
+        )  # fmt: skip
         write_reference(folder / REFERENCE_FILE, reference)
     document = manifest_document(
         plan.checkpoint, plan.target, plan.dtype, plan.limits, lowered, scanned,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from nemotron_export.cli.console import print_json, show_progress, size_text
+from nemotron_export.cli.loading import Reference, ReferenceSteps
 
 __all__ = ["build"]
 
@@ -37,6 +38,8 @@ def build(
         typer.Option(help="reference: leave the weights where they are; link or copy: make a folder that ships."),
     ] = "reference",
     parity: Annotated[bool, typer.Option(help="Prove the numbers; without it the bundle is pending.")] = True,
+    reference: Reference = "auto",
+    reference_steps: ReferenceSteps = None,
     scan: Annotated[bool, typer.Option(help="Read every weight: NaN, Inf, chunk hashes.")] = True,
     overwrite: Annotated[bool, typer.Option(help="Replace a bundle that is there.")] = False,
     keep_failed: Annotated[bool, typer.Option(help="Keep, as pending, a bundle whose parity failed.")] = False,
@@ -53,8 +56,9 @@ def build(
         with show_progress() as progress:
             path = run_build(
                 checkpoint, output, target=target, task=task, dtype=dtype, max_seq_len=max_seq_len, max_batch=max_batch,
-                prefill_chunk=prefill_chunk, weights=weights, parity=parity, scan=scan, overwrite=overwrite,
-                keep_failed=keep_failed, revision=revision, progress=progress,
+                prefill_chunk=prefill_chunk, weights=weights, parity=parity, reference=reference,
+                reference_steps=reference_steps, scan=scan, overwrite=overwrite, keep_failed=keep_failed,
+                revision=revision, progress=progress,
             )  # fmt: skip
     except ParityFailedError as error:
         if json_output:

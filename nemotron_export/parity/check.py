@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from nemotron_errors import BundleError
+from nemotron_errors import BundleError, RequestError
 from nemotron_runtime.bundle import Bundle, write_manifest
 from nemotron_runtime.reference import REFERENCE_FILE, Reference, read_reference, write_reference
 from nemotron_runtime.report import ParityReport, ParityRow
@@ -28,6 +28,8 @@ def check_parity(
     checkpoint: str | Path | None = None,
     weights_dir: str | Path | None = None,
     threads: int | None = None,
+    reference: str = "auto",
+    reference_steps: int | None = None,
     progress: Progress = silent,
 ) -> ParityReport:
     """Computes the reference again with torch, compares it with the stored one, judges the bundle, records it all.
@@ -39,6 +41,8 @@ def check_parity(
         checkpoint: the checkpoint; the folder of the bundle's weights by default.
         weights_dir: where the weights are, if they were moved.
         threads: CPU threads of the bundle's session.
+        reference: "whole", "layerwise" or "auto": how the reference is computed, see :func:`reference_for`.
+        reference_steps: greedy tokens behind each prompt, for a bundle that has no reference yet.
         progress: told (stage, done, total).
 
     Returns:
@@ -61,7 +65,9 @@ def check_parity(
         opened.manifest.dtype,
         progress,
         tokenizer_files=opened.directory,
-        plan=None if stored is None else _plan_of(stored),
+        plan=None if stored is None else _plan_of(stored, reference_steps),
+        mode=reference,
+        greedy_steps=reference_steps,
     )
     if stored is None:
         _store(opened, fresh)
@@ -93,9 +99,13 @@ def compare_references(stored: Reference, fresh: Reference) -> tuple[ParityRow, 
     return tuple(rows)
 
 
-def _plan_of(reference: Reference) -> PromptPlan:
+def _plan_of(reference: Reference, wanted_steps: int | None) -> PromptPlan:
+    steps = len(reference.prompts[0].greedy)
+    if wanted_steps not in (None, steps):
+        expected = f"{steps}, as many as the stored reference has"
+        raise RequestError(str(wanted_steps), expected, "leave the option out", where="--reference-steps")
     prompts = tuple(prompt.ids for prompt in reference.prompts)
-    return PromptPlan(prompts, len(reference.prompts[0].greedy), str(reference.judge.get("source", "stored")), ())
+    return PromptPlan(prompts, steps, str(reference.judge.get("source", "stored")), ())
 
 
 def _check_same_weights(bundle: Bundle, checkpoint: Checkpoint) -> None:

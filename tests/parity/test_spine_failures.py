@@ -160,8 +160,8 @@ def test_numbers_that_differ_fail_with_a_table(bundle: Path, change: Callable[[d
 def wrong_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stands for a target that computes something else."""
 
-    def wrong(*arguments: Any) -> Reference:
-        made = reference_for(*arguments)
+    def wrong(*arguments: Any, **options: Any) -> Reference:
+        made = reference_for(*arguments, **options)
         return replace(made, prompts=tuple(replace(prompt, logits=prompt.logits * 1.01) for prompt in made.prompts))
 
     monkeypatch.setattr("nemotron_export.building.pipeline.reference_for", wrong)
