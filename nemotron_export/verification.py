@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator
@@ -11,15 +12,22 @@ from typing import Any
 
 from nemotron_errors import BundleError
 from nemotron_runtime.bundle import write_atomically
+from nemotron_runtime.manifest import Manifest
 from nemotron_runtime.report import ParityReport
-from nemotron_runtime.verification import PARITY_FILE, read_report, record_report, verify
+from nemotron_runtime.verification import PARITY_FILE, judge_bundle, read_report, record_report
 
 from nemotron_export.environment import environment
 from nemotron_export.progress import Progress, silent
 
-__all__ = ["amend", "quiet_about_parity", "read_report", "record", "report_document", "verify_bundle"]
-
-_log = logging.getLogger(__name__)
+__all__ = [
+    "amend",
+    "bundle_identity",
+    "quiet_about_parity",
+    "read_report",
+    "record",
+    "report_document",
+    "verify_bundle",
+]
 
 
 def verify_bundle(
@@ -44,7 +52,7 @@ def verify_bundle(
         MissingDependencyError: what its session needs is not installed.
     """
     with quiet_about_parity():
-        report = verify(bundle, weights_dir=weights_dir, threads=threads, progress=progress)
+        report = judge_bundle(bundle, weights_dir=weights_dir, threads=threads, progress=progress)
     record(Path(bundle), report, threads=threads, judged_by=judged_by)
     return report
 
@@ -64,9 +72,40 @@ def _drop(record: logging.LogRecord) -> bool:
     return False
 
 
-def report_document(report: ParityReport, *, threads: int | None, judged_by: str) -> dict[str, Any]:
-    """The report, who made it and on what machine: what parity.json holds."""
-    return {**report.to_dict(), "judged_by": judged_by, "environment": environment(threads)}
+def report_document(bundle: Path, report: ParityReport, *, threads: int | None, judged_by: str) -> dict[str, Any]:
+    """The report, of which bundle, who made it and on what machine: what parity.json holds.
+
+    Raises:
+        BundleError: a broken manifest.
+    """
+    return {
+        **report.to_dict(),
+        "bundle": bundle_identity(Manifest.read(bundle)),
+        "judged_by": judged_by,
+        "environment": environment(threads),
+    }
+
+
+def bundle_identity(manifest: Manifest) -> dict[str, str | None]:
+    """What two judgements must agree in to be compared: target, task, dtype and model.
+
+    `config` and `weights` are SHA-256 of the config and of the weight files' headers, `contents` of the weights
+    themselves, None where they were not scanned.
+    """
+    files = manifest.weights.files
+    chunks = [file.chunks for file in files]
+    return {
+        "target": manifest.target,
+        "task": manifest.task,
+        "dtype": manifest.dtype,
+        "config": _digest(manifest.model.config),
+        "weights": _digest([[file.name, file.size, file.header_sha256] for file in files]),
+        "contents": None if None in chunks else _digest([manifest.weights.chunk_bytes, chunks]),
+    }
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def amend(bundle: Path, added: dict[str, Any]) -> dict[str, Any]:
@@ -87,16 +126,9 @@ def amend(bundle: Path, added: dict[str, Any]) -> dict[str, Any]:
 
 
 def record(bundle: Path, report: ParityReport, *, threads: int | None, judged_by: str) -> None:
-    """Writes parity.json, and the manifest's parity state where it changes.
-
-    A bundle on a read-only disk that passes again is left as it is, with a warning.
+    """Writes parity.json, and the manifest's parity state where it changes; see :func:`record_report`.
 
     Raises:
         BundleError: a state that changes and cannot be written.
     """
-    record_report(bundle, report)
-    document = report_document(report, threads=threads, judged_by=judged_by)
-    try:
-        write_atomically(bundle / PARITY_FILE, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-    except BundleError as error:
-        _log.warning("the judgement was not recorded: %s", error)
+    record_report(bundle, report, report_document(bundle, report, threads=threads, judged_by=judged_by))

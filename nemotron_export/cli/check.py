@@ -27,7 +27,7 @@ def verify(
 
     with show_progress() as progress:
         report = verify_bundle(bundle, weights_dir=weights_dir, threads=threads, progress=progress)
-    _finish(report, report_document(report, threads=threads, judged_by="verify"), json_output)
+    _finish(report, report_document(bundle, report, threads=threads, judged_by="verify"), json_output)
 
 
 def parity(
@@ -54,7 +54,7 @@ def parity(
         report = check_parity(
             bundle, checkpoint=checkpoint, weights_dir=weights_dir, threads=threads, progress=progress
         )
-        document = report_document(report, threads=threads, judged_by="parity")
+        document = report_document(bundle, report, threads=threads, judged_by="parity")
         if bisect or report_file is not None:
             from nemotron_export.parity.examine import examine
 

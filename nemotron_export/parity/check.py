@@ -10,7 +10,7 @@ from nemotron_errors import BundleError, RequestError
 from nemotron_runtime.bundle import Bundle, write_manifest
 from nemotron_runtime.reference import REFERENCE_FILE, Reference, read_reference, write_reference
 from nemotron_runtime.report import ParityReport, ParityRow
-from nemotron_runtime.verification import verify
+from nemotron_runtime.verification import judge_bundle
 
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.file_record import file_record
@@ -72,7 +72,7 @@ def check_parity(
     if stored is None:
         _store(opened, fresh)
     with quiet_about_parity():
-        report = verify(bundle, weights_dir=weights_dir, threads=threads, progress=progress)
+        report = judge_bundle(bundle, weights_dir=weights_dir, threads=threads, progress=progress)
     if stored is not None:
         report = replace(report, rows=(*compare_references(stored, fresh), *report.rows))
     record(opened.directory, report, threads=threads, judged_by="parity")
