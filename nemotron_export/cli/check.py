@@ -3,31 +3,51 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nemotron_export.cli.console import print_json, print_table, show_progress
-from nemotron_export.cli.loading import BundleArgument, JsonOutput, Threads, WeightsDir
+from nemotron_export.cli.loading import BundleArgument, JsonOutput, Reference, ReferenceSteps, Threads, WeightsDir
 
 if TYPE_CHECKING:
     from nemotron_runtime.report import ParityReport
 
+    from nemotron_export.baseline import Baseline, BaselineRow
     from nemotron_export.parity.bisect import Bisection
 
 __all__ = ["parity", "print_bisection", "print_report", "verify"]
 
+JunitFile = Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML: a test case for each check.")]
+BaselineFile = Annotated[
+    Path | None,
+    typer.Option("--baseline", help="An older parity.json; exit code 1 where a check got worse, though it may pass."),
+]
+BaselineFactor = Annotated[
+    float, typer.Option(min=1, help="How many times the baseline's error is still good, above 1 % of the tolerance.")
+]
+
 
 def verify(
-    bundle: BundleArgument, weights_dir: WeightsDir = None, threads: Threads = None, json_output: JsonOutput = False
+    bundle: BundleArgument,
+    weights_dir: WeightsDir = None,
+    threads: Threads = None,
+    junit: JunitFile = None,
+    baseline: BaselineFile = None,
+    baseline_factor: BaselineFactor = 2.0,
+    json_output: JsonOutput = False,
 ) -> None:
     """Replay the bundle's stored reference here, without torch. Exit code 1 where the numbers differ."""
     from nemotron_export.verification import report_document, verify_bundle
 
+    held = _read_baseline(bundle, baseline)
     with show_progress() as progress:
         report = verify_bundle(bundle, weights_dir=weights_dir, threads=threads, progress=progress)
-    _finish(report, report_document(bundle, report, threads=threads, judged_by="verify"), json_output)
+    document = report_document(bundle, report, threads=threads, judged_by="verify")
+    rows = _compare(held, report, baseline_factor)
+    _finish(bundle, report, document, json_output, junit=junit, baseline=rows)
 
 
 def parity(
@@ -37,23 +57,30 @@ def parity(
     ] = None,
     weights_dir: WeightsDir = None,
     threads: Threads = None,
+    reference: Reference = "auto",
+    reference_steps: ReferenceSteps = None,
     bisect: Annotated[
         bool, typer.Option("--bisect", help="Name the first layer and op that leave PyTorch, with their errors.")
     ] = False,
     report_file: Annotated[
         Path | None, typer.Option("--report", help="Write a self-contained HTML page with plots; bisects too.")
     ] = None,
+    junit: JunitFile = None,
+    baseline: BaselineFile = None,
+    baseline_factor: BaselineFactor = 2.0,
     json_output: JsonOutput = False,
 ) -> None:
     """Run PyTorch and the bundle on the same prompts again and judge. Exit code 1 where the numbers differ."""
     from nemotron_export.parity import check_parity
     from nemotron_export.verification import amend, report_document
 
+    held = _read_baseline(bundle, baseline)
     examination = None
     with show_progress() as progress:
         report = check_parity(
-            bundle, checkpoint=checkpoint, weights_dir=weights_dir, threads=threads, progress=progress
-        )
+            bundle, checkpoint=checkpoint, weights_dir=weights_dir, threads=threads, reference=reference,
+            reference_steps=reference_steps, progress=progress,
+        )  # fmt: skip
         document = report_document(bundle, report, threads=threads, judged_by="parity")
         if bisect or report_file is not None:
             from nemotron_export.parity.examine import examine
@@ -67,7 +94,9 @@ def parity(
             from nemotron_export.parity.report import write_html
 
             write_html(document, report_file)
-    _finish(report, document, json_output, None if examination is None else examination.bisection)
+    rows = _compare(held, report, baseline_factor)
+    bisection = None if examination is None else examination.bisection
+    _finish(bundle, report, document, json_output, bisection, junit=junit, baseline=rows)
 
 
 def print_report(report: ParityReport) -> None:
@@ -113,15 +142,67 @@ def print_bisection(found: Bisection) -> None:
     )
 
 
+def _read_baseline(bundle: Path, path: Path | None) -> Baseline | None:
+    """Read before the bundle is judged: it may be the bundle's own parity.json, which that replaces."""
+    if path is None:
+        return None
+    from nemotron_runtime.manifest import Manifest
+
+    from nemotron_export.baseline import read_baseline
+    from nemotron_export.verification import bundle_identity
+
+    return read_baseline(path, bundle_identity(Manifest.read(bundle)))
+
+
+def _compare(held: Baseline | None, report: ParityReport, factor: float) -> tuple[BaselineRow, ...]:
+    if held is None:
+        return ()
+    from nemotron_export.baseline import compare_with_baseline
+
+    return compare_with_baseline(held.report, report, factor)
+
+
+def _print_baseline(rows: Sequence[BaselineRow]) -> None:
+    noted = any(row.problem for row in rows)
+    typer.echo()
+    print_table(
+        "Against the baseline",
+        ("check", "prompt", "old", "new", "tolerance", "result", *(("what got worse",) if noted else ())),
+        [
+            (
+                r.check, r.prompt, "-" if r.old is None else _number(r.old), "-" if r.new is None else _number(r.new),
+                _number(r.tolerance), r.passed, *((r.problem,) if noted else ()),
+            )
+            for r in rows
+        ],
+    )  # fmt: skip
+
+
 def _finish(
-    report: ParityReport, document: dict[str, Any], json_output: bool, bisection: Bisection | None = None
+    bundle: Path,
+    report: ParityReport,
+    document: dict[str, Any],
+    json_output: bool,
+    bisection: Bisection | None = None,
+    *,
+    junit: Path | None = None,
+    baseline: Sequence[BaselineRow] = (),
 ) -> None:
+    worse = sum(not row.passed for row in baseline)
+    if junit is not None:
+        from nemotron_export.junit import write_junit
+
+        write_junit(junit, report, document, bundle.resolve().name, baseline)
     if json_output:
-        print_json(document)
+        print_json({**document, "baseline": [row.to_dict() for row in baseline]} if baseline else document)
     else:
         print_report(report)
         if bisection is not None:
             print_bisection(bisection)
+        if baseline:
+            _print_baseline(baseline)
         typer.echo("\nparity passed" if report.passed else "\nparity FAILED")
-    if not report.passed:
+        if worse:
+            typer.echo(f"{worse} of {len(baseline)} checks got worse than the baseline")
+    if worse or not report.passed:
         raise typer.Exit(1)
