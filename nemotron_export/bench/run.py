@@ -122,6 +122,7 @@ def _measure(specs: Sequence[ContenderSpec], options: BenchOptions, threads: int
     with ExitStack() as stack:
         processes = [stack.enter_context(ContenderProcess(spec, threads)) for spec in specs]
         # they import side by side, and load one after another
+        progress("start", 0, 0)
         for process in processes:
             process.wait_ready()
         loaded = {}

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nemotron_runtime.bundle import set_parity_state, write_manifest
+from nemotron_runtime.bundle import Bundle, set_parity_state, write_manifest
 from nemotron_runtime.manifest import Manifest
 from support.bundles import TinyModel, make_bundle
 from typer.testing import CliRunner
 
 from nemotron_export.bench import run
-from nemotron_export.bench.contenders import CONTENDERS
+from nemotron_export.bench.contenders import CONTENDERS, BenchRequest
+from nemotron_export.bench.contenders.bundle import BundleContender
 from nemotron_export.bench.contenders.eager import EagerContender
 from nemotron_export.cli import app
 
@@ -220,6 +221,14 @@ print(sorted({{name.partition(".")[0] for name in sys.modules}} & {{"torch", "on
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_bundles_that_look_the_same_are_told_apart(bundles: tuple[str, str]) -> None:
+    opened = tuple(Bundle.open(path) for path in (*bundles, bundles[0]))
+    specs = BundleContender.specs(BenchRequest(opened, None, None, False, (), (), ()))
+    names = ["(bundle) #1", "(second)", "(bundle) #2"]
+    assert [spec.name for spec in specs] == [f"bundle ort-cpu float32 {name}" for name in names]
+    assert [spec.options["path"] for spec in specs] == [bundles[0], bundles[1], bundles[0]]
 
 
 def test_it_is_a_command_with_help() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -28,11 +28,9 @@ class BundleContender(Contender):
 
     @classmethod
     def specs(cls, request: BenchRequest) -> list[ContenderSpec]:
-        """One per bundle; bundles of one target and dtype are told apart by their folders' names."""
-        plain = [f"bundle {b.manifest.target} {b.manifest.dtype}" for b in request.bundles]
-        count = Counter(plain)
+        """One per bundle."""
         specs = []
-        for bundle, name in zip(request.bundles, plain, strict=True):
+        for bundle, name in zip(request.bundles, _names(request.bundles), strict=True):
             for shape in request.shapes:
                 _check_fits(bundle, shape)
             config = NemotronConfig.from_dict(bundle.manifest.model.config)
@@ -41,9 +39,8 @@ class BundleContender(Contender):
                 "weights_dir": None if request.weights_dir is None else str(request.weights_dir),
                 "allow_unverified": request.allow_unverified,
             }
-            unique = name if count[name] == 1 else f"{name} ({bundle.directory.resolve().name})"
             weights = total_parameters(config) * item_bytes(bundle.manifest.dtype)
-            specs.append(ContenderSpec(cls.kind, unique, options, weights))
+            specs.append(ContenderSpec(cls.kind, name, options, weights))
         return specs
 
     def prepare(self) -> None:
@@ -79,6 +76,14 @@ class BundleContender(Contender):
 
     def close(self) -> None:
         self._model.close()
+
+
+def _names(bundles: Sequence[Bundle]) -> list[str]:
+    """Target and dtype; where these are the same, the folder's name too, and a number where that is not enough."""
+    names = [f"bundle {b.manifest.target} {b.manifest.dtype}" for b in bundles]
+    folders = [f"{name} ({b.directory.resolve().name})" for name, b in zip(names, bundles, strict=True)]
+    names = [folder if names.count(name) > 1 else name for name, folder in zip(names, folders, strict=True)]
+    return [f"{name} #{names[: i + 1].count(name)}" if names.count(name) > 1 else name for i, name in enumerate(names)]
 
 
 def _check_fits(bundle: Bundle, shape: Shape) -> None:
