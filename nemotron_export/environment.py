@@ -11,7 +11,7 @@ from nemotron_export.doctor import cpu_name
 
 __all__ = ["environment", "versions"]
 
-_PACKAGES = ("nemotron-export", "torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "numpy",
+_PACKAGES = ("nemotron-export", "torch", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "numpy",
              "safetensors", "tokenizers", "sentencepiece")  # fmt: skip
 
 

@@ -14,7 +14,6 @@ EXTRAS: dict[str, dict[str, str]] = {
     "build": {
         "torch": "torch",
         "onnx": "onnx",
-        "onnxscript": "onnxscript",
         "onnx_ir": "onnx-ir",
         "ml_dtypes": "ml-dtypes",
         "huggingface_hub": "huggingface-hub",

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from nemotron_errors import RequestError
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.bias import causal_lower_right
 
 __all__ = ["flash_attention"]
 
@@ -58,7 +57,7 @@ def flash_attention(
                 q_BHSD,
                 k_BGTD,
                 v_BGTD,
-                attn_mask=causal_lower_right(S, k_BGTD.shape[2]) if behind else mask,
+                attn_mask=_lower_right(S, k_BGTD.shape[2]) if behind else mask,
                 dropout_p=dropout,
                 is_causal=mask is None and S > 1 and not behind,
                 scale=scale,
@@ -110,3 +109,10 @@ def _described(q_BHSD: torch.Tensor) -> str:
 def _refusal(found: str, expected: str, first: str = "") -> RequestError:
     remedy = f"{first}load the model with attn_implementation='sdpa'"
     return RequestError(f"{found} with attention 'flash_attention'", expected, remedy, where="attn_implementation")
+
+
+def _lower_right(tokens: int, keys: int) -> torch.Tensor:
+    # imported here: it brings the whole of torch's compiler along
+    from torch.nn.attention.bias import causal_lower_right
+
+    return causal_lower_right(tokens, keys)

@@ -7,9 +7,11 @@ from nemotron_graphs.passes.check_cache_readers import CheckCacheReadersPass
 from nemotron_graphs.passes.cleanup import cleanup
 from nemotron_graphs.passes.drop_unused_inputs import DropUnusedInputsPass
 from nemotron_graphs.passes.form_group_query_attention import FormGroupQueryAttentionPass
+from nemotron_graphs.passes.genai_attention_mask import GenaiAttentionMaskPass
+from nemotron_graphs.passes.genai_full_logits import GenaiFullLogitsPass
+from nemotron_graphs.passes.genai_names import GenaiNamesPass
 from nemotron_graphs.passes.inline_dialect_ops import InlineDialectOpsPass
 from nemotron_graphs.passes.lower_linear_to_fused_matmul import LowerLinearToFusedMatMulPass
-from nemotron_graphs.passes.simplify_reshapes import SimplifyReshapesPass
 
 __all__ = [
     "BindRopeTablesPass",
@@ -18,8 +20,10 @@ __all__ = [
     "CheckCacheReadersPass",
     "DropUnusedInputsPass",
     "FormGroupQueryAttentionPass",
+    "GenaiAttentionMaskPass",
+    "GenaiFullLogitsPass",
+    "GenaiNamesPass",
     "InlineDialectOpsPass",
     "LowerLinearToFusedMatMulPass",
-    "SimplifyReshapesPass",
     "cleanup",
 ]

@@ -54,6 +54,8 @@ class Target:
         dtypes: run dtypes that it takes ("float32", …); the first is the default.
         lowering: makes the passes that lower the dialect's ops to the target's own; what they leave becomes standard
             ops.
+        finishing: makes the passes that come last of all, when weights and tables are bound.
+        weight_modes: what ``--weights`` may be; the first is the default.
         session: the fixed part of the manifest's session entry.
         description: one line for users.
         requires: the extra that its session needs.
@@ -65,6 +67,8 @@ class Target:
     session: Mapping[str, Any]
     description: str
     requires: str
+    finishing: Callable[[], Sequence[ir.passes.PassBase]] = tuple
+    weight_modes: tuple[str, ...] = ("reference", "link", "copy")
 
     def check_dtype(self, dtype: str) -> None:
         """Raises GraphError where the target cannot run in ``dtype``."""
@@ -79,7 +83,6 @@ class Target:
     def passes(self, context: LoweringContext) -> Sequence[ir.passes.PassBase]:
         """All passes, in order: weights and tables are bound last, so that no pass meets their data."""
         return (
-            passes.SimplifyReshapesPass(),
             passes.CheckCacheReadersPass(),
             *self.lowering(),
             passes.InlineDialectOpsPass(),
@@ -89,6 +92,7 @@ class Target:
             passes.BindRopeTablesPass(context.cos, context.sin),
             passes.BindWeightsPass(context.weights),
             passes.CheckCacheReadersPass(),
+            *self.finishing(),
         )
 
     def lower(self, model: ir.Model, context: LoweringContext) -> LoweredGraph:
