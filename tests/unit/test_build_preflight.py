@@ -5,11 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from nemotron_errors import LimitError, ResourceError
+from nemotron_errors import LimitError, RequestError, ResourceError
 
 from nemotron_export.building.limits import choose_limits
 from nemotron_export.config import NemotronConfig
-from nemotron_export.preflight import available_memory, check_resources, estimate
+from nemotron_export.parity.prompts import plan_prompts
+from nemotron_export.preflight import (
+    available_memory,
+    check_resources,
+    choose_reference,
+    estimate,
+    layerwise_memory,
+)
 
 # Minitron-4B: 4.191 B parameters, 128 KiB of bf16 cache per token
 CONFIG = NemotronConfig(
@@ -40,6 +47,42 @@ def test_memory_is_refused_with_both_numbers(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match=r"16\.00 GB of memory available.*--no-parity"):
         check_resources(_estimate(), tmp_path, memory=16_000_000_000, disk=10**15)
     check_resources(_estimate(), tmp_path, memory=64_000_000_000, disk=10**15)
+
+
+# Nemotron-4-15B
+LARGE = NemotronConfig(
+    hidden_size=6144, intermediate_size=24576, num_attention_heads=48, num_key_value_heads=8, head_dim=128
+)
+
+
+def test_the_reference_goes_layer_by_layer_where_the_whole_does_not_fit(caplog: pytest.LogCaptureFixture) -> None:
+    assert choose_reference("auto", LARGE, 15_630_000_000, memory=64_000_000_000) == "whole"
+    assert caplog.text == ""
+    assert choose_reference("auto", LARGE, 15_630_000_000, memory=63_000_000_000) == "layerwise"
+    # never silently
+    assert "63.00 GB of memory available and about 63.52 GB needed" in caplog.text
+    assert "layer by layer" in caplog.text
+    assert choose_reference("whole", LARGE, 15_630_000_000, memory=1) == "whole"
+    assert choose_reference("layerwise", LARGE, 1, memory=10**12) == "layerwise"
+    with pytest.raises(RequestError, match="--reference: found 'both'; expected one of auto, whole, layerwise"):
+        choose_reference("both", LARGE, 1)
+
+
+def test_a_layer_wise_estimate_is_about_a_layer() -> None:
+    layer = 4 * (2 * 6144 * 24576 + 2 * 6144 * 6144 + 2 * 6144 * 1024)
+    assert layer < layerwise_memory(LARGE) < 2.5 * layer
+    longest = plan_prompts(256000, 4096)
+    tokens = [len(ids) + longest.steps for ids in longest.prompts]
+    # what the estimate counts on
+    assert max(len(ids) for ids in longest.prompts) <= 1200
+    assert sum(tokens) <= 1600
+
+
+def test_the_layer_wise_peak_counts_where_it_is_the_reference() -> None:
+    whole, layerwise = _estimate(), _estimate(reference="layerwise")
+    assert layerwise.reference == layerwise_memory(CONFIG) < whole.reference / 10
+    assert layerwise.weights == whole.weights
+    assert _estimate(reference="layerwise", parity=False).reference == 0
 
 
 def test_disk_is_refused_with_both_numbers(tmp_path: Path) -> None:
