@@ -18,7 +18,20 @@ __all__ = ["Machine", "Package", "Report", "TargetState", "cpu_name", "examine"]
 _BASE = ("numpy", "safetensors", "tokenizers", "sentencepiece", "typer", "rich", "psutil")
 
 # Target -> the extra that its session needs. Every target needs the extra `build` to be made.
-_SESSION_EXTRA = {"onnx": "ort", "ort-cpu": "ort"}
+_SESSION_EXTRA = {"onnx": "ort", "ort-cpu": "ort", "genai-cpu": "genai", "genai-cuda": "genai-cuda"}
+
+# Extra -> groups of packages, of each of which one must be there. A GPU build holds the CPU provider too.
+_SESSION_PACKAGES = {
+    "ort": (("onnxruntime", "onnxruntime-gpu"),),
+    "genai": (("onnxruntime", "onnxruntime-gpu"), ("onnxruntime-genai", "onnxruntime-genai-cuda")),
+    "genai-cuda": (("onnxruntime-gpu",), ("onnxruntime-genai-cuda",)),
+}
+
+# Distributions that hold the same files, with the extras that bring them.
+_EXCLUSIVE = (
+    ("onnxruntime", "onnxruntime-gpu", "ort", "ort-gpu"),
+    ("onnxruntime-genai", "onnxruntime-genai-cuda", "genai", "genai-cuda"),
+)
 
 
 @dataclass(frozen=True)
@@ -87,19 +100,18 @@ def _version(name: str) -> str | None:
 
 def _target(name: str, extra: str, installed: dict[str, str | None]) -> TargetState:
     builds = all(installed[dist] for dist in EXTRAS["build"].values())
-    # the GPU build of ONNX Runtime holds the CPU provider too
-    runs = bool(installed["onnxruntime"] or installed["onnxruntime-gpu"])
+    runs = all(any(installed[dist] for dist in group) for group in _SESSION_PACKAGES[extra])
     missing = [e for e, there in (("build", builds), (extra, runs)) if not there]
     return TargetState(name, builds, runs, install_command(*missing) if missing else None)
 
 
 def _problems(installed: dict[str, str | None]) -> list[str]:
-    problems = []
-    if installed["onnxruntime"] and installed["onnxruntime-gpu"]:
-        problems.append(
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
-            "pip uninstall both, then install one of the extras 'ort' and 'ort-gpu'"
-        )
+    problems = [
+        f"{one} and {other} are both installed and overwrite each other's files; "
+        f"pip uninstall both, then install one of the extras '{extra}' and '{other_extra}'"
+        for one, other, extra, other_extra in _EXCLUSIVE
+        if installed[one] and installed[other]
+    ]
     problems += [
         f"the base package {name} is missing; pip install --force-reinstall nemotron-export"
         for name in _BASE

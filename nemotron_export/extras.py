@@ -20,6 +20,8 @@ EXTRAS: dict[str, dict[str, str]] = {
         **({"triton": "triton"} if sys.platform == "linux" else {}),
     },
     "ort": {"onnxruntime": "onnxruntime"},
+    "genai": {"onnxruntime_genai": "onnxruntime-genai"},
+    "genai-cuda": {"onnxruntime_genai": "onnxruntime-genai-cuda"},  # the same module, for CUDA
     "report": {"matplotlib": "matplotlib"},
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemotron_errors import BundleError, RequestError
+from nemotron_errors import BundleError
 from nemotron_graphs.targets import Target, get_target
 from nemotron_runtime.bundle import write_manifest
 from nemotron_runtime.limits import Limits
@@ -13,9 +13,10 @@ from nemotron_runtime.manifest import Manifest
 from nemotron_runtime.reference import REFERENCE_FILE, write_reference
 
 from nemotron_export.building.files import copy_small_files, describe_files, manifest_document
+from nemotron_export.building.genai import check_genai_request, is_genai, write_genai_config
 from nemotron_export.building.graph import make_graph
 from nemotron_export.building.limits import choose_limits
-from nemotron_export.building.weights import WEIGHT_MODES, place_weights
+from nemotron_export.building.weights import choose_weight_mode, place_weights
 from nemotron_export.building.workspace import check_output, staging
 from nemotron_export.checkpoint import Checkpoint, ScanReport, scan
 from nemotron_export.extras import require
@@ -47,7 +48,7 @@ def build(
     max_seq_len: int | None = None,
     max_batch: int | None = None,
     prefill_chunk: int | None = None,
-    weights: str = "reference",
+    weights: str | None = None,
     parity: bool = True,
     reference: str = "auto",
     reference_steps: int | None = None,
@@ -69,7 +70,8 @@ def build(
         max_seq_len: prompt and new tokens together.
         max_batch: rows at once.
         prefill_chunk: prompt tokens computed at once.
-        weights: "reference" (stay where they are), "link" (hard links in the bundle) or "copy".
+        weights: "reference" (stay where they are), "link" (hard links in the bundle) or "copy"; by default the first
+            that the target takes.
         parity: make the reference and check the bundle against it; without, the bundle is pending.
         reference: "whole", "layerwise" (one layer in memory at a time), or "auto": layer by layer where the memory
             available does not hold the fp32 model.
@@ -125,16 +127,16 @@ def _plan(
     task: str | None,
     dtype: str | None,
     limits: tuple[int | None, int | None, int | None],
-    weights: str,
+    weights: str | None,
     parity: bool,
     reference: str,
 ) -> _Plan:
-    if weights not in WEIGHT_MODES:
-        raise RequestError(f"'{weights}'", f"one of {', '.join(WEIGHT_MODES)}", "choose one of them", where="--weights")
     target = get_target(target_name)
+    mode = choose_weight_mode(weights, target)
     run_dtype = target.dtypes[0] if dtype is None else dtype
     target.check_dtype(run_dtype)
     opened = Checkpoint.open(source, task=task)
+    check_genai_request(target, opened.task)
     if opened.directory.resolve().is_relative_to(place.resolve()):
         raise BundleError(
             "the checkpoint inside the output", "two separate folders", "choose another --output", where=str(place)
@@ -149,12 +151,12 @@ def _plan(
         run_dtype=run_dtype,
         slots=chosen.max_seq_len + chosen.prefill_chunk,
         rows=min(chosen.max_batch, 4),
-        weights_mode=weights,
+        weights_mode=mode,
         parity=parity,
         reference=reference,
     )
     check_resources(needed, place)
-    return _Plan(opened, target, run_dtype, chosen, weights, reference)
+    return _Plan(opened, target, run_dtype, chosen, mode, reference)
 
 
 def _scan(plan: _Plan, progress: Progress) -> ScanReport:
@@ -173,6 +175,8 @@ def _write(
     lowered = make_graph(plan.checkpoint, plan.target, plan.dtype, plan.limits)
     lowered.save(folder / lowered.session["graph"])
     copy_small_files(plan.checkpoint, folder)
+    if is_genai(plan.target):
+        write_genai_config(folder, plan.checkpoint, plan.limits, lowered)
     directory = place_weights(
         [shard.path for shard in plan.checkpoint.shards], folder, plan.weights,
         lambda done, total: progress("copy weights", done, total),

@@ -7,13 +7,33 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from nemotron_errors import BundleError, ResourceError
+from nemotron_errors import BundleError, RequestError, ResourceError
+from nemotron_graphs.targets import Target
 
-__all__ = ["WEIGHT_MODES", "place_weights"]
+__all__ = ["WEIGHT_MODES", "choose_weight_mode", "place_weights"]
 
 WEIGHT_MODES = ("reference", "link", "copy")
 _COPY_CHUNK = 16 << 20
 _COMPANIONS = ("config.json", "model.safetensors.index.json")
+
+
+def choose_weight_mode(mode: str | None, target: Target) -> str:
+    """What `--weights` says, or the target's default.
+
+    Raises:
+        RequestError: for a mode that does not exist, or one that the target cannot take.
+    """
+    if mode is None:
+        return target.weight_modes[0]
+    if mode not in WEIGHT_MODES:
+        raise RequestError(f"'{mode}'", f"one of {', '.join(WEIGHT_MODES)}", "choose one of them", where="--weights")
+    if mode not in target.weight_modes:
+        raise RequestError(
+            f"{mode}", f"{' or '.join(target.weight_modes)} for target {target.name}, whose folder is opened by path",
+            f"use --weights {target.weight_modes[0]} (hard links: no second copy), or leave the option out",
+            where="--weights",
+        )  # fmt: skip
+    return mode
 
 
 def place_weights(

@@ -34,9 +34,12 @@ def build(
     max_batch: Annotated[int | None, typer.Option(min=1, help="Rows at once.")] = None,
     prefill_chunk: Annotated[int | None, typer.Option(min=1, help="Prompt tokens computed at once.")] = None,
     weights: Annotated[
-        str,
-        typer.Option(help="reference: leave the weights where they are; link or copy: make a folder that ships."),
-    ] = "reference",
+        str | None,
+        typer.Option(
+            help="reference: leave the weights where they are; link or copy: make a folder that ships. By default "
+            "reference, and link for the genai targets."
+        ),
+    ] = None,
     parity: Annotated[bool, typer.Option(help="Prove the numbers; without it the bundle is pending.")] = True,
     reference: Reference = "auto",
     reference_steps: ReferenceSteps = None,
@@ -69,6 +72,8 @@ def build(
     if json_output:
         print_json(inspect_bundle(path))
         return
+    from nemotron_runtime.manifest import Manifest
+
     from nemotron_export.verification import read_report
 
     report = read_report(path)
@@ -76,4 +81,5 @@ def build(
         print_report(report)
         typer.echo()
     state = "parity passed" if report is not None else "parity pending: run `nemotron-export parity` on it"
-    typer.echo(f"{path}: {target}, {size_text(bundle_size(path))}, weights by {weights}, {state}")
+    mode = Manifest.read(path).weights.mode
+    typer.echo(f"{path}: {target}, {size_text(bundle_size(path))}, weights by {mode}, {state}")

@@ -87,7 +87,7 @@ class SessionRecord:
     """What runs the graph.
 
     Attributes:
-        kind: the runtime library.
+        kind: "onnxruntime": the row contract; "genai": ONNX Runtime GenAI's, with an attention mask and every logit.
         provider: ONNX Runtime's execution provider.
         graph: file name of the graph.
         cache_dtype: numpy's name of the KV cache's dtype.
@@ -95,15 +95,17 @@ class SessionRecord:
         outputs: names of its outputs, in order.
         prefill_rows: "one" where the graph takes several tokens for one row at a time only, without padding;
             "all" where it takes padded rows together.
+        weights_folder: what the graph puts before the name of a weights file.
     """
 
-    kind: Literal["onnxruntime"]
+    kind: Literal["onnxruntime", "genai"]
     provider: str
     graph: str
     cache_dtype: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     prefill_rows: Literal["one", "all"]
+    weights_folder: str = ""
 
 
 @dataclass(frozen=True)

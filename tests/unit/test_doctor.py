@@ -29,7 +29,11 @@ def _installed(monkeypatch: pytest.MonkeyPatch, *, without: tuple[str, ...] = ()
 def test_every_target_is_known_and_works_in_a_full_environment() -> None:
     report = doctor.examine()
     assert {target.name for target in report.targets} == set(TARGETS)
-    assert all(target.builds and target.runs and target.remedy is None for target in report.targets)
+    for target in report.targets:
+        assert target.builds
+        # a GPU's packages and a CPU's exclude each other
+        assert target.runs is not target.name.endswith("-cuda")
+        assert (target.remedy is None) is target.runs
     assert report.problems == ()
 
 
@@ -44,8 +48,34 @@ def test_missing_extras_are_named_by_their_install_command(monkeypatch: pytest.M
 def test_the_gpu_build_of_onnx_runtime_runs_cpu_targets(monkeypatch: pytest.MonkeyPatch) -> None:
     _installed(monkeypatch, without=("onnxruntime",), plus=("onnxruntime-gpu",))
     report = doctor.examine()
-    assert all(target.runs for target in report.targets)
+    assert all(target.runs for target in report.targets if target.name != "genai-cuda")
     assert report.problems == ()
+
+
+@pytest.mark.parametrize(
+    ("without", "plus", "runs", "remedy"),
+    [
+        (("onnxruntime-genai",), (), {"ort-cpu"}, {"genai-cpu": "genai", "genai-cuda": "genai-cuda"}),
+        (
+            ("onnxruntime", "onnxruntime-genai"),
+            ("onnxruntime-gpu", "onnxruntime-genai-cuda"),
+            {"ort-cpu", "genai-cpu", "genai-cuda"},
+            {},
+        ),
+    ],
+)
+def test_genai_targets_need_their_own_extras(
+    monkeypatch: pytest.MonkeyPatch,
+    without: tuple[str, ...],
+    plus: tuple[str, ...],
+    runs: set[str],
+    remedy: dict[str, str],
+) -> None:
+    _installed(monkeypatch, without=without, plus=plus)
+    states = {target.name: target for target in doctor.examine().targets}
+    assert {name for name in ("ort-cpu", "genai-cpu", "genai-cuda") if states[name].runs} == runs
+    for name, extra in remedy.items():
+        assert states[name].remedy == f'pip install "nemotron-export[{extra}]"'
 
 
 def test_both_builds_of_onnx_runtime_are_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:

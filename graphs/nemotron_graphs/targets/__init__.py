@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from nemotron_errors import GraphError
 
+from nemotron_graphs.targets.genai import genai_cpu, genai_cuda
 from nemotron_graphs.targets.onnx import onnx
 from nemotron_graphs.targets.ort_cpu import ort_cpu
 from nemotron_graphs.targets.target import LoweredGraph, LoweringContext, Target
 
 __all__ = ["TARGETS", "LoweredGraph", "LoweringContext", "Target", "get_target"]
 
-TARGETS: dict[str, Target] = {target.name: target for target in (onnx, ort_cpu)}
+TARGETS: dict[str, Target] = {target.name: target for target in (onnx, ort_cpu, genai_cpu, genai_cuda)}
 
 
 def get_target(name: str) -> Target:

@@ -51,8 +51,11 @@ def open_graph(bundle: Bundle, graph: str | bytes, threads: int | None = None) -
     if threads is not None:
         options.intra_op_num_threads = threads
     views = map_weights(bundle, verify_chunks=False)
+    folder = bundle.manifest.session.weights_folder
     options.add_external_initializers_from_files_in_memory(
-        list(views), list(views.values()), [len(view) for view in views.values()]
+        [f"{folder}/{name}" if folder else name for name in views],
+        list(views.values()),
+        [len(view) for view in views.values()],
     )
     with checked_chunks(bundle, views):
         try:

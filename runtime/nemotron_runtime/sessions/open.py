@@ -6,12 +6,16 @@ from collections.abc import Callable
 
 from nemotron_runtime.bundle import Bundle
 from nemotron_runtime.sessions.base import Session
+from nemotron_runtime.sessions.genai import GenaiSession
 from nemotron_runtime.sessions.onnxruntime import OnnxRuntimeSession
 
 __all__ = ["open_session"]
 
 # what a manifest's session.kind may be; the strict reader refuses others
-_KINDS: dict[str, Callable[[Bundle, int | None], Session]] = {"onnxruntime": OnnxRuntimeSession}
+_KINDS: dict[str, Callable[[Bundle, int | None], Session]] = {
+    "onnxruntime": OnnxRuntimeSession,
+    "genai": GenaiSession,
+}
 
 
 def open_session(bundle: Bundle, threads: int | None = None) -> Session:

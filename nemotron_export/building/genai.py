@@ -1,0 +1,117 @@
+"""What makes a bundle a folder for ONNX Runtime GenAI: genai_config.json, and what such a folder cannot be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from nemotron_errors import RequestError
+from nemotron_graphs.targets import LoweredGraph, Target
+from nemotron_runtime.limits import Limits
+
+from nemotron_export.checkpoint import Checkpoint
+
+__all__ = ["GENAI_CONFIG", "check_genai_request", "genai_config", "is_genai", "write_genai_config"]
+
+GENAI_CONFIG = "genai_config.json"
+
+# GenAI's provider options by ONNX Runtime's provider. A CUDA graph is off, as GenAI's own builder has it by
+# default: it rules out beam search and more tokens after the prompt's.
+_PROVIDERS: dict[str, list[dict[str, dict[str, str]]]] = {
+    "CPUExecutionProvider": [],
+    "CUDAExecutionProvider": [{"cuda": {"enable_cuda_graph": "0"}}],
+}
+# what GenAI's search takes of a generation config, under the same names
+_SEARCH = (
+    "do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "min_length", "num_beams",
+    "num_return_sequences", "no_repeat_ngram_size", "length_penalty", "diversity_penalty",
+)  # fmt: skip
+
+
+def is_genai(target: Target) -> bool:
+    """Whether a target's bundles are folders for GenAI."""
+    return bool(target.session["kind"] == "genai")
+
+
+def check_genai_request(target: Target, task: str) -> None:
+    """Refuses what a folder for GenAI cannot be.
+
+    Raises:
+        RequestError: a head that generates no text.
+    """
+    if is_genai(target) and task != "causal-lm":
+        raise RequestError(
+            f"task {task}", f"causal-lm for target {target.name}, which generates text",
+            "choose --target ort-cpu, or a checkpoint with a language-model head", where="--task",
+        )  # fmt: skip
+
+
+def genai_config(checkpoint: Checkpoint, limits: Limits, session: dict[str, Any]) -> dict[str, Any]:
+    """The content of genai_config.json.
+
+    Token ids and search defaults come from generation_config.json, then from config.json. ``context_length`` and the
+    default ``max_length`` are the bundle's max_seq_len: the RoPE tables reach no further, and GenAI makes a cache of
+    ``max_length`` slots. ``nemotron`` is a type that GenAI runs as any decoder.
+
+    Args:
+        checkpoint: the checkpoint.
+        limits: the bundle's limits.
+        session: the session entry of the manifest.
+    """
+    config, generation = checkpoint.config, checkpoint.generation_config
+
+    def token(name: str) -> Any:
+        value = generation.get(name)
+        return getattr(config, name) if value is None else value
+
+    eos, bos, pad = token("eos_token_id"), token("bos_token_id"), token("pad_token_id")
+    tokens: dict[str, Any] = {"eos_token_id": eos, "bos_token_id": bos}
+    # GenAI pads batches with it and masks what it finds at a row's end
+    first_eos = eos[0] if isinstance(eos, list) and eos else eos
+    tokens["pad_token_id"] = first_eos if pad is None else pad
+    longest = generation.get("max_length")
+    search = {name: generation[name] for name in _SEARCH if generation.get(name) is not None}
+    return {
+        "model": {
+            "type": "nemotron",
+            "vocab_size": config.vocab_size,
+            "context_length": limits.max_seq_len,
+            **{name: value for name, value in tokens.items() if value is not None},
+            "decoder": {
+                "filename": session["graph"],
+                "session_options": {
+                    "log_id": "onnxruntime-genai",
+                    "provider_options": _PROVIDERS[session["provider"]],
+                },
+                "hidden_size": config.hidden_size,
+                "num_attention_heads": config.num_attention_heads,
+                "num_key_value_heads": config.num_key_value_heads,
+                "num_hidden_layers": config.num_hidden_layers,
+                "head_size": config.head_dim,
+                "inputs": {
+                    "input_ids": "input_ids",
+                    "attention_mask": "attention_mask",
+                    "past_key_names": "past_key_values.%d.key",
+                    "past_value_names": "past_key_values.%d.value",
+                },
+                "outputs": {
+                    "logits": "logits",
+                    "present_key_names": "present.%d.key",
+                    "present_value_names": "present.%d.value",
+                },
+            },
+        },
+        "search": {
+            "do_sample": False,
+            **search,
+            "max_length": limits.max_seq_len if longest is None else min(longest, limits.max_seq_len),
+            "past_present_share_buffer": True,
+        },
+    }
+
+
+def write_genai_config(folder: Path, checkpoint: Checkpoint, limits: Limits, lowered: LoweredGraph) -> None:
+    """Writes genai_config.json into the bundle."""
+    text = json.dumps(genai_config(checkpoint, limits, lowered.session), indent=2, ensure_ascii=False)
+    (folder / GENAI_CONFIG).write_text(text + "\n", encoding="utf-8")
