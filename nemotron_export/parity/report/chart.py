@@ -88,8 +88,8 @@ class Mark:
 
     @property
     def label_y(self) -> float:
-        """Beside the ring, a little above."""
-        return max(self.y - 8, TOP + 12)
+        """Under a ring in the upper half, above one in the lower: errors rise to a ring and stay there."""
+        return self.y + 24 if self.y < HEIGHT / 2 else self.y - 14
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,17 @@ from typing import Any
 from nemotron_runtime.parity.rules import RMSE_RATIO
 
 from nemotron_export.parity.report.chart import (
-    BOTTOM, LEFT, RIGHT, TOP, Chart, Mark, Rule, Series, Tick, error_ticks, series,
+    BOTTOM,
+    LEFT,
+    RIGHT,
+    TOP,
+    Chart,
+    Mark,
+    Rule,
+    Series,
+    Tick,
+    error_ticks,
+    series,
 )  # fmt: skip
 from nemotron_export.parity.report.numbers import number, within
 from nemotron_export.parity.report.scales import Scale, error_scale, finite
@@ -17,7 +27,7 @@ from nemotron_export.parity.report.scales import Scale, error_scale, finite
 __all__ = ["eager_rmse", "layer_plot", "logit_tolerance", "position_plot"]
 
 _MOST_STYLES = 6
-_MOST_NAMES = 12
+_MOST_NAMES, _TICK_SPACE = 12, 34
 
 
 def position_plot(document: dict[str, Any]) -> Chart | None:
@@ -82,7 +92,8 @@ def layer_plot(document: dict[str, Any]) -> Chart | None:
     caption += "a share of the value's range."
     return Chart(
         "drift-by-layer", "Drift by layer", caption, "decoder layer", "max |Δ| / range of the value",
-        _layer_ticks(points, names, x), error_ticks(y, errors), tuple(lines), rules, marks=_first_bad(points, names, x, y),
+        _layer_ticks(points, names, x), error_ticks(y, errors), tuple(lines), rules,
+        marks=_first_bad(points, names, x, y),
     )  # fmt: skip
 
 
@@ -105,7 +116,8 @@ def _prompt_lines(prompt: dict[str, Any], key: str, style: str, dtype: str, x: S
     labels = [f"{name}, position {position}" for position in prompt["positions"]]
     lines = [series(name, style, xs, prompt[key], y, labels)]
     if prompt["eager_rmse"] is not None:
-        lines.append(series(f"{name}, PyTorch {dtype}", f"{style} own", xs, prompt["eager_rmse"], y, labels, dots=False))
+        own = f"{name}, PyTorch {dtype}"
+        lines.append(series(own, f"{style} own", xs, prompt["eager_rmse"], y, labels, dots=False))
     return lines
 
 
@@ -118,16 +130,13 @@ def _layer_ticks(points: Sequence[dict[str, Any]], names: Sequence[str], x: Scal
     layers = {point["point"]: point["layer"] for point in points}
     numbered = [name for name in names if layers[name] is not None]
     every = -(-max(len(numbered), 1) // _MOST_NAMES)
-    ticks = []
-    for index, name in enumerate(names):
-        layer = layers[name]
-        if layer is not None and layer % every:
-            continue
-        # long stacks have no room for the names of what surrounds them, but their ends
-        if layer is None and every > 1 and index not in (0, len(names) - 1):
-            continue
-        module = name.partition(": ")[0].rpartition(".")[2]
-        ticks.append(Tick(x(index), {"embed_tokens": "embed", "lm_head": "head"}.get(module, module)))
+    ticks: list[Tick] = []
+    # the ends first: where there is no room for all, what is beside them goes unnamed
+    for index in sorted(range(len(names)), key=lambda index: index not in (0, len(names) - 1)):
+        layer, module = layers[names[index]], names[index].partition(": ")[0].rpartition(".")[2]
+        roomy = all(abs(x(index) - tick.at) >= _TICK_SPACE for tick in ticks)
+        if roomy and (layer is None or layer % every == 0):
+            ticks.append(Tick(x(index), {"embed_tokens": "embed", "lm_head": "head"}.get(module, module)))
     return tuple(ticks)
 
 
@@ -137,5 +146,6 @@ def _first_bad(points: Sequence[dict[str, Any]], names: Sequence[str], x: Scale,
             error = point["error"]
             place = y.end if error is None else y(error)
             module = point["point"].partition(": ")[0].removeprefix("model.")
-            return (Mark(x(names.index(point["point"])), place, f"first past the tolerance: {module}, {point['stage']}"),)
+            text = f"first past the tolerance: {module}, {point['stage']}"
+            return (Mark(x(names.index(point["point"])), place, text),)
     return ()

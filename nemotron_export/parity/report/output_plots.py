@@ -9,7 +9,17 @@ from typing import Any
 from nemotron_runtime.parity.rules import FLIP_MARGIN
 
 from nemotron_export.parity.report.chart import (
-    BOTTOM, LEFT, RIGHT, TOP, Bar, Chart, Dot, Rule, Series, Tick, line_ticks,
+    BOTTOM,
+    LEFT,
+    RIGHT,
+    TOP,
+    Bar,
+    Chart,
+    Dot,
+    Rule,
+    Series,
+    Tick,
+    line_ticks,
 )  # fmt: skip
 from nemotron_export.parity.report.drift_plots import eager_rmse, logit_tolerance
 from nemotron_export.parity.report.numbers import count, factor, number
@@ -27,8 +37,8 @@ def scatter_plot(document: dict[str, Any]) -> Chart | None:
         return None
     low, high = _padded([value for pair in pairs for value in pair])
     x, y = Scale(low, high, LEFT, RIGHT), Scale(low, high, BOTTOM, TOP)
-    caption = f"{count(len(pairs))} sampled outputs, each prompt's largest and smallest among them; on the diagonal, both "
-    caption += "are equal." + (f" {count(lost)} more are not finite." if lost else "")
+    caption = f"{count(len(pairs))} sampled outputs, each prompt's largest and smallest among them; on the diagonal, "
+    caption += "both are equal." + (f" {count(lost)} more are not finite." if lost else "")
     return Chart(
         "scatter", "Bundle against PyTorch", caption, "eager PyTorch fp32", "bundle", line_ticks(x), line_ticks(y),
         rules=(Rule(LEFT, BOTTOM, RIGHT, TOP, style="diagonal"),), cloud=_cloud(pairs, x, y), cloud_points=len(pairs),
@@ -53,7 +63,8 @@ def difference_plot(document: dict[str, Any]) -> Chart | None:
     rules = [Rule(LEFT, y(0), RIGHT, y(0), style="diagonal")]
     caption = "The same outputs, as differences in their own unit."
     if bound is not None and shown:
-        rules += [Rule(LEFT, y(s * bound), RIGHT, y(s * bound), f"± {name}, {number(bound)}" * (s > 0)) for s in (1, -1)]
+        above, below = y(bound), y(-bound)
+        rules += [Rule(LEFT, above, RIGHT, above, f"± {name}, {number(bound)}"), Rule(LEFT, below, RIGHT, below)]
     elif bound is not None:
         caption += f" The {name}, ±{number(bound)}, is {factor(bound / largest)} of the largest one."
     return Chart(
@@ -81,7 +92,7 @@ def margin_plot(document: dict[str, Any]) -> Chart | None:
     rules = () if bound is None else (
         Rule(x(bound), BOTTOM, x(bound), TOP, f"flips allowed up to {number(bound)}"),
     )  # fmt: skip
-    made = tuple(_flip_dots(flips, allowed, x) for allowed in (True, False) if any(f["allowed"] is allowed for f in flips))
+    made = tuple(made for allowed in (True, False) if (made := _flip_dots(flips, allowed, x)).dots)
     caption = f"The reference's margin between its two best tokens at {count(len(margins))} positions. "
     caption += "No token differs." if not flips else "Dots: what PyTorch loses by the token that the bundle chose."
     return Chart(
@@ -125,8 +136,12 @@ def _flip_dots(flips: Sequence[dict[str, Any]], allowed: bool, x: Scale) -> Seri
     level = TOP + (44 if allowed else 20)
     chosen = [flip for flip in flips if flip["allowed"] is allowed]
     dots = tuple(
-        Dot(x(f["margin"]), level + 5 * (index % 3), f"prompt of {f['prompt']} tokens, position {f['position']}: {number(f['margin'])}")
-        for index, f in enumerate(chosen)
+        Dot(
+            x(flip["margin"]),
+            level + 5 * (index % 3),
+            f"prompt of {flip['prompt']} tokens, position {flip['position']}: {number(flip['margin'])}",
+        )
+        for index, flip in enumerate(chosen)
     )
     word = "allowed" if allowed else "not allowed"
     return Series(f"flips, {word} ({len(dots)})", "allowed" if allowed else "refused", "", dots)

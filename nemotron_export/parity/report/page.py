@@ -74,7 +74,7 @@ def _template() -> jinja2.Template:
     )  # fmt: skip
     environment.filters |= {"number": number, "quoted": repr}
     environment.tests["dashed"] = lambda style: "own" in style.split()
-    style = Markup((_FOLDER / "page.css").read_text(encoding="utf-8"))  # noqa: S704 (the package's own file)
+    style = Markup((_FOLDER / "page.css").read_text(encoding="utf-8"))
     environment.globals |= {"style": style, "frame": chart, "most_flips": _MOST_FLIPS}
     return environment.get_template("page.html.j2")
 
@@ -90,9 +90,16 @@ def _bisection(document: dict[str, Any]) -> dict[str, Any] | None:
     found = document.get("bisection")
     if found is None:
         return None
+    first = found["first"]
+    layer = ""
+    if first is not None and first["layer"] is not None:
+        before, part, _ = first["point"].partition(f"layers.{first['layer']}")
+        layer = before + part
     points = [
         {
             **point,
+            "module": point["point"].partition(": ")[0].removeprefix(layer).lstrip("."),
+            "op": point["point"].partition(": ")[2],
             "within": within(point),
             "meter": summary.meter(float("inf") if point["error"] is None else point["error"] / point["tolerance"]),
         }
@@ -101,6 +108,7 @@ def _bisection(document: dict[str, Any]) -> dict[str, Any] | None:
     return {
         **found,
         "points": points,
-        "module": "" if found["first"] is None else found["first"]["point"].partition(": ")[0],
+        "module": "" if first is None else first["point"].partition(": ")[0],
+        "layer": layer,
         "stages": list(dict.fromkeys(point["stage"] for point in found["layers"])),
     }

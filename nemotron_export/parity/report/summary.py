@@ -12,7 +12,19 @@ from nemotron_runtime.parity.rules import FLIP_MARGIN, RMSE_RATIO
 from nemotron_export.parity.report.drift_plots import eager_rmse, logit_tolerance
 from nemotron_export.parity.report.numbers import count, factor, number, share, within
 
-__all__ = ["Check", "Definition", "Tile", "checks", "definitions", "facts", "flips", "headline", "meter", "tiles", "verdict"]
+__all__ = [
+    "Check",
+    "Definition",
+    "Tile",
+    "checks",
+    "definitions",
+    "facts",
+    "flips",
+    "headline",
+    "meter",
+    "tiles",
+    "verdict",
+]
 
 State = Literal["good", "bad", "plain"]
 Verdict = Literal["passed", "failed", "pending"]
@@ -74,7 +86,8 @@ def tiles(document: dict[str, Any]) -> list[Tile]:
     if document["rows"]:
         # a failed check is worse than any that holds; among equals, counts of tokens say less than a distance does
         worst = max(document["rows"], key=lambda row: (not row["passed"], row["tolerance"] > 0, share(row)))
-        where = f"{number(worst['measured'])}, tolerance {number(worst['tolerance'])}: {worst['check']}, {worst['prompt']}"
+        numbers = f"{number(worst['measured'])}, tolerance {number(worst['tolerance'])}"
+        where = f"{numbers}: {worst['check']}, {worst['prompt']}"
         counted = worst["tolerance"] == 0
         label = "worst check" if counted else "worst check, share of its tolerance"
         value = number(worst["measured"]) if counted else factor(share(worst))
@@ -104,7 +117,7 @@ def facts(document: dict[str, Any]) -> list[str]:
     model, limits = bundle.get("model", {}), bundle.get("limits", {})
     found = [bundle.get("target"), document["dtype"], bundle.get("task")]
     if "parameters" in model:
-        found.append(f"{model['parameters'] / 1e6:,.1f} M parameters")
+        found.append(f"{_short(model['parameters'])} parameters")
     if "layers" in model and "hidden_size" in model:
         found.append(f"{model['layers']} layers of {model['hidden_size']}")
     if "max_seq_len" in limits:
@@ -174,6 +187,10 @@ def definitions(document: dict[str, Any]) -> list[Definition]:
             "grows with PyTorch's own error in that value",
         ))  # fmt: skip
     return made
+
+
+def _short(size: int) -> str:
+    return f"{size / 1e9:.2f} B" if size >= 1e9 else f"{size / 1e6:.1f} M"
 
 
 def _state(good: bool) -> State:
