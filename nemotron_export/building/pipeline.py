@@ -149,7 +149,7 @@ def _plan(
         num_parameters=opened.num_parameters,
         stored_bytes=opened.num_bytes,
         run_dtype=run_dtype,
-        slots=chosen.max_seq_len + chosen.prefill_chunk,
+        slots=chosen.max_seq_len,
         rows=min(chosen.max_batch, 4),
         weights_mode=mode,
         parity=parity,

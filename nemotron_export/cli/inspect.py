@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from nemotron_export.cli.console import print_json, print_table
+from nemotron_export.cli.loading import JsonOutput
 
 __all__ = ["inspect"]
 
 
 def inspect(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A checkpoint or a bundle.")],
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    passes: Annotated[
+        bool, typer.Option("--passes", help="Lower the model and show what each graph pass did.")
+    ] = False,
+    dump_graphs: Annotated[
+        Path | None, typer.Option(help="Keep the graph after each pass in this folder, as .onnx files.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="With --passes: the target; a bundle's own, or ort-cpu, by default.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="With --passes: the run dtype.")] = None,
+    json_output: JsonOutput = False,
 ) -> None:
     """Show what a checkpoint or a bundle holds: config, tensors, ops, sizes, limits, parity."""
+    if passes or dump_graphs is not None:
+        _show_passes(path, target, dtype, dump_graphs, json_output)
+        return
     from nemotron_export.inspect import inspect_path
 
     found = inspect_path(path)
@@ -27,6 +42,42 @@ def inspect(
         if index:
             typer.echo()
         print_table(title, ("what", "value"), _rows(content))
+
+
+def _show_passes(
+    path: Path, target: str | None, dtype: str | None, dump_graphs: Path | None, json_output: bool
+) -> None:
+    from nemotron_export.inspect_passes import inspect_passes
+
+    lowered = inspect_passes(path, target=target, dtype=dtype, dump_graphs=dump_graphs)
+    if json_output:
+        print_json([asdict(record) for record in lowered.passes])
+        return
+    rows = [
+        (
+            number,
+            record.name,
+            _change(record.nodes),
+            _change(record.inputs),
+            _change(record.initializers),
+            _ops(record.added, "+") or "-",
+            _ops(record.removed, "-") or "-",
+        )
+        for number, record in enumerate(lowered.passes, start=1)
+    ]
+    columns = ("", "pass", "nodes", "inputs", "initializers", "more of", "fewer of")
+    print_table(f"{len(rows)} passes: the dialect graph to {lowered.session['graph']}", columns, rows)
+
+
+def _change(pair: tuple[int, int]) -> str:
+    before, after = pair
+    return str(after) if before == after else f"{before} > {after}"
+
+
+def _ops(counts: dict[str, int], sign: str) -> str:
+    return ", ".join(
+        f"{sign}{count} {op}" for op, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    )
 
 
 def _rows(content: Any) -> list[tuple[str, str]]:

@@ -98,7 +98,8 @@ def _sym_size(g: GraphWriter, x: ir.Value, axis: int) -> ir.Value:
 _aten = torch.ops.aten
 
 TRANSLATIONS: dict[Any, Rule] = {
-    **{getattr(torch.ops.nemotron, name).default: _dialect(name) for name in OPS},
+    # an op of several outputs is made by passes, never traced
+    **{getattr(torch.ops.nemotron, op.name).default: _dialect(op.name) for op in OPS.values() if len(op.outputs) == 1},
     _aten.linear.default: _dialect("Linear"),
     _aten.embedding.default: _embedding,
     _aten.layer_norm.default: _layer_norm,

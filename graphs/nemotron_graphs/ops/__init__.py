@@ -9,6 +9,7 @@ from nemotron_graphs.ops.definition import DOMAIN, DOMAIN_VERSION, OpDefinition,
 from nemotron_graphs.ops.kv_cache_update import kv_cache_update
 from nemotron_graphs.ops.linear import linear
 from nemotron_graphs.ops.partial_rotary_embedding import partial_rotary_embedding
+from nemotron_graphs.ops.rotary_kv_cache_update import rotary_kv_cache_update
 
 __all__ = [
     "DOMAIN",
@@ -21,10 +22,11 @@ __all__ = [
     "linear",
     "partial_rotary_embedding",
     "register_schemas",
+    "rotary_kv_cache_update",
 ]
 
 OPS: dict[str, OpDefinition] = {
-    op.name: op for op in (partial_rotary_embedding, kv_cache_update, cached_attention, linear)
+    op.name: op for op in (partial_rotary_embedding, kv_cache_update, cached_attention, rotary_kv_cache_update, linear)
 }
 
 # torch.export needs the ops registered before it meets them

@@ -107,7 +107,7 @@ cached_attention = OpDefinition(
         OpInput("query_start", "I", "[B]"),
         OpInput("cache_row", "I", "[B]", optional=True),
     ),
-    output=("out", "[B, S, H, D]"),
+    outputs=(("out", "[B, S, H, D]"),),
     eager=_eager,
     fake=_fake,
     body=_body,

@@ -38,18 +38,19 @@ class OpDefinition:
     Attributes:
         name: the op type, in the ONNX domain ``nemotron`` and the torch library ``nemotron`` alike.
         inputs: in order; optional ones trail.
-        output: the name and shape letters of the one output, of type ``T``.
+        outputs: name and shape letters of each output; all are of type ``T``.
         eager: the definition that all others are held against.
         fake: its shapes and dtypes, for fake and meta tensors.
-        body: gives the portable ONNX function body for the set of optional inputs that are present.
+        body: gives the portable ONNX function body for the set of optional inputs that are present; it may use other
+            ops of the dialect, as nodes of its domain.
         doc: one paragraph for the schema.
     """
 
     name: str
     inputs: tuple[OpInput, ...]
-    output: tuple[str, str]
-    eager: Callable[..., torch.Tensor]
-    fake: Callable[..., torch.Tensor]
+    outputs: tuple[tuple[str, str], ...]
+    eager: Callable[..., Any]
+    fake: Callable[..., Any]
     body: Callable[[Collection[str]], str]
     doc: str
 
@@ -64,8 +65,8 @@ class OpDefinition:
         op.register_fake(self.fake)
         return op
 
-    def __call__(self, *args: torch.Tensor | None) -> torch.Tensor:
-        """Runs the op in PyTorch, so that a trace records one node of the dialect."""
+    def __call__(self, *args: torch.Tensor | None) -> Any:
+        """Runs the op in PyTorch, so that a trace records one node of the dialect: a tensor, or a tuple of them."""
         return self.torch_op(*args)
 
     @cached_property
@@ -82,7 +83,7 @@ class OpDefinition:
                 parameter(i.name, i.type, i.shape, param_option=option.Optional if i.optional else option.Single)
                 for i in self.inputs
             ],
-            outputs=[parameter(self.output[0], "T", self.output[1])],
+            outputs=[parameter(name, "T", shape) for name, shape in self.outputs],
             type_constraints=[(name, list(types), "") for name, types in _TYPES.items()],
         )
 
@@ -94,5 +95,6 @@ class OpDefinition:
             present: names of the optional inputs that the node has.
         """
         names = [i.name for i in self.inputs if not i.optional or i.name in present]
-        head = f'<domain: "{DOMAIN}", opset_import: ["": {opset}]>'
-        return f"{head}\n{self.name} ({', '.join(names)}) => ({self.output[0]}) {{\n{self.body(present)}\n}}"
+        results = ", ".join(name for name, _ in self.outputs)
+        head = f'<domain: "{DOMAIN}", opset_import: ["": {opset}, "{DOMAIN}": {DOMAIN_VERSION}]>'
+        return f"{head}\n{self.name} ({', '.join(names)}) => ({results}) {{\n{self.body(present)}\n}}"

@@ -84,7 +84,7 @@ kv_cache_update = OpDefinition(
         OpInput("write_index", "I", "[B]"),
         OpInput("cache_row", "I", "[B]", optional=True),
     ),
-    output=("updated", "[N, G, T, D]"),
+    outputs=(("updated", "[N, G, T, D]"),),
     eager=_eager,
     fake=_fake,
     body=_body,

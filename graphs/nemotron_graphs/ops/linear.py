@@ -45,7 +45,7 @@ linear = OpDefinition(
         OpInput("weight", "T", "[O, I]"),
         OpInput("bias", "T", "[O]", optional=True),
     ),
-    output=("y", "[B, S, O]"),
+    outputs=(("y", "[B, S, O]"),),
     eager=_eager,
     fake=_fake,
     body=_body,

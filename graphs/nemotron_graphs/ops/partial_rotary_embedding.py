@@ -59,7 +59,7 @@ partial_rotary_embedding = OpDefinition(
         OpInput("sin", "T", "[P, R/2]"),
         OpInput("position_ids", "I", "[B, S]"),
     ),
-    output=("y", "[B, S, H, D]"),
+    outputs=(("y", "[B, S, H, D]"),),
     eager=_eager,
     fake=_fake,
     body=_body,

@@ -6,10 +6,13 @@ from nemotron_graphs.passes.canonicalize_shapes import CanonicalizeShapesPass
 from nemotron_graphs.passes.check_cache_readers import CheckCacheReadersPass
 from nemotron_graphs.passes.cleanup import cleanup
 from nemotron_graphs.passes.drop_unused_inputs import DropUnusedInputsPass
+from nemotron_graphs.passes.fold_constants import FoldConstantsPass
 from nemotron_graphs.passes.form_group_query_attention import FormGroupQueryAttentionPass
+from nemotron_graphs.passes.form_rotary_kv_cache_update import FormRotaryKVCacheUpdatePass
 from nemotron_graphs.passes.genai_attention_mask import GenaiAttentionMaskPass
 from nemotron_graphs.passes.genai_full_logits import GenaiFullLogitsPass
 from nemotron_graphs.passes.genai_names import GenaiNamesPass
+from nemotron_graphs.passes.infer_shapes import InferShapesPass
 from nemotron_graphs.passes.inline_dialect_ops import InlineDialectOpsPass
 from nemotron_graphs.passes.lower_linear_to_fused_matmul import LowerLinearToFusedMatMulPass
 
@@ -19,10 +22,13 @@ __all__ = [
     "CanonicalizeShapesPass",
     "CheckCacheReadersPass",
     "DropUnusedInputsPass",
+    "FoldConstantsPass",
     "FormGroupQueryAttentionPass",
+    "FormRotaryKVCacheUpdatePass",
     "GenaiAttentionMaskPass",
     "GenaiFullLogitsPass",
     "GenaiNamesPass",
+    "InferShapesPass",
     "InlineDialectOpsPass",
     "LowerLinearToFusedMatMulPass",
     "cleanup",

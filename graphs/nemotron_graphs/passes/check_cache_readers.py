@@ -11,6 +11,7 @@ __all__ = ["CheckCacheReadersPass"]
 # GroupQueryAttention is update and reader in one node; the Scatter ops are what KVCacheUpdate is lowered to.
 _UPDATES = {
     (DOMAIN, "KVCacheUpdate"),
+    (DOMAIN, "RotaryKVCacheUpdate"),
     ("com.microsoft", "GroupQueryAttention"),
     ("", "ScatterElements"),
     ("", "ScatterND"),

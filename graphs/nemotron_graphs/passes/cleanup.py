@@ -1,9 +1,11 @@
-"""Dead code, duplicates, names: what every target ends with."""
+"""Dead code, constants, duplicates, names: what every target ends with."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
+
+from nemotron_graphs.passes.fold_constants import FoldConstantsPass
 
 __all__ = ["cleanup"]
 
@@ -18,6 +20,8 @@ def cleanup() -> ir.passes.Sequential:
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.DeduplicateInitializersPass(),
         common.CommonSubexpressionEliminationPass(),
+        FoldConstantsPass(),
+        common.DeduplicateInitializersPass(),
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedFunctionsPass(),
         common.RemoveUnusedOpsetsPass(),

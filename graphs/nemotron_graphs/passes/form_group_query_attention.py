@@ -16,7 +16,8 @@ class FormGroupQueryAttentionPass(ir.passes.InPlacePass):
 
     Rules, per ``CachedAttention(q, KVCacheUpdate(k_cache, k, start), KVCacheUpdate(v_cache, v, start), start)``:
         1. where q and k are ``PartialRotaryEmbedding`` of one table whose half width is a multiple of 8 (what the
-           CPU kernel takes), the rotation goes inside (``do_rotary``), its width read from the table's shape;
+           CPU kernel takes), the rotation goes inside (``do_rotary``), its width read from the table's shape, and the
+           nodes in front go;
         2. otherwise the rotation stays in front;
         3. the [B, S, heads, D] Reshapes around it vanish: the node takes and gives [B, S, heads * D].
     Once per graph: ``seqlens_k = int32(query_start + query_length - 1)`` and its maximum plus one.
@@ -133,6 +134,7 @@ def _fuse(graph: ir.Graph, node: ir.Node, seqlens: tuple[ir.Value, ir.Value]) ->
     assert not old.uses(), "attention is read through a Reshape to [B, S, heads * D] alone"
     graph.remove(node, safe=True)
     graph.remove([k_update, v_update], safe=True)
+    graph.remove([each for each in (q_rotary, k_rotary) if each and not each.outputs[0].uses()], safe=True)
 
 
 def _producer(value: ir.Value, op_type: str) -> ir.Node:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from nemotron_errors import GraphError
 
 from nemotron_graphs import passes
+from nemotron_graphs.targets.record import OnStage, PassRecord, run_passes
 from nemotron_graphs.weights import WeightRef
 
 __all__ = ["LoweredGraph", "LoweringContext", "Target"]
@@ -38,7 +39,7 @@ class LoweredGraph:
 
     model: ir.Model
     session: dict[str, Any]
-    passes: tuple[str, ...] = field(default=())
+    passes: tuple[PassRecord, ...] = field(default=())
 
     def save(self, path: Path) -> None:
         """Writes the graph; no weight is read."""
@@ -91,12 +92,18 @@ class Target:
             passes.DropUnusedInputsPass(),
             passes.BindRopeTablesPass(context.cos, context.sin),
             passes.BindWeightsPass(context.weights),
+            passes.InferShapesPass(),
             passes.CheckCacheReadersPass(),
             *self.finishing(),
         )
 
-    def lower(self, model: ir.Model, context: LoweringContext) -> LoweredGraph:
+    def lower(self, model: ir.Model, context: LoweringContext, on_stage: OnStage | None = None) -> LoweredGraph:
         """Runs the target's passes over the dialect graph, in place.
+
+        Args:
+            model: the dialect graph.
+            context: what is bound to it.
+            on_stage: told of the graph after each pass.
 
         Raises:
             GraphError: where the target cannot run in the graph's dtype.
@@ -106,18 +113,14 @@ class Target:
         assert caches[0].dtype is not None
         cache_dtype = _NAMES[caches[0].dtype]
         self.check_dtype(cache_dtype)
-        ran = []
-        for each in self.passes(context):
-            result = each(model)
-            model = result.model
-            ran.append(type(each).__name__)
+        model, records = run_passes(model, self.passes(context), on_stage)
         session = {
             **self.session,
             "cache_dtype": cache_dtype,
             "inputs": [v.name for v in model.graph.inputs],
             "outputs": [v.name for v in model.graph.outputs],
         }
-        return LoweredGraph(model, session, tuple(ran))
+        return LoweredGraph(model, session, records)
 
 
 _NAMES = {
