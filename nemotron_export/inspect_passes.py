@@ -57,4 +57,4 @@ def inspect_passes(
     def dump(number: int, name: str, model: ir.Model) -> None:
         ir.save(model, dump_graphs / f"{number:02d}-{name}.onnx")
 
-    return make_graph(checkpoint, chosen, run_dtype, limits, dump)
+    return make_graph(checkpoint, chosen, run_dtype, limits, on_stage=dump)

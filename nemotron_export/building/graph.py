@@ -7,6 +7,7 @@ from nemotron_graphs.targets import LoweredGraph, LoweringContext, Target
 from nemotron_graphs.targets.record import OnStage
 from nemotron_runtime.limits import Limits
 
+from nemotron_export.building.weights import WEIGHTS_FOLDER
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.model import rope_tables
 from nemotron_export.tracing import trace
@@ -15,7 +16,13 @@ __all__ = ["make_graph"]
 
 
 def make_graph(
-    checkpoint: Checkpoint, target: Target, dtype: str, limits: Limits, on_stage: OnStage | None = None
+    checkpoint: Checkpoint,
+    target: Target,
+    dtype: str,
+    limits: Limits,
+    *,
+    weights_mode: str = "reference",
+    on_stage: OnStage | None = None,
 ) -> LoweredGraph:
     """Traces the model in the run dtype and lowers it; no weight is read.
 
@@ -24,11 +31,13 @@ def make_graph(
         target: where the graph runs.
         dtype: run dtype.
         limits: RoPE tables have ``max_seq_len`` rows.
+        weights_mode: where the weights will be; see :func:`place_weights`.
         on_stage: told of the graph after each pass.
 
     Raises:
         GraphError: RoPE types that such a length does not allow, or a model that the target cannot run.
     """
     cos_Ph, sin_Ph = rope_tables(checkpoint.config, limits.max_seq_len, torch.float32)
-    context = LoweringContext(weights=checkpoint.tensors, cos=cos_Ph.numpy(), sin=sin_Ph.numpy())
+    folder = "" if weights_mode == "reference" else WEIGHTS_FOLDER
+    context = LoweringContext(checkpoint.tensors, cos_Ph.numpy(), sin_Ph.numpy(), folder)
     return target.lower(trace(checkpoint.config, getattr(torch, dtype), checkpoint.task), context, on_stage)

@@ -172,7 +172,7 @@ def _write(
     progress: Progress,
 ) -> None:
     progress("trace and lower", 0, 0)
-    lowered = make_graph(plan.checkpoint, plan.target, plan.dtype, plan.limits)
+    lowered = make_graph(plan.checkpoint, plan.target, plan.dtype, plan.limits, weights_mode=plan.weights)
     lowered.save(folder / lowered.session["graph"])
     copy_small_files(plan.checkpoint, folder)
     if is_genai(plan.target):

@@ -10,8 +10,10 @@ from pathlib import Path
 from nemotron_errors import BundleError, RequestError, ResourceError
 from nemotron_graphs.targets import Target
 
-__all__ = ["WEIGHT_MODES", "choose_weight_mode", "place_weights"]
+__all__ = ["WEIGHTS_FOLDER", "WEIGHT_MODES", "choose_weight_mode", "place_weights"]
 
+# where a bundle that holds its weights has them
+WEIGHTS_FOLDER = "weights"
 WEIGHT_MODES = ("reference", "link", "copy")
 _COPY_CHUNK = 16 << 20
 _COMPANIONS = ("config.json", "model.safetensors.index.json")
@@ -57,7 +59,7 @@ def place_weights(
     assert mode in WEIGHT_MODES
     if mode == "reference":
         return str(shards[0].parent.absolute())
-    folder = bundle / "weights"
+    folder = bundle / WEIGHTS_FOLDER
     folder.mkdir()
     # with these the folder is a checkpoint of its own, which `parity` opens
     for name in _COMPANIONS:

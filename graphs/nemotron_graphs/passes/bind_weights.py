@@ -15,7 +15,9 @@ class BindWeightsPass(ir.passes.InPlacePass):
     """Makes every weight input an initializer whose data stays in its ``.safetensors`` file.
 
     Args:
-        weights: name in the checkpoint → where it lies. The location written is the file's name alone.
+        weights: name in the checkpoint → where it lies.
+        folder: put before the file's name in the location; a bundle that holds its weights names the folder that they
+            are in, so that any ONNX runtime finds them.
 
     Rules:
         1. an input whose name is a weight's becomes an external initializer of the dtype on disk;
@@ -25,8 +27,9 @@ class BindWeightsPass(ir.passes.InPlacePass):
     Postcondition: no other inputs than data remain, and shapes agree.
     """
 
-    def __init__(self, weights: Mapping[str, WeightRef]) -> None:
+    def __init__(self, weights: Mapping[str, WeightRef], folder: str = "") -> None:
         self.weights = weights
+        self.folder = folder
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
@@ -42,8 +45,9 @@ class BindWeightsPass(ir.passes.InPlacePass):
             graph.inputs.remove(value)
             run_dtype, disk_dtype = value.dtype, SAFETENSORS_DTYPES[ref.dtype]
             value.type = ir.TensorType(disk_dtype)
+            location = f"{self.folder}/{ref.file}" if self.folder else ref.file
             value.const_value = ir.ExternalTensor(
-                ref.file, ref.offset, ref.length, disk_dtype, shape=ir.Shape(ref.shape), name=value.name
+                location, ref.offset, ref.length, disk_dtype, shape=ir.Shape(ref.shape), name=value.name
             )
             graph.register_initializer(value)
             assert run_dtype is not None

@@ -1,4 +1,4 @@
-"""Names and places as ONNX Runtime GenAI has them: caches by layer, weights in a folder beside the graph."""
+"""Names as ONNX Runtime GenAI has them: caches by layer."""
 
 from __future__ import annotations
 
@@ -13,24 +13,16 @@ _CACHE = re.compile(r"([kv])_cache(_out)?\.(\d+)")
 
 
 class GenaiNamesPass(ir.passes.InPlacePass):
-    """Renames the caches and puts the weights' folder into their locations.
-
-    Args:
-        weights_folder: folder of the bundle that holds the ``.safetensors`` files. ONNX Runtime takes external data
-            from the graph's own folder and below alone.
+    """Renames the caches.
 
     Rules:
         1. input ``k_cache.{l}`` → ``past_key_values.{l}.key``, with ``past_tokens`` slots; ``v_cache`` → ``….value``;
         2. output ``k_cache_out.{l}`` → ``present.{l}.key``, with ``present_tokens`` slots (a buffer that both share
            has as many of the one as of the other; beam search shares none); ``v_cache_out`` → ``….value``;
-        3. both are ordered by layer, key before value;
-        4. location ``file`` of external data → ``{weights_folder}/file``.
+        3. both are ordered by layer, key before value.
 
     It comes last: other passes know the caches by their old names.
     """
-
-    def __init__(self, weights_folder: str) -> None:
-        self.weights_folder = weights_folder
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
@@ -46,13 +38,6 @@ class GenaiNamesPass(ir.passes.InPlacePass):
                 value.name = f"{name}.{layer}.{_KINDS[kind]}"
                 value.shape = ir.Shape([*value.shape[:2], slots, value.shape[3]])
             values[:] = [*others, *caches]
-        for value in graph.initializers.values():
-            tensor = value.const_value
-            if isinstance(tensor, ir.ExternalTensor):
-                value.const_value = ir.ExternalTensor(
-                    f"{self.weights_folder}/{tensor.location}", tensor.offset, tensor.length, tensor.dtype,
-                    shape=tensor.shape, name=tensor.name or "",
-                )  # fmt: skip
         return ir.passes.PassResult(model, modified=True)
 
 

@@ -11,8 +11,6 @@ from nemotron_graphs.targets.target import Target
 
 __all__ = ["genai_cpu", "genai_cuda"]
 
-_WEIGHTS_FOLDER = "weights"
-
 
 def _lowering() -> Sequence[ir.passes.PassBase]:
     return (
@@ -24,7 +22,7 @@ def _lowering() -> Sequence[ir.passes.PassBase]:
 
 
 def _finishing() -> Sequence[ir.passes.PassBase]:
-    return (passes.GenaiNamesPass(_WEIGHTS_FOLDER),)
+    return (passes.GenaiNamesPass(),)
 
 
 def _target(name: str, dtypes: tuple[str, ...], provider: str, description: str) -> Target:
@@ -39,7 +37,6 @@ def _target(name: str, dtypes: tuple[str, ...], provider: str, description: str)
             "graph": "model.onnx",
             # a row of its own has no padding, which the mask could not tell from tokens in a later chunk
             "prefill_rows": "one",
-            "weights_folder": _WEIGHTS_FOLDER,
         },
         weight_modes=("link", "copy"),
         description=description,

@@ -26,11 +26,13 @@ class LoweringContext:
         weights: name in the checkpoint → where it lies on disk.
         cos: RoPE table, float32 [table, R/2]; ``table`` is the number of cache slots that a session may have.
         sin: likewise.
+        weights_folder: the bundle's folder that holds the weights' files; empty where they stay outside.
     """
 
     weights: Mapping[str, WeightRef]
     cos: np.ndarray
     sin: np.ndarray
+    weights_folder: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class Target:
             passes.cleanup(),
             passes.DropUnusedInputsPass(),
             passes.BindRopeTablesPass(context.cos, context.sin),
-            passes.BindWeightsPass(context.weights),
+            passes.BindWeightsPass(context.weights, context.weights_folder),
             passes.InferShapesPass(),
             passes.CheckCacheReadersPass(),
             *self.finishing(),
@@ -117,6 +119,7 @@ class Target:
         session = {
             **self.session,
             "cache_dtype": cache_dtype,
+            "weights_folder": context.weights_folder,
             "inputs": [v.name for v in model.graph.inputs],
             "outputs": [v.name for v in model.graph.outputs],
         }
