@@ -66,7 +66,8 @@ def difference_plot(document: dict[str, Any]) -> Chart | None:
         above, below = y(bound), y(-bound)
         rules += [Rule(LEFT, above, RIGHT, above, f"± {name}, {number(bound)}"), Rule(LEFT, below, RIGHT, below)]
     elif bound is not None:
-        caption += f" The {name}, ±{number(bound)}, is {factor(bound / largest)} of the largest one."
+        part = factor(bound / largest)
+        caption += f" The {name}, ±{number(bound)}, is {part}{' of' * (bound <= largest)} the largest one."
     return Chart(
         "differences", "Differences", caption, "eager PyTorch fp32", "bundle − PyTorch", line_ticks(x), line_ticks(y),
         rules=tuple(rules), cloud=_cloud(differences, x, y), cloud_points=len(differences),
