@@ -5,9 +5,9 @@
 
 Both are built in fp32 for the CPU and hold one graph contract, so the same feeds go to either. Their logits are
 compared with eager PyTorch's, fp32, as max |Δlogit| and RMSE over the range of the logits, and the 64 greedy tokens
-that GenAI writes with those that eager PyTorch writes. Two further lines say where a difference comes from: the
-builder's graph with nothing changed but the epsilon of its norms, set to the config's norm_eps; and ours with the
-builder's.
+that GenAI writes with those that eager PyTorch writes. Further lines say where a difference comes from: the
+builder's graph with nothing changed but the epsilon of its norms, set to the config's norm_eps; that with gammas of
+float32(weight) + 1 too, where the builder adds the 1 in the checkpoint's dtype; and ours with the builder's epsilon.
 """
 
 from __future__ import annotations
@@ -59,16 +59,32 @@ def epsilons(folder: Path) -> set[float]:
     return {float(f"{value:.3g}") for value in found}
 
 
-def with_epsilon(folder: Path, epsilon: float) -> str:
-    """A copy of the folder's graph beside it (its external data is found from there), with another epsilon."""
+def with_epsilon(folder: Path, epsilon: float, gammas: dict[str, np.ndarray] | None = None) -> str:
+    """A copy of the folder's graph beside it (its external data is found from there), with another epsilon.
+
+    Args:
+        folder: what holds model.onnx.
+        epsilon: of every norm.
+        gammas: initializer → what replaces it.
+    """
     model = onnx.load(folder / "model.onnx", load_external_data=False)
     for node in model.graph.node:
         for attribute in node.attribute:
             if node.op_type in NORMS and attribute.name == "epsilon":
                 attribute.f = epsilon
-    path = folder / f"epsilon_{epsilon:.0e}.onnx"
+    for tensor in model.graph.initializer:
+        if gammas and tensor.name in gammas:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(gammas[tensor.name], tensor.name))
+    path = folder / f"epsilon_{epsilon:.0e}{'_gammas' if gammas else ''}.onnx"
     path.write_bytes(model.SerializeToString())
     return str(path)
+
+
+def exact_gammas(model: torch.nn.Module, layers: int) -> dict[str, np.ndarray]:
+    """float32(weight) + 1 by the builder's names: it adds the 1 in the checkpoint's dtype."""
+    norms = {name: p for name, p in model.named_parameters() if name.endswith("norm.weight")}
+    names = {"model.norm.weight": f"model.layers.{layers}.final_norm_layernorm.weight"}
+    return {names.get(name, name): (p.detach().float() + 1).numpy() for name, p in norms.items()}
 
 
 def prompt_logits(graph: str, ids: np.ndarray, head_dim: int) -> np.ndarray:
@@ -102,9 +118,11 @@ def compare(name: str, source: Path, folder: Path) -> Table:
     ours = build(source, folder / "bundle", target="genai-cpu", max_seq_len=length, weights="copy", parity=False)
     own = checkpoint.config.norm_eps
     (wrong,) = epsilons(theirs)
+    gammas = exact_gammas(eager, checkpoint.config.num_hidden_layers)
     graphs = {
         f"GenAI's builder: epsilon {wrong:g}": (str(theirs / "model.onnx"), theirs),
         f"  its graph, epsilon set to {own:g}": (with_epsilon(theirs, own), None),
+        f"  its graph, epsilon {own:g}, gammas of fp32": (with_epsilon(theirs, own, gammas), None),
         f"this project's genai-cpu: epsilon {own:g}": (str(ours / "model.onnx"), ours),
         f"  its graph, epsilon set to {wrong:g}": (with_epsilon(ours, wrong), None),
     }
