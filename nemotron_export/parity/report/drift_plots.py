@@ -48,15 +48,15 @@ def position_plot(document: dict[str, Any]) -> Chart | None:
         lines += _prompt_lines(prompt, key, f"s{index % _MOST_STYLES + 1}", dtype, x, y)
     rules: tuple[Rule, ...] = ()
     if bound is not None:
-        text = "tolerance" if own is None else f"{RMSE_RATIO:g} × PyTorch's RMSE over all"
-        rules = (Rule(LEFT, y(bound), RIGHT, y(bound), f"{text}, {number(bound)}"),)
+        # in a lower precision the line runs through the data, where a label would hide them
+        rules = (Rule(LEFT, y(bound), RIGHT, y(bound), f"tolerance, {number(bound)}" if own is None else ""),)
     if own is None:
         caption = "The largest difference from eager PyTorch fp32 among all outputs of a position, as a share of the "
         caption += "reference's range. Rotary errors vanish at position 0 and grow with the distance."
         y_label = "max |Δ| / range"
     else:
         caption = f"Root mean square difference from eager PyTorch fp32; dashed: eager PyTorch's own in {dtype}. "
-        caption += "The tolerance holds for all positions together."
+        caption += f"Red: {RMSE_RATIO:g} × PyTorch's RMSE over all, {number(bound)}; it bounds all positions together."
         y_label = "RMSE"
     return Chart(
         "drift-by-position", "Drift by position", caption, "position in the prompt (logarithmic)", y_label,
