@@ -73,6 +73,7 @@ def estimate(
     weights_mode: str,
     parity: bool,
     reference: str = "whole",
+    quantized_bytes: int = 0,
 ) -> Estimate:
     """Estimates a build.
 
@@ -86,15 +87,19 @@ def estimate(
         weights_mode: "reference", "link" or "copy".
         parity: whether the reference is made and checked.
         reference: "whole" or "layerwise".
+        quantized_bytes: size of the quantized weights, where there are some.
     """
     model = layerwise_memory(config) if reference == "layerwise" else 4 * num_parameters
     item = _ITEM_BYTES[run_dtype]
     # twice: the weights as mapped or converted, and the copy that ONNX Runtime reorders for its kernels
     weights = 2 * num_parameters * item if parity else 0
+    if parity and quantized_bytes:
+        # codes are copied once more by the kernels, and the embedding is mapped
+        weights = 2 * quantized_bytes + item * config.vocab_size * config.hidden_size
     row = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * slots * item
     # four prompts, six positions of each, float32
     logits = 4 * 6 * config.vocab_size * 4 if parity else 0
-    disk = _BASE_DISK + logits + (stored_bytes if weights_mode == "copy" else 0)
+    disk = _BASE_DISK + logits + quantized_bytes + (stored_bytes if weights_mode == "copy" else 0)
     return Estimate(
         disk=disk,
         weights=weights,

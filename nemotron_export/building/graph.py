@@ -10,6 +10,7 @@ from nemotron_runtime.limits import Limits
 from nemotron_export.building.weights import WEIGHTS_FOLDER
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.model import rope_tables
+from nemotron_export.quantization.layout import QuantizedLayout
 from nemotron_export.tracing import trace
 
 __all__ = ["make_graph"]
@@ -22,6 +23,7 @@ def make_graph(
     limits: Limits,
     *,
     weights_mode: str = "reference",
+    quantized: QuantizedLayout | None = None,
     on_stage: OnStage | None = None,
 ) -> LoweredGraph:
     """Traces the model in the run dtype and lowers it; no weight is read.
@@ -32,6 +34,7 @@ def make_graph(
         dtype: run dtype.
         limits: RoPE tables have ``max_seq_len`` rows.
         weights_mode: where the weights will be; see :func:`place_weights`.
+        quantized: weights that the graph takes as codes and scales.
         on_stage: told of the graph after each pass.
 
     Raises:
@@ -39,5 +42,8 @@ def make_graph(
     """
     cos_Ph, sin_Ph = rope_tables(checkpoint.config, limits.max_seq_len, torch.float32)
     folder = "" if weights_mode == "reference" else WEIGHTS_FOLDER
-    context = LoweringContext(checkpoint.tensors, cos_Ph.numpy(), sin_Ph.numpy(), folder)
+    weights, codes = checkpoint.tensors, {}
+    if quantized is not None:
+        weights, codes = {**weights, **quantized.entries}, quantized.weights
+    context = LoweringContext(weights, cos_Ph.numpy(), sin_Ph.numpy(), folder, codes)
     return target.lower(trace(checkpoint.config, getattr(torch, dtype), checkpoint.task), context, on_stage)

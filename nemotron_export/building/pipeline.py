@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemotron_errors import BundleError
+from nemotron_errors import BundleError, RequestError
 from nemotron_graphs.targets import Target, get_target
 from nemotron_runtime.bundle import write_manifest
 from nemotron_runtime.limits import Limits
-from nemotron_runtime.manifest import Manifest
+from nemotron_runtime.manifest import Manifest, QuantizationRecord
 from nemotron_runtime.reference import REFERENCE_FILE, write_reference
 
 from nemotron_export.building.files import copy_small_files, describe_files, manifest_document
@@ -23,6 +23,14 @@ from nemotron_export.extras import require
 from nemotron_export.parity import ParityFailedError, reference_for
 from nemotron_export.preflight import check_resources, choose_reference, estimate
 from nemotron_export.progress import Progress, silent
+from nemotron_export.quantization import (
+    HeldOut,
+    QuantizedLayout,
+    choose_scheme,
+    held_out_texts,
+    lay_out,
+    write_quantized,
+)
 from nemotron_export.verification import verify_bundle
 
 __all__ = ["build"]
@@ -36,6 +44,8 @@ class _Plan:
     limits: Limits
     weights: str
     reference: str
+    quantized: QuantizedLayout | None
+    held_out: HeldOut | None
 
 
 def build(
@@ -52,6 +62,9 @@ def build(
     parity: bool = True,
     reference: str = "auto",
     reference_steps: int | None = None,
+    quantize: str | None = None,
+    group_size: int | None = None,
+    eval_text: str | Path | None = None,
     scan: bool = True,
     overwrite: bool = False,
     keep_failed: bool = False,
@@ -76,6 +89,10 @@ def build(
         reference: "whole", "layerwise" (one layer in memory at a time), or "auto": layer by layer where the memory
             available does not hold the fp32 model.
         reference_steps: greedy tokens behind each prompt of the reference; 64 with the whole model, 8 layer by layer.
+        quantize: "int8" or "int4": weight-only quantization of the projections and lm_head, judged by perplexity.
+        group_size: 32, 64 or 128 weights that share a scale; by default 128 for int8 and 32 for int4.
+        eval_text: a text file to measure the perplexity on; by default `eval.txt` beside the checkpoint, or a fixed
+            English text.
         scan: read every weight once for NaN, Inf and chunk hashes; without, loading cannot check contents.
         overwrite: replace a bundle at `output`, once the new one is whole.
         keep_failed: keep, as pending, a bundle that fails its parity; the error is raised all the same.
@@ -104,6 +121,7 @@ def build(
         weights,
         parity,
         reference,
+        (quantize, group_size, eval_text),
     )
     failed: ParityFailedError | None = None
     with staging(place, overwrite=overwrite) as folder:
@@ -130,6 +148,7 @@ def _plan(
     weights: str | None,
     parity: bool,
     reference: str,
+    quantization: tuple[str | None, int | None, str | Path | None],
 ) -> _Plan:
     target = get_target(target_name)
     mode = choose_weight_mode(weights, target)
@@ -142,8 +161,17 @@ def _plan(
             "the checkpoint inside the output", "two separate folders", "choose another --output", where=str(place)
         )
     chosen = choose_limits(opened.config, *limits)
+    quantize, group_size, eval_text = quantization
+    scheme = choose_scheme(quantize, group_size, target)
+    quantized = None if scheme is None else lay_out(opened, scheme)
+    if eval_text is not None and not (quantized and parity):
+        found, remedy = "a text and no perplexity to measure", "add --quantize, and leave --no-parity out"
+        raise RequestError(found, "a quantized bundle that is judged", remedy, where="--eval-text")
+    held_out = None
     if parity:
         reference = choose_reference(reference, opened.config, opened.num_parameters)
+        if quantized is not None:
+            held_out = held_out_texts(opened, chosen.max_seq_len, eval_text, mode=reference)
     needed = estimate(
         opened.config,
         num_parameters=opened.num_parameters,
@@ -154,9 +182,10 @@ def _plan(
         weights_mode=mode,
         parity=parity,
         reference=reference,
+        quantized_bytes=0 if quantized is None else quantized.size,
     )
     check_resources(needed, place)
-    return _Plan(opened, target, run_dtype, chosen, mode, reference)
+    return _Plan(opened, target, run_dtype, chosen, mode, reference, quantized, held_out)
 
 
 def _scan(plan: _Plan, progress: Progress) -> ScanReport:
@@ -172,7 +201,9 @@ def _write(
     progress: Progress,
 ) -> None:
     progress("trace and lower", 0, 0)
-    lowered = make_graph(plan.checkpoint, plan.target, plan.dtype, plan.limits, weights_mode=plan.weights)
+    lowered = make_graph(
+        plan.checkpoint, plan.target, plan.dtype, plan.limits, weights_mode=plan.weights, quantized=plan.quantized
+    )
     lowered.save(folder / lowered.session["graph"])
     copy_small_files(plan.checkpoint, folder)
     if is_genai(plan.target):
@@ -181,16 +212,27 @@ def _write(
         [shard.path for shard in plan.checkpoint.shards], folder, plan.weights,
         lambda done, total: progress("copy weights", done, total),
     )  # fmt: skip
+    quantization = None if plan.quantized is None else _quantize(plan, plan.quantized, folder, progress)
     if parity:
         reference = reference_for(
             plan.checkpoint, plan.limits.max_seq_len, plan.dtype, progress,
             mode=plan.reference, greedy_steps=reference_steps,
         )  # fmt: skip
+        if plan.held_out is not None:
+            reference = plan.held_out.add_to(reference, plan.checkpoint, plan.reference, progress)
         write_reference(folder / REFERENCE_FILE, reference)
     document = manifest_document(
         plan.checkpoint, plan.target, plan.dtype, plan.limits, lowered, scanned,
         weights_mode=plan.weights, weights_directory=directory, files=describe_files(folder),
+        quantization=quantization,
     )  # fmt: skip
     if not parity:
         document["parity"]["reason"] = "built with --no-parity"
     write_manifest(folder, Manifest.from_dict(document))
+
+
+def _quantize(plan: _Plan, layout: QuantizedLayout, folder: Path, progress: Progress) -> QuantizationRecord:
+    file = write_quantized(
+        plan.checkpoint, layout, folder, lambda done, total: progress("quantize weights", done, total)
+    )
+    return layout.record(file)

@@ -43,6 +43,16 @@ def build(
     parity: Annotated[bool, typer.Option(help="Prove the numbers; without it the bundle is pending.")] = True,
     reference: Reference = "auto",
     reference_steps: ReferenceSteps = None,
+    quantize: Annotated[
+        str | None, typer.Option(help="int8 or int4: quantize the projections' weights; judged by perplexity.")
+    ] = None,
+    group_size: Annotated[
+        int | None,
+        typer.Option(help="Weights that share a scale: 32, 64 or 128; by default 128 for int8 and 32 for int4."),
+    ] = None,
+    eval_text: Annotated[
+        Path | None, typer.Option(help="Text to measure a quantized bundle's perplexity on; a fixed one by default.")
+    ] = None,
     scan: Annotated[bool, typer.Option(help="Read every weight: NaN, Inf, chunk hashes.")] = True,
     overwrite: Annotated[bool, typer.Option(help="Replace a bundle that is there.")] = False,
     keep_failed: Annotated[bool, typer.Option(help="Keep, as pending, a bundle whose parity failed.")] = False,
@@ -60,8 +70,8 @@ def build(
             path = run_build(
                 checkpoint, output, target=target, task=task, dtype=dtype, max_seq_len=max_seq_len, max_batch=max_batch,
                 prefill_chunk=prefill_chunk, weights=weights, parity=parity, reference=reference,
-                reference_steps=reference_steps, scan=scan, overwrite=overwrite, keep_failed=keep_failed,
-                revision=revision, progress=progress,
+                reference_steps=reference_steps, quantize=quantize, group_size=group_size, eval_text=eval_text,
+                scan=scan, overwrite=overwrite, keep_failed=keep_failed, revision=revision, progress=progress,
             )  # fmt: skip
     except ParityFailedError as error:
         if json_output:

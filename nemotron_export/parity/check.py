@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from nemotron_errors import BundleError, RequestError
 from nemotron_runtime.bundle import Bundle, write_manifest
+from nemotron_runtime.parity.perplexity import perplexity
 from nemotron_runtime.reference import REFERENCE_FILE, Reference, read_reference, write_reference
 from nemotron_runtime.report import ParityReport, ParityRow
 from nemotron_runtime.verification import judge_bundle
@@ -69,6 +70,8 @@ def check_parity(
         mode=reference,
         greedy_steps=reference_steps,
     )
+    if opened.manifest.quantization is not None:
+        fresh = _with_texts(fresh, stored, source, opened, reference, progress)
     if stored is None:
         _store(opened, fresh)
     with quiet_about_parity():
@@ -96,7 +99,27 @@ def compare_references(stored: Reference, fresh: Reference) -> tuple[ParityRow, 
         wrong = int((old.greedy != new.greedy).sum())
         rows.append(ParityRow("stored reference, logits", name, worst, stored.tolerance, worst <= stored.tolerance))
         rows.append(ParityRow("stored reference, tokens differing", name, float(wrong), 0.0, wrong == 0))
+    if stored.texts:
+        ratio = perplexity(text.nll for text in stored.texts) / perplexity(text.nll for text in fresh.texts)
+        off = abs(ratio - 1)
+        name = f"{sum(len(text.nll) for text in stored.texts)} tokens of text"
+        rows.append(ParityRow("stored reference, perplexity off", name, off, stored.tolerance, off <= stored.tolerance))
     return tuple(rows)
+
+
+def _with_texts(
+    fresh: Reference, stored: Reference | None, source: Checkpoint, bundle: Bundle, mode: str, progress: Progress
+) -> Reference:
+    """The fresh reference with the held-out text that a quantized bundle is judged by: the stored one's, if any."""
+    # these modules need this package whole
+    from nemotron_export.preflight import choose_reference
+    from nemotron_export.quantization.heldout import held_out_texts, score_texts
+
+    mode = choose_reference(mode, source.config, source.num_parameters)
+    if stored is None:
+        held_out = held_out_texts(source, bundle.manifest.limits.max_seq_len, mode=mode)
+        return held_out.add_to(fresh, source, mode, progress)
+    return replace(fresh, texts=score_texts(source, tuple(text.ids for text in stored.texts), mode, progress))
 
 
 def _plan_of(reference: Reference, wanted_steps: int | None) -> PromptPlan:

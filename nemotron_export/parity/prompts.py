@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["GREEDY_STEPS", "LONG_PROMPT", "SHORT_PROMPTS", "PromptPlan", "plan_prompts"]
+__all__ = ["ENGLISH_TEXT", "GREEDY_STEPS", "LONG_PROMPT", "SHORT_PROMPTS", "PromptPlan", "plan_prompts"]
 
 SHORT_PROMPTS = (5, 16, 33)
 # Rotary errors vanish at position 0 and grow with the distance, so one prompt goes past 1,000 positions.
@@ -17,7 +17,7 @@ GREEDY_STEPS = 64
 _SEED = 20
 
 # Ordinary prose for checkpoints that have a tokenizer.
-_TEXT = (
+ENGLISH_TEXT = (
     "The river had been rising since the morning, and by noon the lower fields were under water. Nobody in the "
     "village was surprised: the winter had been long, the snow on the hills was deep, and a warm wind had blown "
     "for three days. Old Marten the miller opened the second gate, counted the boards that were left in the shed,"
@@ -83,7 +83,7 @@ def plan_prompts(
 
 def _text_ids(encode: Callable[[str], Sequence[int]], count: int, start: int) -> np.ndarray:
     """`count` ids of the text from its sentence number `start` on, repeated as often as it takes."""
-    sentences = _TEXT.split(". ")
+    sentences = ENGLISH_TEXT.split(". ")
     text = ". ".join(sentences[start:] + sentences[:start])
     ids: Sequence[int] = []
     while len(ids) < count:

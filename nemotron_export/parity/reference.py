@@ -28,7 +28,7 @@ from nemotron_export.parity.reference_recorder import PromptRecorder
 from nemotron_export.preflight import choose_reference
 from nemotron_export.progress import Progress, silent
 
-__all__ = ["LAYERWISE_GREEDY_STEPS", "eager_rmse", "make_reference", "reference_for"]
+__all__ = ["LAYERWISE_GREEDY_STEPS", "eager_rmse", "encoder", "make_reference", "reference_for"]
 
 # Each greedy step of a layer-by-layer run reads the whole checkpoint once.
 LAYERWISE_GREEDY_STEPS = 8
@@ -131,7 +131,7 @@ def reference_for(
     """
     layerwise = choose_reference(mode, checkpoint.config, checkpoint.num_parameters) == "layerwise"
     if plan is None:
-        encode = _encoder(tokenizer_files or checkpoint.directory, checkpoint.config.vocab_size)
+        encode = encoder(tokenizer_files or checkpoint.directory, checkpoint.config.vocab_size)
         plan = _plan(checkpoint, max_seq_len, encode, layerwise, greedy_steps)
     prompts, rmse = (_layer_by_layer if layerwise else _whole)(checkpoint, plan, run_dtype, progress)
     judge = {
@@ -190,7 +190,7 @@ def _layer_by_layer(
         return prompts, layerwise_rmse(model, prompts, stage(run_dtype))
 
 
-def _encoder(folder: Path, vocab_size: int) -> Callable[[str], list[int]] | None:
+def encoder(folder: Path, vocab_size: int) -> Callable[[str], list[int]] | None:
     """The folder's tokenizer, checked against the model's vocabulary; None where there is none."""
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         return None

@@ -15,12 +15,20 @@ from nemotron_errors import BundleError
 from nemotron_runtime.manifest import MANIFEST_FILE, Manifest, ParityRecord, ParityState, WeightsFile
 from nemotron_runtime.reference import REFERENCE_FILE, missing_reference_remedy
 
-__all__ = ["Bundle", "set_parity_state", "write_atomically", "write_manifest"]
+__all__ = ["Bundle", "PlacedWeights", "set_parity_state", "write_atomically", "write_manifest"]
 
 _log = logging.getLogger(__name__)
 
 # the longest header that safetensors itself accepts
 _MAX_HEADER_BYTES = 100_000_000
+
+
+@dataclass(frozen=True)
+class PlacedWeights:
+    """A weights file: where it is and what identifies it."""
+
+    path: Path
+    record: WeightsFile
 
 
 @dataclass(frozen=True)
@@ -58,9 +66,18 @@ class Bundle:
         if not weights.is_dir():
             remedy = "name the folder that holds them with --weights-dir"
             raise BundleError("no such folder", "the folder of the weights", remedy, where=str(weights))
-        for file in manifest.weights.files:
-            _check_weights_file(weights / file.name, file)
-        return cls(directory, manifest, weights)
+        opened = cls(directory, manifest, weights)
+        for placed in opened.placed_weights():
+            _check_weights_file(placed.path, placed.record)
+        return opened
+
+    def placed_weights(self) -> list[PlacedWeights]:
+        """The checkpoint's weights files, and the bundle's own quantized one."""
+        placed = [PlacedWeights(self.weights_directory / file.name, file) for file in self.manifest.weights.files]
+        if self.manifest.quantization is not None:
+            own = self.manifest.quantization.file
+            placed.append(PlacedWeights(self.directory / own.name, own))
+        return placed
 
     def file(self, name: str) -> Path:
         """Path of a file of the bundle."""

@@ -23,6 +23,7 @@ __all__ = [
     "ModelRecord",
     "ParityRecord",
     "ParityState",
+    "QuantizationRecord",
     "ScanRecord",
     "SessionRecord",
     "Task",
@@ -153,6 +154,31 @@ class WeightsRecord:
 
 
 @dataclass(frozen=True)
+class QuantizationRecord:
+    """How weights were quantized.
+
+    Attributes:
+        bits: of a code.
+        group_size: input features that share a scale.
+        symmetric: zero is the middle code; there are no zero points.
+        method: how scales were chosen.
+        accuracy_level: how the graph may treat activations: 0 leaves them, 4 makes them int8.
+        tensors: the checkpoint's names of the weights that are quantized.
+        kept: matrices that stay as the checkpoint stores them, and why.
+        file: codes and scales, in the bundle; its chunks are as the weights' ones.
+    """
+
+    bits: Literal[4, 8]
+    group_size: int
+    symmetric: bool
+    method: Literal["round to nearest", "scale search"]
+    accuracy_level: Literal[0, 4]
+    tensors: tuple[str, ...]
+    kept: dict[str, str]
+    file: WeightsFile
+
+
+@dataclass(frozen=True)
 class ScanRecord:
     """Whether the build looked for NaN and infinity and hashed the weights."""
 
@@ -185,6 +211,7 @@ class Manifest:
         task: what the head is for.
         dtype: the dtype that the graph computes in.
         files: every small file of the bundle except manifest.json and parity.json.
+        quantization: None where the weights are used as stored.
     """
 
     producer: dict[str, str]
@@ -200,6 +227,7 @@ class Manifest:
     weights: WeightsRecord
     scan: ScanRecord
     parity: ParityRecord
+    quantization: QuantizationRecord | None = None
     format: int = FORMAT
 
     @classmethod
@@ -252,7 +280,8 @@ class Manifest:
         for name, value in dataclasses.asdict(self.limits).items():
             _require(value >= 1, str(value), "at least 1", f"{where}.limits.{name}")
         _require(self.weights.chunk_bytes >= 1, str(self.weights.chunk_bytes), "at least 1", f"{where}.weights")
-        for name in (*self.files, *(file.name for file in self.weights.files), self.session.graph):
+        weights_files = (*self.weights.files, *(() if self.quantization is None else (self.quantization.file,)))
+        for name in (*self.files, *(file.name for file in weights_files), self.session.graph):
             # a name that climbs out would let a bundle point at any file
             inside = name not in ("", ".", "..") and not any(sign in name for sign in ("\\", "\0")) and ".." not in name
             _require(inside and not name.startswith("/"), repr(name), "a name inside the folder", where)
@@ -260,7 +289,7 @@ class Manifest:
         named = len(self.head.labels) in (0, self.head.size)
         _require(named, f"{len(self.head.labels)} labels", f"{self.head.size}, or none", f"{where}.head.labels")
         _require(self.session.graph in self.files, f"no record of {self.session.graph}", "its hash", f"{where}.files")
-        for file in self.weights.files:
+        for file in weights_files:
             count = -(-file.size // self.weights.chunk_bytes)
             if file.chunks is not None:
                 what = f"{where}.weights.{file.name}"

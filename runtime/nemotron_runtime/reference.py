@@ -22,6 +22,7 @@ __all__ = [
     "REFERENCE_FILE",
     "Reference",
     "ReferencePrompt",
+    "ReferenceText",
     "missing_reference_remedy",
     "read_reference",
     "write_reference",
@@ -31,6 +32,7 @@ REFERENCE_FILE = "reference.safetensors"
 TOLERANCE = 1e-4
 
 _FORMAT, _KIND = "1", "nemotron-reference"
+_TEXT = "text-"
 _REMEDY = "build the bundle again"
 
 
@@ -58,6 +60,19 @@ class ReferencePrompt:
 
 
 @dataclass(frozen=True)
+class ReferenceText:
+    """A window of held-out text.
+
+    Attributes:
+        ids: int64 [n].
+        nll: float32 [n - 1], negative log-likelihood in nats of each token but the first, given those before it.
+    """
+
+    ids: npt.NDArray[np.int64]
+    nll: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class Reference:
     """All prompts and how to judge by them.
 
@@ -68,6 +83,7 @@ class Reference:
             logits; None for fp32.
         judge: how the reference was made.
         task: what the head is for.
+        texts: held-out text, for the perplexity of quantized weights; none otherwise.
     """
 
     prompts: tuple[ReferencePrompt, ...]
@@ -75,6 +91,7 @@ class Reference:
     eager_rmse: float | None = None
     judge: Mapping[str, Any] = field(default_factory=dict)
     task: str = "causal-lm"
+    texts: tuple[ReferenceText, ...] = ()
 
     @property
     def logit_range(self) -> float:
@@ -91,6 +108,8 @@ def write_reference(path: str | Path, reference: Reference) -> None:
         for i, prompt in enumerate(reference.prompts)
         for name in names
     }
+    for i, text in enumerate(reference.texts):
+        tensors |= {f"{_TEXT}{i:03d}/ids": np.ascontiguousarray(text.ids), f"{_TEXT}{i:03d}/nll": text.nll}
     metadata = {
         "format": _FORMAT,
         "kind": _KIND,
@@ -139,11 +158,24 @@ def read_reference(path: str | Path) -> Reference:
         task = metadata["task"]
     except (KeyError, ValueError) as error:
         raise BundleError(f"broken metadata ({error})", "numbers", _REMEDY, where=where) from error
-    count = len({name.split("/")[0] for name in tensors})
+    groups = {name.split("/")[0] for name in tensors}
+    text_count = sum(group.startswith(_TEXT) for group in groups)
+    count = len(groups) - text_count
     prompts = tuple(_read_prompt(tensors, f"{i:03d}", where) for i in range(count))
     if not prompts or not (np.isfinite(tolerance) and tolerance > 0):
         raise BundleError(f"{count} prompts, tolerance {tolerance}", "prompts and a tolerance", _REMEDY, where=where)
-    return Reference(prompts, tolerance, rmse, judge, task)
+    texts = tuple(_read_text(tensors, f"{_TEXT}{i:03d}", where) for i in range(text_count))
+    return Reference(prompts, tolerance, rmse, judge, task, texts)
+
+
+def _read_text(tensors: dict[str, npt.NDArray[Any]], key: str, where: str) -> ReferenceText:
+    ids, nll = tensors.get(f"{key}/ids"), tensors.get(f"{key}/nll")
+    if ids is None or nll is None or ids.ndim != 1 or len(ids) < 2 or nll.shape != (len(ids) - 1,):
+        raise BundleError(f"a broken text {key}", "its ids and as many values less one", _REMEDY, where=where)
+    if ids.dtype != np.int64 or nll.dtype != np.float32 or not np.isfinite(nll).all():
+        found = f"ids of {ids.dtype} and values of {nll.dtype} in {key}"
+        raise BundleError(found, "int64, and float32 without NaN or infinity", _REMEDY, where=where)
+    return ReferenceText(ids, nll)
 
 
 def _read_prompt(tensors: dict[str, npt.NDArray[Any]], key: str, where: str) -> ReferencePrompt:

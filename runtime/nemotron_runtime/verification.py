@@ -61,8 +61,10 @@ def judge_bundle(
         found, remedy = f"no {REFERENCE_FILE} (built with --no-parity)", missing_reference_remedy(opened.directory)
         raise BundleError(found, "the reference to judge by", remedy, where=str(opened.directory))
     reference = read_reference(opened.file(REFERENCE_FILE))
+    quantization = opened.manifest.quantization
+    bits = None if quantization is None else quantization.bits
     with open_session(opened, threads) as session:
-        return judge(session, reference, opened.manifest.dtype, progress=progress)
+        return judge(session, reference, opened.manifest.dtype, bits=bits, progress=progress)
 
 
 def record_report(directory: str | Path, report: ParityReport, document: Mapping[str, Any] | None = None) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nemotron_errors import BundleError
 
-from nemotron_runtime.bundle import Bundle
+from nemotron_runtime.bundle import Bundle, PlacedWeights
 
 __all__ = ["checked_chunks", "map_weights"]
 
@@ -30,12 +30,12 @@ def map_weights(bundle: Bundle, *, verify_chunks: bool = True) -> dict[str, mmap
         verify_chunks: hash every chunk before returning.
 
     Returns:
-        File name → mapping. They close with their last reference.
+        File name, as the manifest has it → mapping. They close with their last reference.
 
     Raises:
         BundleError: a file that cannot be mapped or a chunk that changed, naming file, chunk and bytes.
     """
-    views = {file.name: _map(bundle.weights_directory / file.name) for file in bundle.manifest.weights.files}
+    views = {placed.record.name: _map(placed.path) for placed in bundle.placed_weights()}
     if verify_chunks:
         with checked_chunks(bundle, views):
             pass
@@ -64,9 +64,9 @@ def checked_chunks(bundle: Bundle, views: Mapping[str, mmap.mmap]) -> Iterator[N
         )
     with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1), "weights") as pool:
         checks = [
-            pool.submit(_check_chunk, bundle, file.name, views[file.name], number, digest)
-            for file in weights.files
-            for number, digest in enumerate(file.chunks or ())
+            pool.submit(_check_chunk, bundle, placed, views[placed.record.name], number, digest)
+            for placed in bundle.placed_weights()
+            for number, digest in enumerate(placed.record.chunks or ())
         ]
         try:
             yield
@@ -85,7 +85,7 @@ def _map(path: Path) -> mmap.mmap:
         raise BundleError(f"a file that cannot be mapped ({error})", "weights", remedy, where=str(path)) from error
 
 
-def _check_chunk(bundle: Bundle, name: str, view: mmap.mmap, number: int, expected: str) -> None:
+def _check_chunk(bundle: Bundle, placed: PlacedWeights, view: mmap.mmap, number: int, expected: str) -> None:
     weights = bundle.manifest.weights
     start = number * weights.chunk_bytes
     end = min(start + weights.chunk_bytes, len(view))
@@ -96,5 +96,5 @@ def _check_chunk(bundle: Bundle, name: str, view: mmap.mmap, number: int, expect
             f"{weights.algorithm} {found} for chunk {number} (bytes {start} to {end})",
             expected,
             "restore the file from where it came from, or build the bundle again",
-            where=str(bundle.weights_directory / name),
+            where=str(placed.path),
         )

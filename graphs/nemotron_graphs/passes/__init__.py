@@ -15,6 +15,7 @@ from nemotron_graphs.passes.genai_names import GenaiNamesPass
 from nemotron_graphs.passes.infer_shapes import InferShapesPass
 from nemotron_graphs.passes.inline_dialect_ops import InlineDialectOpsPass
 from nemotron_graphs.passes.lower_linear_to_fused_matmul import LowerLinearToFusedMatMulPass
+from nemotron_graphs.passes.lower_linear_to_matmul_nbits import LowerLinearToMatMulNBitsPass
 
 __all__ = [
     "BindRopeTablesPass",
@@ -31,5 +32,6 @@ __all__ = [
     "InferShapesPass",
     "InlineDialectOpsPass",
     "LowerLinearToFusedMatMulPass",
+    "LowerLinearToMatMulNBitsPass",
     "cleanup",
 ]

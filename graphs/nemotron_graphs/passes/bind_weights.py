@@ -17,7 +17,7 @@ class BindWeightsPass(ir.passes.InPlacePass):
     Args:
         weights: name in the checkpoint → where it lies.
         folder: put before the file's name in the location; a bundle that holds its weights names the folder that they
-            are in, so that any ONNX runtime finds them.
+            are in, so that any ONNX runtime finds them. A file that names its own folder lies in the bundle anyway.
 
     Rules:
         1. an input whose name is a weight's becomes an external initializer of the dtype on disk;
@@ -45,7 +45,7 @@ class BindWeightsPass(ir.passes.InPlacePass):
             graph.inputs.remove(value)
             run_dtype, disk_dtype = value.dtype, SAFETENSORS_DTYPES[ref.dtype]
             value.type = ir.TensorType(disk_dtype)
-            location = f"{self.folder}/{ref.file}" if self.folder else ref.file
+            location = f"{self.folder}/{ref.file}" if self.folder and "/" not in ref.file else ref.file
             value.const_value = ir.ExternalTensor(
                 location, ref.offset, ref.length, disk_dtype, shape=ir.Shape(ref.shape), name=value.name
             )

@@ -29,4 +29,5 @@ ort_cpu = Target(
     },
     description="ONNX Runtime on the CPU: grouped-query attention on a shared cache, fused projections",
     requires="ort",
+    quantized_bits=(8, 4),
 )

@@ -13,7 +13,7 @@ from nemotron_errors import GraphError
 
 from nemotron_graphs import passes
 from nemotron_graphs.targets.record import OnStage, PassRecord, run_passes
-from nemotron_graphs.weights import WeightRef
+from nemotron_graphs.weights import QuantizedWeight, WeightRef
 
 __all__ = ["LoweredGraph", "LoweringContext", "Target"]
 
@@ -27,12 +27,14 @@ class LoweringContext:
         cos: RoPE table, float32 [table, R/2]; ``table`` is the number of cache slots that a session may have.
         sin: likewise.
         weights_folder: the bundle's folder that holds the weights' files; empty where they stay outside.
+        quantized: name of a weight → its quantized parts, which ``weights`` has as well.
     """
 
     weights: Mapping[str, WeightRef]
     cos: np.ndarray
     sin: np.ndarray
     weights_folder: str = ""
+    quantized: Mapping[str, QuantizedWeight] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Target:
             ops.
         finishing: makes the passes that come last of all, when weights and tables are bound.
         weight_modes: what ``--weights`` may be; the first is the default.
+        quantized_bits: bits of quantized weights that its projections take.
         session: the fixed part of the manifest's session entry.
         description: one line for users.
         requires: the extra that its session needs.
@@ -72,6 +75,7 @@ class Target:
     requires: str
     finishing: Callable[[], Sequence[ir.passes.PassBase]] = tuple
     weight_modes: tuple[str, ...] = ("reference", "link", "copy")
+    quantized_bits: tuple[int, ...] = ()
 
     def check_dtype(self, dtype: str) -> None:
         """Raises GraphError where the target cannot run in ``dtype``."""
@@ -87,6 +91,7 @@ class Target:
         """All passes, in order: weights and tables are bound last, so that no pass meets their data."""
         return (
             passes.CheckCacheReadersPass(),
+            *((passes.LowerLinearToMatMulNBitsPass(context.quantized),) if context.quantized else ()),
             *self.lowering(),
             passes.InlineDialectOpsPass(),
             passes.CanonicalizeShapesPass(),

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from nemotron_errors import BundleError, LimitError
 
+from nemotron_runtime.parity.driver import Judge
+from nemotron_runtime.parity.quantized import QuantizedJudge
 from nemotron_runtime.parity.rules import Fp32Judge, LowPrecisionJudge
 from nemotron_runtime.reference import Reference
 from nemotron_runtime.report import ParityReport
@@ -16,18 +18,27 @@ __all__ = ["Progress", "judge"]
 Progress = Callable[[str, int, int], None]
 
 
-def judge(session: Session, reference: Reference, dtype: str, *, progress: Progress | None = None) -> ParityReport:
+def judge(
+    session: Session,
+    reference: Reference,
+    dtype: str,
+    *,
+    bits: int | None = None,
+    progress: Progress | None = None,
+) -> ParityReport:
     """Replays the reference and judges.
 
     For fp32: max |Δlogit| at most tolerance × logit range in every check, and greedy tokens identical. In a lower
     precision: the RMSE over all prefill and decode logits at most 1.05 × PyTorch's own, padded and chunked runs at
     most 1.05 × the larger of PyTorch's and the session's own, and greedy flips only where the reference's margin is
-    at most 4 × PyTorch's RMSE.
+    at most 4 × PyTorch's RMSE. Quantized weights: the perplexity of the held-out text at most 1.01 (8 bits) or 1.10
+    (4 bits) × fp32 PyTorch's, and drift within the bounds of :class:`Budget`.
 
     Args:
         session: any session; its cache is replaced.
         reference: what to judge by.
         dtype: the dtype that the session computes in.
+        bits: of quantized weights.
         progress: told (stage, done, total).
 
     Returns:
@@ -37,8 +48,11 @@ def judge(session: Session, reference: Reference, dtype: str, *, progress: Progr
         LimitError: a prompt past the session's limits.
         BundleError: a low-precision bundle whose reference lacks PyTorch's own RMSE, or another number of outputs.
     """
-    _check_fit(session, reference, dtype)
-    judged = (Fp32Judge if dtype == "float32" else LowPrecisionJudge)(session, reference)
+    _check_fit(session, reference, dtype, bits)
+    if bits is not None:
+        judged: Judge = QuantizedJudge(session, reference, bits)
+    else:
+        judged = (Fp32Judge if dtype == "float32" else LowPrecisionJudge)(session, reference)
     total = 2 * len(reference.prompts) + 1
     for i, prompt in enumerate(reference.prompts):
         if progress:
@@ -54,8 +68,15 @@ def judge(session: Session, reference: Reference, dtype: str, *, progress: Progr
     return ParityReport(tuple(judged.rows), dtype, reference.logit_range)
 
 
-def _check_fit(session: Session, reference: Reference, dtype: str) -> None:
-    if dtype != "float32" and reference.eager_rmse is None:
+def _check_fit(session: Session, reference: Reference, dtype: str, bits: int | None) -> None:
+    if bits is not None and not reference.texts and reference.task == "causal-lm":
+        found = "quantized weights and a reference without held-out text"
+        raise BundleError(found, "text to measure perplexity on", "build the bundle again", where="reference")
+    for text in reference.texts:
+        if len(text.ids) > session.limits.max_seq_len:
+            found, expected = f"a text of {len(text.ids)} tokens", f"at most {session.limits.max_seq_len}"
+            raise LimitError(found, expected, "build the bundle again", where="reference")
+    if bits is None and dtype != "float32" and reference.eager_rmse is None:
         found = f"a {dtype} bundle and a reference without eager_rmse"
         raise BundleError(found, "PyTorch's own RMSE in that dtype", "build the bundle again", where="reference")
     for prompt in reference.prompts:

@@ -53,7 +53,7 @@ def open_graph(bundle: Bundle, graph: str | bytes, threads: int | None = None) -
     views = map_weights(bundle, verify_chunks=False)
     folder = bundle.manifest.session.weights_folder
     options.add_external_initializers_from_files_in_memory(
-        [f"{folder}/{name}" if folder else name for name in views],
+        [f"{folder}/{name}" if folder and "/" not in name else name for name in views],
         list(views.values()),
         [len(view) for view in views.values()],
     )

@@ -1,0 +1,110 @@
+"""The rule of quantized weights: perplexity within a budget, and drift that no working quantization shows.
+
+Shapes: k positions with outputs, V values of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nemotron_runtime.parity.driver import Judge, prompt_name
+from nemotron_runtime.parity.perplexity import measure_nll, perplexity
+from nemotron_runtime.parity.rules import FLIP_MARGIN
+from nemotron_runtime.reference import Reference, ReferencePrompt
+from nemotron_runtime.report import ParityRow
+from nemotron_runtime.sessions import Session
+
+__all__ = ["BUDGETS", "Budget", "QuantizedJudge"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What quantized weights may cost, by their bits.
+
+    The perplexity is the criterion. The other bounds are what is left to a model that still computes the same thing:
+    they are wide, but zeros, noise, a wrong scale or a wrong cache go past them.
+
+    Attributes:
+        perplexity: ratio to fp32 PyTorch's on the same tokens.
+        rmse: of the outputs, as a share of the standard deviation of the reference's; its square is the share of the
+            variance that the error has. Outputs of zero have 1, outputs of another model about 1.4.
+        drift: largest difference, as a share of the reference's range; the largest of a million errors is some five
+            times their RMSE, and the range is about as many standard deviations and more.
+    """
+
+    perplexity: float
+    rmse: float
+    drift: float
+
+
+# Four bits: rounding to 16 values leaves 8 % of error in each weight, which 12 layers of random weights, the worst
+# case without training's redundancy, add up to a third of the outputs' deviation.
+BUDGETS = {8: Budget(1.01, 0.1, 0.1), 4: Budget(1.10, 0.5, 0.5)}
+
+
+class QuantizedJudge(Judge):
+    """Perplexity of the held-out text; RMSE, largest drift and flips of the prompts.
+
+    Args:
+        session: the session.
+        reference: what to judge by.
+        bits: of the weights.
+    """
+
+    def __init__(self, session: Session, reference: Reference, bits: int) -> None:
+        super().__init__(session, reference)
+        self._budget = BUDGETS[bits]
+        outputs = [a.ravel() for p in reference.prompts for a in (p.logits, p.step_logits) if a.size]
+        # an output that is the same everywhere has no scale of its own
+        self._deviation = float(np.concatenate(outputs).std(dtype=np.float64)) or 1.0
+        self._squares: list[npt.NDArray[np.float64]] = []
+        self._worst = 0.0
+        self._flips: list[tuple[str, int, npt.NDArray[np.float32]]] = []
+
+    def judge_whole(
+        self,
+        prompt: ReferencePrompt,
+        prefill: npt.NDArray[np.float32],
+        steps: npt.NDArray[np.float32],
+        choices: npt.NDArray[np.int64],
+    ) -> None:
+        name = prompt_name(len(prompt.ids))
+        self.judge_again("prefill", name, [(prefill, prompt.logits)])
+        if len(steps):
+            self.judge_again("cached decode", name, [(steps, prompt.step_logits)])
+        if len(prompt.greedy):
+            self._flips.append((name, len(choices), prompt.margins[choices != prompt.greedy]))
+
+    def judge_again(self, check: str, name: str, pairs: Sequence[tuple[Any, Any]]) -> None:
+        errors = [np.subtract(found, expected, dtype=np.float64).ravel() for found, expected in pairs]
+        self._squares += [np.square(error) for error in errors]
+        # numpy's max, unlike Python's, keeps a NaN
+        self._worst = float(np.max([self._worst, *(np.abs(error).max() for error in errors)]))
+        rmse = float(np.sqrt(np.concatenate(self._squares[-len(errors) :]).mean()))
+        self._row(f"{check}, RMSE / deviation", name, rmse / self._deviation, self._budget.rmse)
+
+    def finish(self) -> None:
+        rmse = float(np.sqrt(np.concatenate(self._squares).mean()))
+        self._row("largest drift / range", "all", self._worst / self.reference.logit_range, self._budget.drift)
+        for name, count, margins in self._flips:
+            wrong = float((margins > FLIP_MARGIN * rmse).sum()) if np.isfinite(rmse) else float("nan")
+            note = f"{len(margins)} flips, margins up to {margins.max():.3g}" if len(margins) else ""
+            self._row(f"greedy, {count} tokens, flips past {FLIP_MARGIN:g} RMSE", name, wrong, 0.0, note)
+        texts = self.reference.texts
+        if not texts:
+            return
+        expected = perplexity(text.nll for text in texts)
+        found = perplexity(measure_nll(self.session, text.ids) for text in texts)
+        tokens = sum(len(text.nll) for text in texts)
+        note = f"{found:.4g} beside {expected:.4g} in fp32"
+        self._row("perplexity ratio", f"{tokens} tokens of text", found / expected, self._budget.perplexity, note)
+
+    def _row(self, check: str, name: str, measured: float, bound: float, note: str = "") -> None:
+        if not np.isfinite(measured):
+            note = "NaN or infinity among the outputs"
+        self.rows.append(ParityRow(check, name, measured, bound, measured <= bound, note))
