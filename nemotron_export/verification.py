@@ -120,7 +120,9 @@ def amend(bundle: Path, added: dict[str, Any]) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         remedy = "run `nemotron-export parity` again"
         raise BundleError(f"no readable file ({error})", "the judgement", remedy, where=str(path)) from error
-    document |= added
+    # what identifies the bundle stays beside what describes it
+    about = {**document.get("bundle", {}), **added.get("bundle", {})}
+    document |= {**added, "bundle": about}
     write_atomically(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     return dict(document)
 

@@ -8,9 +8,11 @@ from typing import Literal
 
 from nemotron_export.checkpoint.expected import backbone_prefix
 
-__all__ = ["Point", "head_points", "layer_outputs", "layer_points"]
+__all__ = ["PACKED", "Point", "head_points", "layer_outputs", "layer_points"]
 
 Layout = Literal["tokens", "cache"]
+# how the packed projections' value is called, behind the attention's path
+PACKED = "qkv_proj.Linear"
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Point:
         layout: "tokens": [B, S, …]; "cache": [B, G, T, D].
         hook: how PyTorch's value is had: "output" or "input" of a module, or a "key" or "value" cache.
         hooked: the path of that module; ``module`` where empty.
+        packed: "q", "k" or "v" where an artefact may hold the value as a part of the packed projections.
     """
 
     module: str
@@ -34,6 +37,7 @@ class Point:
     layout: Layout = "tokens"
     hook: Literal["output", "input", "key", "value"] = "output"
     hooked: str = ""
+    packed: Literal["", "q", "k", "v"] = ""
 
     @property
     def name(self) -> str:
@@ -48,6 +52,7 @@ class Point:
 def layer_points(task: str, layer: int) -> list[Point]:
     """The points of one decoder layer, in the order of the computation."""
     path = f"{backbone_prefix(task)}layers.{layer}"
+    attention, mlp = f"{path}.self_attn", f"{path}.mlp"
 
     def linear(module: str) -> Point:
         return Point(f"{path}.{module}", "Linear", (f"{path}.{module}.Linear",), layer)
@@ -55,7 +60,9 @@ def layer_points(task: str, layer: int) -> list[Point]:
     def norm(module: str) -> Point:
         return Point(f"{path}.{module}", "LayerNorm1P", (f"{path}.{module}.LayerNormalization",), layer)
 
-    attention, mlp = f"{path}.self_attn", f"{path}.mlp"
+    def projection(part: Literal["q", "k", "v"]) -> Point:
+        module = f"{attention}.{part}_proj"
+        return Point(module, "Linear", (f"{module}.Linear", f"{attention}.{PACKED}"), layer, packed=part)
 
     def rotation(side: str, value: str) -> Point:
         op = f"PartialRotaryEmbedding ({side})"
@@ -71,7 +78,7 @@ def layer_points(task: str, layer: int) -> list[Point]:
     attended = (f"{path}.CachedAttention", f"{path}.CachedAttention/flat")
     return [
         norm("input_layernorm"),
-        *(linear(f"self_attn.{name}") for name in ("q_proj", "k_proj", "v_proj")),
+        *(projection(part) for part in ("q", "k", "v")),
         rotation("q", "PartialRotaryEmbedding"),
         rotation("k", "PartialRotaryEmbedding_2"),
         cache("key"),

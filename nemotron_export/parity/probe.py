@@ -14,7 +14,7 @@ import onnx
 from nemotron_runtime.bundle import Bundle
 from nemotron_runtime.sessions.onnxruntime_graph import open_graph
 
-from nemotron_export.parity.points import Point
+from nemotron_export.parity.points import PACKED, Point
 from nemotron_export.parity.recording import Values
 
 __all__ = ["Probe"]
@@ -113,7 +113,15 @@ class Probe:
             # values behind logits_index hold the chosen positions alone
             rows = found[value][0]
             rows = rows[positions] if len(rows) == tokens else rows
+            if value.endswith(PACKED):
+                rows = self._part(rows, point.packed)
         return rows.reshape(len(positions), -1).astype(np.float32)
+
+    def _part(self, rows_kW: npt.NDArray[Any], part: str) -> npt.NDArray[Any]:
+        model = self._bundle.manifest.model
+        width = model.num_kv_heads * model.head_dim
+        lanes = {"q": slice(0, -2 * width), "k": slice(-2 * width, -width), "v": slice(-width, None)}[part]
+        return rows_kW[:, lanes]
 
     def _open(self, extra: Sequence[str]) -> Any:
         model = onnx.ModelProto()

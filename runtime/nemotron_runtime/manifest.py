@@ -27,6 +27,7 @@ __all__ = [
     "ScanRecord",
     "SessionRecord",
     "Task",
+    "WeightPart",
     "WeightsFile",
     "WeightsRecord",
 ]
@@ -84,6 +85,15 @@ class HeadRecord:
 
 
 @dataclass(frozen=True)
+class WeightPart:
+    """A piece of a weights file: ``length`` bytes from ``offset`` on."""
+
+    file: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
 class SessionRecord:
     """What runs the graph.
 
@@ -97,6 +107,8 @@ class SessionRecord:
         prefill_rows: "one" where the graph takes several tokens for one row at a time only, without padding;
             "all" where it takes padded rows together.
         weights_folder: what the graph puts before the name of a weights file.
+        packed: weights that are put together when they are loaded, in the order of their places in the graph's file
+            ``packed``: the bytes of a weight are those of its parts.
     """
 
     kind: Literal["onnxruntime", "genai"]
@@ -107,6 +119,7 @@ class SessionRecord:
     outputs: tuple[str, ...]
     prefill_rows: Literal["one", "all"]
     weights_folder: str = ""
+    packed: tuple[tuple[WeightPart, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -285,6 +298,10 @@ class Manifest:
             # a name that climbs out would let a bundle point at any file
             inside = name not in ("", ".", "..") and not any(sign in name for sign in ("\\", "\0")) and ".." not in name
             _require(inside and not name.startswith("/"), repr(name), "a name inside the folder", where)
+        sizes = {file.name: file.size for file in self.weights.files}
+        for part in (part for parts in self.session.packed for part in parts):
+            inside = part.file in sizes and part.offset >= 0 and 0 < part.length <= sizes[part.file] - part.offset
+            _require(inside, f"{part}", "a piece of a weights file", f"{where}.session.packed")
         _require(self.head.size >= 1, str(self.head.size), "at least 1", f"{where}.head.size")
         named = len(self.head.labels) in (0, self.head.size)
         _require(named, f"{len(self.head.labels)} labels", f"{self.head.size}, or none", f"{where}.head.labels")

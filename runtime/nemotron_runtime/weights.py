@@ -15,7 +15,7 @@ from nemotron_errors import BundleError
 
 from nemotron_runtime.bundle import Bundle, PlacedWeights
 
-__all__ = ["checked_chunks", "map_weights"]
+__all__ = ["checked_chunks", "map_weights", "packed_weights"]
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +40,18 @@ def map_weights(bundle: Bundle, *, verify_chunks: bool = True) -> dict[str, mmap
         with checked_chunks(bundle, views):
             pass
     return views
+
+
+def packed_weights(bundle: Bundle, views: Mapping[str, mmap.mmap]) -> bytearray:
+    """The graph's file ``packed``: pieces of the weights files, put together as the manifest says."""
+    parts = [part for weight in bundle.manifest.session.packed for part in weight]
+    packed = bytearray(sum(part.length for part in parts))
+    at = 0
+    for part in parts:
+        with memoryview(views[part.file]) as whole, whole[part.offset : part.offset + part.length] as piece:
+            packed[at : at + part.length] = piece
+        at += part.length
+    return packed
 
 
 @contextmanager

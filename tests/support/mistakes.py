@@ -303,7 +303,9 @@ def plant(
     for value in dialect.graph.inputs:
         if value.name in ("cos", "sin"):
             value.shape = ir.Shape(["table", context.cos.shape[1]])
-    get_target(target).lower(dialect, context).save(bundle / "model.onnx")
+    lowered = get_target(target).lower(dialect, context)
+    lowered.save(bundle / "model.onnx")
     manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["session"]["packed"] = lowered.session["packed"]
     manifest["files"]["model.onnx"] = dataclasses.asdict(file_record(bundle / "model.onnx"))
     (bundle / "manifest.json").write_text(json.dumps(manifest))

@@ -155,3 +155,72 @@ def test_shape_inference_leaves_no_value_without_a_rank() -> None:
     unknown.opset_imports["elsewhere"] = 1
     with pytest.raises(ir.passes.PostconditionError, match="'a' of FusedMatMul"):
         passes.InferShapesPass()(unknown)
+
+
+PROJECTIONS = """g (float[batch,tokens,6] x, float[64,6] layer.q_proj.weight, float[32,6] layer.k_proj.weight,
+  float[32,6] layer.v_proj.weight BIASES, float[table,8] cos, float[table,8] sin, int64[batch] query_start,
+  int64[batch] query_length, float[batch,2,slots,16] k_cache, float[batch,2,slots,16] v_cache)
+  => (float[batch,tokens,64] y, float[batch,2,slots,16] k_cache_out, float[batch,2,slots,16] v_cache_out) {
+    q_proj.Linear = nemotron.Linear(x, layer.q_proj.weight Q)
+    k = nemotron.Linear(x, layer.k_proj.weight K)
+    v = nemotron.Linear(x, layer.v_proj.weight V)
+    one = Constant<value_int=1>()
+    total = Add(query_start, query_length)
+    last = Sub(total, one)
+    seqlens = Cast<to=6>(last)
+    longest = ReduceMax<keepdims=0>(total)
+    longest_32 = Cast<to=6>(longest)
+    y, k_cache_out, v_cache_out = com.microsoft.GroupQueryAttention<num_heads=4, kv_num_heads=2, do_rotary=1>
+      (q_proj.Linear, k, v, k_cache, v_cache, seqlens, longest_32, cos, sin)
+}"""
+
+
+def projections(biases: tuple[str, ...]) -> ir.Model:
+    sizes = {"q": 64, "k": 32, "v": 32}
+    text = PROJECTIONS.replace("BIASES", "".join(f", float[{sizes[b]}] layer.{b}_proj.bias" for b in biases))
+    for part in "qkv":
+        text = text.replace(f" {part.upper()})", f", layer.{part}_proj.bias)" if part in biases else ")")
+    # ONNX's text takes no dots in names
+    text = text.replace("_proj.", "_proj_").replace("layer.", "layer_")
+    model = ir.from_onnx_text(f'<ir_version: 10, opset_import: ["": 21, "nemotron": 1, "com.microsoft": 1]>\n{text}')
+    for value in model.graph.inputs:
+        assert value.name
+        value.name = value.name.replace("layer_", "layer.").replace("_proj_", "_proj.")
+    for node in model.graph:
+        for value in node.outputs:
+            if node.op_type == "Linear":
+                value.shape = ir.Shape(["batch", "tokens", node.inputs[1].shape[0]])  # type: ignore[union-attr,index]
+                value.type = ir.TensorType(ir.DataType.FLOAT)
+    return model
+
+
+@pytest.mark.parametrize("biases", [(), ("q", "k", "v")], ids=["no bias", "biases"])
+def test_three_projections_become_one_over_a_packed_weight(biases: tuple[str, ...]) -> None:
+    before, after = projections(biases), projections(biases)
+    assert passes.PackQKVPass()(after).modified
+    assert ops(after).count("Linear") == 1
+    linear = next(node for node in after.graph if node.op_type == "Linear")
+    names = [value.name for value in linear.inputs[1:] if value is not None]
+    assert names == ["layer.qkv_proj.weight", "layer.qkv_proj.bias"][: 1 + bool(biases)]
+    assert str(linear.inputs[1].shape) == "[128,6]"  # type: ignore[union-attr]
+    assert linear.inputs[1].meta["packed_from"] == [f"layer.{part}_proj.weight" for part in "qkv"]  # type: ignore[union-attr]
+    rng = np.random.default_rng(0)
+    values = feed(8) | {"x": rng.normal(size=(1, 3, 6)).astype(np.float32)}
+    for value in before.graph.inputs:
+        if value.name and value.name.startswith("layer."):
+            assert value.shape is not None
+            values[value.name] = rng.normal(size=value.shape.numpy()).astype(np.float32)
+    for kind in ("weight", "bias"):
+        parts = [values[name] for part in "qkv" if (name := f"layer.{part}_proj.{kind}") in values]
+        if parts:
+            values[f"layer.qkv_proj.{kind}"] = np.concatenate(parts)
+    for found, expected in zip(run(after, values), run(before, values), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_projections_that_differ_are_not_packed() -> None:
+    assert not passes.PackQKVPass()(projections(("q",))).modified
+    model = projections(())
+    k = [node for node in model.graph if node.op_type == "Linear"][1]
+    k.replace_input_with(0, ir.Value(name="other"))
+    assert not passes.PackQKVPass()(model).modified

@@ -16,6 +16,7 @@ from nemotron_graphs.passes.infer_shapes import InferShapesPass
 from nemotron_graphs.passes.inline_dialect_ops import InlineDialectOpsPass
 from nemotron_graphs.passes.lower_linear_to_fused_matmul import LowerLinearToFusedMatMulPass
 from nemotron_graphs.passes.lower_linear_to_matmul_nbits import LowerLinearToMatMulNBitsPass
+from nemotron_graphs.passes.pack_qkv import PackQKVPass
 
 __all__ = [
     "BindRopeTablesPass",
@@ -33,5 +34,6 @@ __all__ = [
     "InlineDialectOpsPass",
     "LowerLinearToFusedMatMulPass",
     "LowerLinearToMatMulNBitsPass",
+    "PackQKVPass",
     "cleanup",
 ]

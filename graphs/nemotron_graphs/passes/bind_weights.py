@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from nemotron_graphs.passes.pack_qkv import PARTS
 from nemotron_graphs.weights import SAFETENSORS_DTYPES, WeightRef
 
-__all__ = ["BindWeightsPass"]
+__all__ = ["PACKED_FILE", "BindWeightsPass"]
+
+PACKED_FILE = "packed"
 
 
 class BindWeightsPass(ir.passes.InPlacePass):
@@ -22,7 +26,9 @@ class BindWeightsPass(ir.passes.InPlacePass):
     Rules:
         1. an input whose name is a weight's becomes an external initializer of the dtype on disk;
         2. where the graph computes in another dtype, its readers take ``Cast(weight)``;
-        3. a Gather of such a weight is cast after the Gather, so that an embedding is never converted whole.
+        3. a Gather of such a weight is cast after the Gather, so that an embedding is never converted whole;
+        4. an input that packs several weights (see :class:`PackQKVPass`) refers to the file ``packed``, which the
+           runtime makes in memory from :attr:`packed`; its parts must have one dtype on disk.
 
     Postcondition: no other inputs than data remain, and shapes agree.
     """
@@ -30,13 +36,20 @@ class BindWeightsPass(ir.passes.InPlacePass):
     def __init__(self, weights: Mapping[str, WeightRef], folder: str = "") -> None:
         self.weights = weights
         self.folder = folder
+        self.packed: list[list[WeightRef]] = []
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
-        bound = [v for v in graph.inputs if v.name in self.weights]
+        bound = [v for v in graph.inputs if v.name in self.weights or PARTS in v.meta]
+        end = 0
         for value in bound:
             assert value.name
-            ref = self.weights[value.name]
+            if PARTS in value.meta:
+                ref, location = self._pack(value, end), PACKED_FILE
+                end += ref.length
+            else:
+                ref = self.weights[value.name]
+                location = f"{self.folder}/{ref.file}" if self.folder and "/" not in ref.file else ref.file
             if value.shape is None or tuple(value.shape) != tuple(ref.shape):
                 raise ir.passes.PreconditionError(
                     f"weight '{value.name}': found shape {list(ref.shape)} on disk; "
@@ -45,7 +58,6 @@ class BindWeightsPass(ir.passes.InPlacePass):
             graph.inputs.remove(value)
             run_dtype, disk_dtype = value.dtype, SAFETENSORS_DTYPES[ref.dtype]
             value.type = ir.TensorType(disk_dtype)
-            location = f"{self.folder}/{ref.file}" if self.folder and "/" not in ref.file else ref.file
             value.const_value = ir.ExternalTensor(
                 location, ref.offset, ref.length, disk_dtype, shape=ir.Shape(ref.shape), name=value.name
             )
@@ -54,6 +66,26 @@ class BindWeightsPass(ir.passes.InPlacePass):
             if run_dtype != disk_dtype:
                 _cast(graph, value, run_dtype)
         return ir.passes.PassResult(model, bool(bound))
+
+    def _pack(self, value: ir.Value, begin: int) -> WeightRef:
+        parts = [self.weights[name] for name in value.meta[PARTS]]
+        if len({part.dtype for part in parts}) != 1:
+            raise ir.passes.PreconditionError(
+                f"'{value.name}': found parts of {', '.join(part.dtype for part in parts)}; expected one dtype; "
+                "convert the checkpoint to one"
+            )
+        self.packed.append(parts)
+        shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+        return _Packed(parts[0].dtype, shape, PACKED_FILE, begin, sum(part.length for part in parts))
+
+
+@dataclass(frozen=True)
+class _Packed:
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    offset: int
+    length: int
 
 
 def _cast(graph: ir.Graph, weight: ir.Value, run_dtype: ir.DataType) -> None:

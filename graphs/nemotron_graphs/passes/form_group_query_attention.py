@@ -134,7 +134,11 @@ def _fuse(graph: ir.Graph, node: ir.Node, seqlens: tuple[ir.Value, ir.Value]) ->
     assert not old.uses(), "attention is read through a Reshape to [B, S, heads * D] alone"
     graph.remove(node, safe=True)
     graph.remove([k_update, v_update], safe=True)
-    graph.remove([each for each in (q_rotary, k_rotary) if each and not each.outputs[0].uses()], safe=True)
+    reshapes = [value.producer() for value in (q, k, v)]
+    # rotations first: they read the reshapes
+    for each in (q_rotary, k_rotary, *reshapes):
+        if each is not None and not each.outputs[0].uses():
+            graph.remove(each, safe=True)
 
 
 def _producer(value: ir.Value, op_type: str) -> ir.Node:

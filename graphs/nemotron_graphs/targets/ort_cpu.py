@@ -13,7 +13,7 @@ __all__ = ["ort_cpu"]
 
 
 def _lowering() -> Sequence[ir.passes.PassBase]:
-    return (passes.FormGroupQueryAttentionPass(), passes.LowerLinearToFusedMatMulPass())
+    return (passes.FormGroupQueryAttentionPass(), passes.PackQKVPass(), passes.LowerLinearToFusedMatMulPass())
 
 
 ort_cpu = Target(

@@ -120,11 +120,17 @@ class Target:
         assert caches[0].dtype is not None
         cache_dtype = _NAMES[caches[0].dtype]
         self.check_dtype(cache_dtype)
-        model, records = run_passes(model, self.passes(context), on_stage)
+        chosen = self.passes(context)
+        model, records = run_passes(model, chosen, on_stage)
+        packed = [weight for each in chosen if isinstance(each, passes.BindWeightsPass) for weight in each.packed]
         session = {
             **self.session,
             "cache_dtype": cache_dtype,
             "weights_folder": context.weights_folder,
+            "packed": [
+                [{"file": part.file, "offset": part.offset, "length": part.length} for part in parts]
+                for parts in packed
+            ],
             "inputs": [v.name for v in model.graph.inputs],
             "outputs": [v.name for v in model.graph.outputs],
         }

@@ -5,14 +5,17 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 from nemotron_errors import BundleError, MissingDependencyError
 
 from nemotron_runtime.bundle import Bundle
-from nemotron_runtime.weights import checked_chunks, map_weights
+from nemotron_runtime.weights import checked_chunks, map_weights, packed_weights
 
 __all__ = ["open_graph"]
 
 _ERRORS_ONLY = 3
+# what the graph calls the weights that are put together at load
+_PACKED_FILE = "packed"
 
 
 def _import_onnxruntime() -> ModuleType:
@@ -52,11 +55,18 @@ def open_graph(bundle: Bundle, graph: str | bytes, threads: int | None = None) -
         options.intra_op_num_threads = threads
     views = map_weights(bundle, verify_chunks=False)
     folder = bundle.manifest.session.weights_folder
-    options.add_external_initializers_from_files_in_memory(
-        [f"{folder}/{name}" if folder and "/" not in name else name for name in views],
-        list(views.values()),
-        [len(view) for view in views.values()],
-    )
+    files: dict[str, Any] = {}
+    # where ONNX Runtime can open the files itself it holds the weights once; given memory, it keeps copies beside it,
+    # and then every file must be given
+    opens = isinstance(graph, str) and folder and bundle.weights_directory == bundle.directory / folder
+    if not opens or bundle.manifest.session.packed:
+        files |= {f"{folder}/{name}" if folder and "/" not in name else name: view for name, view in views.items()}
+    if bundle.manifest.session.packed:
+        files[_PACKED_FILE] = np.frombuffer(packed_weights(bundle, views), np.uint8)
+    if files:
+        options.add_external_initializers_from_files_in_memory(
+            list(files), list(files.values()), [len(view) for view in files.values()]
+        )
     with checked_chunks(bundle, views):
         try:
             session = ort.InferenceSession(graph, options, providers=[provider])

@@ -1,0 +1,84 @@
+"""Projects queries, keys and values by one product over a weight that is packed when it is loaded."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from nemotron_graphs.ops import DOMAIN
+
+__all__ = ["PARTS", "PackQKVPass"]
+
+# key of a value's metadata: the names of the weights that it packs, rows behind rows
+PARTS = "packed_from"
+
+
+class PackQKVPass(ir.passes.InPlacePass):
+    """Packs the three projections of an attention.
+
+    A checkpoint lays the four projections out by their names (k, o, q, v), so that no reference into its file can be
+    the packed matrix; the runtime puts the rows together when it loads them.
+
+    Rules, per ``GroupQueryAttention(Linear(x, w_q), Linear(x, w_k), Linear(x, w_v), …)``:
+        1. the projections become ``Linear(x, w_qkv)``, w_qkv an input whose metadata names the three, and the attention
+           takes it as its packed input;
+        2. with biases, b_qkv likewise; where just some have one, the nodes stay;
+        3. where a projection has another reader, or another x, the nodes stay.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        nodes = [n for n in model.graph if (n.domain, n.op_type) == ("com.microsoft", "GroupQueryAttention")]
+        packed = [_pack(model.graph, node) for node in nodes]
+        return ir.passes.PassResult(model, any(packed))
+
+
+def _pack(graph: ir.Graph, attention: ir.Node) -> bool:
+    projections = [_linear(value) for value in attention.inputs[:3]]
+    linears = [node for node in projections if node is not None]
+    if len(linears) != 3 or len({node.inputs[0] for node in linears}) != 1:
+        return False
+    if len({len(node.inputs) for node in linears}) != 1 or any(len(node.outputs[0].uses()) != 1 for node in linears):
+        return False
+    q = linears[0]
+    inputs: list[ir.Value | None] = [q.inputs[0]]
+    for column in zip(*(node.inputs[1:] for node in linears), strict=True):
+        packed = _packed_input(graph, column)
+        if packed is None:
+            return False
+        inputs.append(packed)
+    graph.inputs.extend(value for value in inputs[1:] if value is not None)
+    node = ir.Node(DOMAIN, "Linear", inputs, num_outputs=1)
+    old, new = q.outputs[0], node.outputs[0]
+    assert old.name
+    assert old.shape is not None
+    assert inputs[1] is not None
+    assert inputs[1].shape is not None
+    new.name = old.name.replace("q_proj", "qkv_proj")
+    new.shape, new.type = ir.Shape([*old.shape[:-1], inputs[1].shape[0]]), old.type
+    graph.insert_before(q, node)
+    attention.replace_input_with(0, new)
+    for index in (1, 2):
+        attention.replace_input_with(index, None)
+    graph.remove(linears, safe=True)
+    return True
+
+
+def _linear(value: ir.Value | None) -> ir.Node | None:
+    node = None if value is None else value.producer()
+    return node if node is not None and (node.domain, node.op_type) == (DOMAIN, "Linear") else None
+
+
+def _packed_input(graph: ir.Graph, parts: tuple[ir.Value | None, ...]) -> ir.Value | None:
+    """A new input for weights that are inputs of one dtype themselves."""
+    found = [value for value in parts if value is not None and value in graph.inputs]
+    if len(found) != len(parts) or len({value.dtype for value in found}) != 1:
+        return None
+    shapes = [value.shape for value in found]
+    rows = sum(shape[0] for shape in shapes if shape is not None and isinstance(shape[0], int))
+    first = found[0]
+    assert first.name
+    assert first.shape is not None
+    packed = ir.Value(
+        name=first.name.replace("q_proj", "qkv_proj"), shape=ir.Shape([rows, *first.shape[1:]]), type=first.type
+    )
+    packed.meta[PARTS] = [value.name for value in found]
+    return packed
