@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import nemotron_runtime
+import numpy as np
 import onnx
 import onnxruntime_genai as og
 import pytest
 import torch
-from nemotron_errors import BundleError, GraphError, MissingDependencyError, RequestError
+from nemotron_errors import BundleError, GraphError, LimitError, MissingDependencyError, RequestError
 from nemotron_runtime.bundle import Bundle
 from nemotron_runtime.manifest import Manifest
+from nemotron_runtime.sessions.genai import GenaiSession
+from nemotron_runtime.sessions.onnxruntime import OnnxRuntimeSession
 from support.checkpoints import ODD, run_blocked, write_checkpoint
 
 from nemotron_export import build
@@ -162,9 +165,35 @@ def test_our_runtime_says_what_a_cuda_folder_needs(checkpoint: Path, tmp_path: P
     assert "ONNX Runtime GenAI" in caught.value.remedy
 
 
-def test_a_graph_of_the_other_contract_is_refused(bundle: Path) -> None:
-    from nemotron_runtime.sessions.onnxruntime import OnnxRuntimeSession
+def test_rows_freeze_and_fill_their_cache_to_the_last_slot(bundle: Path) -> None:
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(4, 320, n) for n in (9, 2, 5)]
+    tokens = rng.integers(4, 320, (3, 4))
+    with GenaiSession(Bundle.open(bundle, allow_unverified=True), threads=1) as session:
+        alone = []
+        for prompt, row in zip(prompts, tokens, strict=True):
+            session.reset(1, 13)
+            first = session.prefill([prompt])[0]
+            alone.append([first, *(session.decode([token])[0].copy() for token in row)])
+        session.reset(3, 13)
+        found = [[row] for row in session.prefill(prompts)]
+        for step in range(4):
+            # the second row sits out two steps
+            advance = np.array([True, step > 1, True])
+            fed = tokens[[0, 1, 2], [step, max(step - 2, 0), step]]
+            for b, logits in enumerate(session.decode(fed, advance)):
+                if advance[b]:
+                    found[b].append(logits.copy())
+        assert session.lengths_B.tolist() == [13, 4, 9]
+        with pytest.raises(LimitError, match="13 tokens in 13 slots"):
+            session.decode([5, 6, 7])
+        np.testing.assert_allclose(session.logits(prompts[0])[-1], alone[0][0], atol=1e-5)
+    for b, rows in enumerate(found):
+        np.testing.assert_allclose(rows, alone[b][: len(rows)], atol=1e-5 * np.ptp(alone[b]), rtol=0)
+    assert [len(rows) for rows in found] == [5, 3, 5]
 
+
+def test_a_graph_of_the_other_contract_is_refused(bundle: Path) -> None:
     opened = Bundle.open(bundle, allow_unverified=True)
     with pytest.raises(BundleError, match="past_key_values"):
         OnnxRuntimeSession(opened)

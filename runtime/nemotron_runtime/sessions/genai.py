@@ -53,7 +53,8 @@ class GenaiSession(Session):
         self._caches: dict[str, npt.NDArray[Any]] = dict.fromkeys(self._present, np.zeros(0))
         self._session: Any = open_graph(bundle, str(bundle.file(record.graph)), threads)
         _check_names(bundle, self._session, self._present)
-        self._bindings: dict[int | None, Any] = {}
+        self._bindings: dict[int, Any] = {}
+        self._step: tuple[Ids, npt.NDArray[Any], Any] | None = None
         self._mask = np.zeros(0, np.int64)
 
     def allocate(self, rows: int, slots: int) -> None:
@@ -61,6 +62,7 @@ class GenaiSession(Session):
         assert self._session is not None, "the session is closed"
         # the bindings hold addresses of the arrays they go with
         self._bindings.clear()
+        self._step = None
         for name in self._caches:
             self._caches[name] = np.zeros((rows, self._heads, slots, self._head_dim), self._dtype)
         self._mask = np.zeros(rows * slots, np.int64)
@@ -69,50 +71,60 @@ class GenaiSession(Session):
         """See :meth:`Session.forward`."""
         B, K = logits_index_BK.shape
         logits_BKV = np.zeros((B, K, self.output_size), np.float32)
-        for b in np.flatnonzero(query_length_B):
+        for b in np.flatnonzero(query_length_B).tolist():
             row = slice(b, b + 1)
-            ids_1S = input_ids_BS[row, : query_length_B[b]]
-            logits_SV = self._run(int(b), ids_1S, query_start_B[row] + query_length_B[row])[0]
-            logits_BKV[b] = logits_SV[logits_index_BK[b]]
+            ids_1S = np.ascontiguousarray(input_ids_BS[row, : query_length_B[b]])
+            logits_1SV = np.empty((*ids_1S.shape, self.output_size), self._dtype)
+            if b not in self._bindings:
+                self._bindings[b] = self._new_binding(b)
+            _bind(self._bindings[b], ids_1S, logits_1SV)
+            self._run(self._bindings[b], query_start_B[row] + query_length_B[row])
+            logits_BKV[b] = logits_1SV[0, logits_index_BK[b]]
         return logits_BKV
 
     def step(self, tokens_B: Ids, query_start_B: Ids) -> Logits:
-        """See :meth:`Session.step`."""
-        return self._run(None, tokens_B[:, None], query_start_B + 1)[:, 0].astype(np.float32, copy=False)
+        """See :meth:`Session.step`: one binding, made once per cache, of which the mask alone is bound anew."""
+        if self._step is None:
+            ids_B1 = np.zeros((self.rows, 1), np.int64)
+            logits_B1V = np.zeros((self.rows, 1, self.output_size), self._dtype)
+            binding = self._new_binding(None)
+            _bind(binding, ids_B1, logits_B1V)
+            self._step = ids_B1, logits_B1V, binding
+        ids_B1, logits_B1V, binding = self._step
+        ids_B1[:, 0] = tokens_B
+        self._run(binding, query_start_B + 1)
+        return logits_B1V[:, 0].astype(np.float32, copy=False)
 
     def close(self) -> None:
         """Frees the session and the caches."""
         self._bindings.clear()
+        self._step = None
         self._caches.clear()
         self._session = None
 
-    def _run(self, row: int | None, input_ids_BS: Ids, tokens_B: Ids) -> npt.NDArray[Any]:
-        """Logits [B, S, V] of one row (all where None), whose masks count ``tokens_B`` tokens."""
-        input_ids_BS = np.ascontiguousarray(input_ids_BS)
-        B, S = input_ids_BS.shape
-        N = int(tokens_B.max())
+    def _run(self, binding: Any, tokens_B: Ids) -> None:
+        """One pass over rows whose masks count ``tokens_B`` tokens."""
+        B, N = len(tokens_B), int(tokens_B.max())
         mask_BN = self._mask[: B * N].reshape(B, N)
         np.less(np.arange(N), tokens_B[:, None], out=mask_BN)
-        logits_BSV = np.empty((B, S, self.output_size), self._dtype)
-        binding = self._binding(row)
-        # bound by address: the arrays live until the run is over
-        for name, value in (("input_ids", input_ids_BS), ("attention_mask", mask_BN)):
-            binding.bind_input(name, "cpu", 0, np.int64, value.shape, value.ctypes.data)
-        binding.bind_output("logits", "cpu", 0, self._dtype, logits_BSV.shape, logits_BSV.ctypes.data)
+        binding.bind_input("attention_mask", "cpu", 0, np.int64, mask_BN.shape, mask_BN.ctypes.data)
         self._session.run_with_iobinding(binding)
-        return logits_BSV
 
-    def _binding(self, row: int | None) -> Any:
-        """The binding of one row, or of all (None), with its caches bound; made once per cache."""
-        if row not in self._bindings:
-            binding = self._session.io_binding()
-            for past, cache_BGTD in self._caches.items():
-                part = cache_BGTD if row is None else cache_BGTD[row : row + 1]
-                where = ("cpu", 0, self._dtype, part.shape, part.ctypes.data)
-                binding.bind_input(past, *where)
-                binding.bind_output(self._present[past], *where)
-            self._bindings[row] = binding
-        return self._bindings[row]
+    def _new_binding(self, row: int | None) -> Any:
+        """A binding of the caches of one row, or of all (None)."""
+        binding = self._session.io_binding()
+        for past, cache_BGTD in self._caches.items():
+            part = cache_BGTD if row is None else cache_BGTD[row : row + 1]
+            where = ("cpu", 0, self._dtype, part.shape, part.ctypes.data)
+            binding.bind_input(past, *where)
+            binding.bind_output(self._present[past], *where)
+        return binding
+
+
+def _bind(binding: Any, ids_BS: Ids, logits_BSV: npt.NDArray[Any]) -> None:
+    """Binds by address: the arrays must live until the run is over."""
+    binding.bind_input("input_ids", "cpu", 0, np.int64, ids_BS.shape, ids_BS.ctypes.data)
+    binding.bind_output("logits", "cpu", 0, logits_BSV.dtype.type, logits_BSV.shape, logits_BSV.ctypes.data)
 
 
 def _check_names(bundle: Bundle, session: Any, present: dict[str, str]) -> None:
