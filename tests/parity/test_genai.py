@@ -131,3 +131,12 @@ def test_verify_and_generate_need_neither_torch_nor_genai(demo_bundle: Path) -> 
     done = run_blocked("generate", demo_bundle, "If the file does not exist,", "-n", "8")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_quantized_weights_give_genai_and_our_runtime_the_same_tokens(scheme: str, tmp_path: Path) -> None:
+    path = build(DEMO, tmp_path / "bundle", target="genai-cpu", quantize=scheme, max_seq_len=256, parity=False)
+    ids = prompt_of(50, 4096)
+    with nemotron_runtime.load(path, allow_unverified=True) as model:
+        ours = model.generate(ids.tolist(), max_new_tokens=32, min_new_tokens=32).token_ids
+    assert genai_generate(path, [ids], 32) == [list(ours)]

@@ -25,7 +25,9 @@ def _finishing() -> Sequence[ir.passes.PassBase]:
     return (passes.GenaiNamesPass(),)
 
 
-def _target(name: str, dtypes: tuple[str, ...], provider: str, description: str) -> Target:
+def _target(
+    name: str, dtypes: tuple[str, ...], provider: str, description: str, quantized_bits: tuple[int, ...]
+) -> Target:
     return Target(
         name=name,
         dtypes=dtypes,
@@ -41,6 +43,7 @@ def _target(name: str, dtypes: tuple[str, ...], provider: str, description: str)
         weight_modes=("link", "copy"),
         description=description,
         requires="ort",
+        quantized_bits=quantized_bits,
     )
 
 
@@ -49,10 +52,12 @@ genai_cpu = _target(
     ("float32",),
     "CPUExecutionProvider",
     "a folder that ONNX Runtime GenAI loads, on the CPU",
+    (8, 4),
 )
 genai_cuda = _target(
     "genai-cuda",
     ("bfloat16", "float16"),
     "CUDAExecutionProvider",
     "a folder that ONNX Runtime GenAI loads, on NVIDIA GPUs",
+    (),
 )
