@@ -34,13 +34,20 @@ def is_genai(target: Target) -> bool:
     return bool(target.session["kind"] == "genai")
 
 
-def check_genai_request(target: Target, task: str) -> None:
+def check_genai_request(target: Target, task: str, parity: bool) -> None:
     """Refuses what a folder for GenAI cannot be.
 
     Raises:
-        RequestError: a head that generates no text.
+        RequestError: a head that generates no text, or a proof of a graph that this runtime does not run.
     """
-    if is_genai(target) and task != "causal-lm":
+    if not is_genai(target):
+        return
+    if parity and target.session["provider"] != "CPUExecutionProvider":
+        raise RequestError(
+            f"a parity check of target {target.name}", "--no-parity: the runtime runs GenAI's graphs on the CPU alone",
+            "add --no-parity, and run the folder with ONNX Runtime GenAI", where="--parity",
+        )  # fmt: skip
+    if task != "causal-lm":
         raise RequestError(
             f"task {task}", f"causal-lm for target {target.name}, which generates text",
             "choose --target ort-cpu, or a checkpoint with a language-model head", where="--task",

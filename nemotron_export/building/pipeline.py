@@ -155,7 +155,7 @@ def _plan(
     run_dtype = target.dtypes[0] if dtype is None else dtype
     target.check_dtype(run_dtype)
     opened = Checkpoint.open(source, task=task)
-    check_genai_request(target, opened.task)
+    check_genai_request(target, opened.task, parity)
     if opened.directory.resolve().is_relative_to(place.resolve()):
         raise BundleError(
             "the checkpoint inside the output", "two separate folders", "choose another --output", where=str(place)

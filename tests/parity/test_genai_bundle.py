@@ -127,6 +127,12 @@ def test_a_head_that_writes_no_text_is_refused(checkpoint: Path, tmp_path: Path)
     assert caught.value.where == "--task"
 
 
+def test_a_proof_that_needs_a_gpu_is_refused_before_it_begins(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="a parity check of target genai-cuda") as caught:
+        quick(checkpoint, tmp_path / "bundle", target="genai-cuda", parity=True)
+    assert "--no-parity" in caught.value.remedy
+
+
 @pytest.mark.parametrize(("target", "dtype"), [("genai-cpu", "bfloat16"), ("genai-cuda", "float32")])
 def test_dtypes_of_the_other_target_are_refused(checkpoint: Path, tmp_path: Path, target: str, dtype: str) -> None:
     with pytest.raises(GraphError, match=f"for target {target}"):
