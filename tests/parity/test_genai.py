@@ -8,6 +8,7 @@ from typing import Any
 
 import nemotron_runtime
 import numpy as np
+import onnx
 import onnxruntime_genai as og
 import pytest
 import torch
@@ -85,6 +86,17 @@ def test_genai_our_runtime_and_transformers_write_the_same_tokens(built: tuple[P
     with nemotron_runtime.load(path) as model:
         result = model.generate(ids.tolist(), max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS)
     assert list(result.token_ids) == expected
+
+
+def test_the_rotation_is_in_the_kernel_where_the_kernel_takes_its_width(built: tuple[Path, Any]) -> None:
+    path, oracle = built
+    graph = onnx.load(path / "model.onnx", load_external_data=False).graph
+    attentions = [node for node in graph.node if node.op_type == "GroupQueryAttention"]
+    inside = {attribute.i for node in attentions for attribute in node.attribute if attribute.name == "do_rotary"}
+    outside = oracle.config.num_key_value_heads == 1
+    assert inside == {int(not outside)}
+    # positions are made from the mask where a node in front rotates
+    assert ("Range" in {node.op_type for node in graph.node}) is outside
 
 
 def test_prompts_of_different_lengths_in_one_batch(built: tuple[Path, Any]) -> None:
