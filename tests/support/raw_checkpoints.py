@@ -42,9 +42,21 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         **TINY, "vocab_size": 256000, "hidden_size": 3072, "intermediate_size": 9216, "num_hidden_layers": 32,
         "num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 4096,
     },
+    "Minitron-8B": {
+        **TINY, "vocab_size": 256000, "hidden_size": 4096, "intermediate_size": 16384, "num_hidden_layers": 32,
+        "num_attention_heads": 48, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 4096,
+    },
+    "nemotron-3-8b": {
+        **TINY, "vocab_size": 256000, "hidden_size": 4096, "intermediate_size": 16384, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 128, "max_position_embeddings": 4096,
+    },
     "Nemotron-4-15B": {
         **TINY, "vocab_size": 256000, "hidden_size": 6144, "intermediate_size": 24576, "num_hidden_layers": 32,
         "num_attention_heads": 48, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 4096,
+    },
+    "Nemotron-3-22B": {
+        **TINY, "vocab_size": 256000, "hidden_size": 6144, "intermediate_size": 24576, "num_hidden_layers": 40,
+        "num_attention_heads": 48, "num_key_value_heads": 48, "head_dim": 128, "max_position_embeddings": 4096,
     },
     "Nemotron-4-340B": {
         **TINY, "vocab_size": 256000, "hidden_size": 18432, "intermediate_size": 73728, "num_hidden_layers": 96,

@@ -136,9 +136,9 @@ def _fuse(graph: ir.Graph, node: ir.Node, seqlens: tuple[ir.Value, ir.Value]) ->
     graph.remove([k_update, v_update], safe=True)
     reshapes = [value.producer() for value in (q, k, v)]
     # rotations first: they read the reshapes
-    for each in (q_rotary, k_rotary, *reshapes):
-        if each is not None and not each.outputs[0].uses():
-            graph.remove(each, safe=True)
+    for bypassed in (q_rotary, k_rotary, *reshapes):
+        if bypassed is not None and not bypassed.outputs[0].uses():
+            graph.remove(bypassed, safe=True)
 
 
 def _producer(value: ir.Value, op_type: str) -> ir.Node:

@@ -24,7 +24,7 @@ class InferShapesPass(ir.passes.InPlacePass):
             for value in node.outputs
             if value.shape is not None and value.type is not None
         }
-        result = common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+        result = common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model)
         unknown = []
         for node in result.model.graph:
             for value in node.outputs:

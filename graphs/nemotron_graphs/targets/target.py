@@ -97,9 +97,9 @@ class Target:
             passes.CanonicalizeShapesPass(),
             passes.cleanup(),
             passes.DropUnusedInputsPass(),
+            passes.InferShapesPass(),
             passes.BindRopeTablesPass(context.cos, context.sin),
             passes.BindWeightsPass(context.weights, context.weights_folder),
-            passes.InferShapesPass(),
             passes.CheckCacheReadersPass(),
             *self.finishing(),
         )
