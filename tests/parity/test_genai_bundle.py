@@ -221,3 +221,29 @@ def test_the_command_line_builds_and_inspects_one(checkpoint: Path, tmp_path: Pa
     refused = run_blocked("generate", path, "Hello", "-n", "2")
     assert refused.returncode == 2
     assert "parity pending" in refused.stderr
+
+
+def test_shards_and_tied_embeddings_load_in_genai(tmp_path: Path) -> None:
+    model = write_checkpoint(tmp_path / "whole", torch.bfloat16, tie_word_embeddings=True)
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "checkpoint", max_shard_size="200KB")
+    shutil.copy(tmp_path / "whole" / "tokenizer.json", tmp_path / "checkpoint")
+    path = quick(tmp_path / "checkpoint", tmp_path / "bundle", target="genai-cpu")
+    shards = {file.name for file in (path / "weights").glob("*.safetensors")}
+    assert len(shards) > 2
+    external = [t for t in graph_of(path).initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+    locations = {entry.value for t in external for entry in t.external_data if entry.key == "location"}
+    assert locations == {f"weights/{name}" for name in shards}
+    ids = np.random.default_rng(0).integers(4, 320, 20)
+    loaded = og.Model(str(path))
+    params = og.GeneratorParams(loaded)
+    params.set_search_options(do_sample=False, max_length=52, min_length=52)
+    generator = og.Generator(loaded, params)
+    generator.append_tokens(ids.astype(np.int32))
+    while not generator.is_done():
+        generator.generate_next_token()
+    # loaded anew: the cast to bf16 rounded the RoPE frequencies too
+    oracle = type(model).from_pretrained(tmp_path / "checkpoint", dtype=torch.float32).eval()
+    expected = oracle.generate(
+        torch.from_numpy(ids)[None], max_new_tokens=32, min_new_tokens=32, do_sample=False, pad_token_id=0
+    )
+    assert generator.get_sequence(0).tolist() == expected[0].tolist()
