@@ -10,13 +10,14 @@ import onnxruntime
 import pytest
 import torch
 from nemotron_errors import RequestError
-from nemotron_export.checkpoint import Checkpoint, read_header
-from nemotron_export.quantization import QUANTIZED_FILE, Scheme, choose_scheme, lay_out, write_quantized
-from nemotron_export.quantization.rounding import quantize_rows
 from nemotron_graphs.targets import get_target
 from onnx import TensorProto, helper, numpy_helper
 from safetensors import safe_open
 from support.checkpoints import write_checkpoint
+
+from nemotron_export.checkpoint import Checkpoint, read_header
+from nemotron_export.quantization import QUANTIZED_FILE, Scheme, choose_scheme, lay_out, write_quantized
+from nemotron_export.quantization.rounding import quantize_rows
 
 SCHEMES = [Scheme(bits, group) for bits in (8, 4) for group in (32, 64, 128)]  # type: ignore[arg-type]
 SHAPES = [(1, 32), (7, 96), (5, 100), (16, 257), (3, 1)]
