@@ -13,8 +13,6 @@ __all__ = ["cleanup"]
 def cleanup() -> ir.passes.Sequential:
     """Linear-time clean-up by onnx-ir's own passes; no pattern matching, so it stays cheap for hundreds of layers."""
     return ir.passes.Sequential(
-        # inlined bodies may use a name twice, and an initializer needs one of its own
-        common.NameFixPass(),
         common.IdentityEliminationPass(),
         common.RemoveUnusedNodesPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 
 import onnx.parser
 import onnx_ir as ir
+import onnx_ir.passes.common as common
 
 from nemotron_graphs.ops import DOMAIN, OPS
 
@@ -40,6 +41,9 @@ class InlineDialectOpsPass(ir.passes.InPlacePass):
             model.graph.remove(node, safe=True)
         if wanted and not any(node.domain == DOMAIN for node in model.graph):
             model.opset_imports.pop(DOMAIN, None)
+        if wanted:
+            # copies of a body have its names
+            common.NameFixPass()(model)
         return ir.passes.PassResult(model, bool(wanted))
 
 
