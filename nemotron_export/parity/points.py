@@ -70,7 +70,14 @@ def layer_points(task: str, layer: int) -> list[Point]:
 
     def cache(kind: Literal["key", "value"]) -> Point:
         side = kind[0]
-        return Point(attention, f"KVCacheUpdate ({side})", (f"{side}_cache_out.{layer}",), layer, "cache", kind)
+        return Point(
+            attention,
+            f"KVCacheUpdate ({side})",
+            (f"{side}_cache_out.{layer}", f"present.{layer}.{kind}"),
+            layer,
+            "cache",
+            kind,
+        )
 
     def before(module: str, named: str, op: str, *values: str) -> Point:
         return Point(named, op, values, layer, hook="input", hooked=f"{path}.{module}")

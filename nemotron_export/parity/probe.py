@@ -41,7 +41,7 @@ class Probe:
         self._caches = {
             name: np.zeros((1, model.num_kv_heads, slots, model.head_dim), record.cache_dtype)
             for name in record.inputs
-            if "_cache." in name
+            if _updated(name) != name
         }
         self._producers = {name: node for node in self._model.graph.node for name in node.output}
 
@@ -79,6 +79,7 @@ class Probe:
             "query_start": np.array([start]),
             "query_length": np.array([len(ids)]),
             "logits_index": positions[None],
+            "attention_mask": np.ones((1, start + len(ids)), np.int64),
         }
         binding = session.io_binding()
         for value in session.get_inputs():
@@ -87,7 +88,7 @@ class Probe:
         for name, cache in self._caches.items():
             where = ("cpu", 0, cache.dtype.type, cache.shape, cache.ctypes.data)
             binding.bind_input(name, *where)
-            binding.bind_output(name.replace("_cache.", "_cache_out."), *where)
+            binding.bind_output(_updated(name), *where)
         free = [self._bundle.manifest.head.output, *dict.fromkeys(extra)]
         for name in free:
             binding.bind_output(name, "cpu")
@@ -107,7 +108,7 @@ class Probe:
         tokens: int,
     ) -> npt.NDArray[np.float32]:
         if point.layout == "cache":
-            cache_GTD = self._caches[value.replace("_cache_out.", "_cache.")][0]
+            cache_GTD = next(cache for name, cache in self._caches.items() if _updated(name) == value)[0]
             rows = cache_GTD[:, start + positions].swapaxes(0, 1)
         else:
             # values behind logits_index hold the chosen positions alone
@@ -129,3 +130,8 @@ class Probe:
         # no type is needed: ONNX Runtime infers it
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra)
         return open_graph(self._bundle, model.SerializeToString(), self._threads)
+
+
+def _updated(name: str) -> str:
+    """The output that a cache's input is updated to; other inputs' own name."""
+    return name.replace("_cache.", "_cache_out.").replace("past_key_values.", "present.")

@@ -12,10 +12,14 @@ import onnx
 import onnxruntime_genai as og
 import pytest
 import torch
+from nemotron_runtime.bundle import Bundle
 from support.checkpoints import run_blocked, write_checkpoint
 from transformers import AutoModelForCausalLM
 
 from nemotron_export import build
+from nemotron_export.checkpoint import Checkpoint
+from nemotron_export.model.load import load_model
+from nemotron_export.parity.bisect import bisect
 
 DEMO = Path(__file__).parents[2] / "nemotron_export" / "assets" / "demo"
 NEW_TOKENS = 64
@@ -152,3 +156,11 @@ def test_quantized_weights_give_genai_and_our_runtime_the_same_tokens(scheme: st
     with nemotron_runtime.load(path, allow_unverified=True) as model:
         ours = model.generate(ids.tolist(), max_new_tokens=32, min_new_tokens=32).token_ids
     assert genai_generate(path, [ids], 32) == [list(ours)]
+
+
+def test_bisection_reads_genais_graph(demo_bundle: Path) -> None:
+    model = load_model(Checkpoint.open(DEMO), torch.float32)
+    found = bisect(Bundle.open(demo_bundle), [model], prompt_of(200, 4096))
+    assert found.first is None
+    assert len(found.layers) >= 16
+    assert max(point.error for point in found.layers) < 1e-5
