@@ -17,12 +17,14 @@ from nemotron_graphs.ops import DOMAIN, OPS
 
 from nemotron_export.tracing.writer import Arg, GraphWriter
 
-__all__ = ["TRANSLATIONS"]
+__all__ = ["TRANSLATIONS", "dialect"]
 
 Rule = Callable[..., ir.Value]
 
 
-def _dialect(op_type: str) -> Rule:
+def dialect(op_type: str) -> Rule:
+    """The rule of a dialect op: one node of the domain."""
+
     def rule(g: GraphWriter, *args: Arg) -> ir.Value:
         return g.node(op_type, args, domain=DOMAIN)
 
@@ -99,8 +101,8 @@ _aten = torch.ops.aten
 
 TRANSLATIONS: dict[Any, Rule] = {
     # an op of several outputs is made by passes, never traced
-    **{getattr(torch.ops.nemotron, op.name).default: _dialect(op.name) for op in OPS.values() if len(op.outputs) == 1},
-    _aten.linear.default: _dialect("Linear"),
+    **{getattr(torch.ops.nemotron, op.name).default: dialect(op.name) for op in OPS.values() if len(op.outputs) == 1},
+    _aten.linear.default: dialect("Linear"),
     _aten.embedding.default: _embedding,
     _aten.layer_norm.default: _layer_norm,
     _aten.add.Tensor: _binary("Add"),
