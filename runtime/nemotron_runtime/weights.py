@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import mmap
 import os
@@ -59,7 +60,8 @@ def checked_chunks(bundle: Bundle, views: Mapping[str, mmap.mmap]) -> Iterator[N
     """Hashes the chunks by threads while the body runs; leaving the body waits for the last of them.
 
     Where the build skipped the scan there are no digests: size and header are all that is known, and a warning says
-    so.
+    so. Of a quantized bundle's checkpoint only the chunks with tensors that the graph still reads are hashed: their
+    place in it takes the quantized file, which is hashed whole.
 
     Raises:
         BundleError: a chunk that changed, naming file, chunk and bytes.
@@ -78,7 +80,7 @@ def checked_chunks(bundle: Bundle, views: Mapping[str, mmap.mmap]) -> Iterator[N
         checks = [
             pool.submit(_check_chunk, bundle, placed, views[placed.record.name], number, digest)
             for placed in bundle.placed_weights()
-            for number, digest in enumerate(placed.record.chunks or ())
+            for number, digest in _needed_chunks(bundle, placed, views[placed.record.name])
         ]
         try:
             yield
@@ -86,6 +88,22 @@ def checked_chunks(bundle: Bundle, views: Mapping[str, mmap.mmap]) -> Iterator[N
                 check.result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _needed_chunks(bundle: Bundle, placed: PlacedWeights, view: mmap.mmap) -> Iterator[tuple[int, str]]:
+    """Number and digest of the chunks that loading reads."""
+    quantization, size = bundle.manifest.quantization, bundle.manifest.weights.chunk_bytes
+    chunks = placed.record.chunks or ()
+    if quantization is None or placed.record is quantization.file:
+        yield from enumerate(chunks)
+        return
+    unread = set(quantization.tensors) - set(quantization.kept)
+    # the header's hash was checked when the bundle was opened
+    data = 8 + int.from_bytes(view[:8], "little")
+    header = json.loads(view[8:data])
+    spans = [e["data_offsets"] for name, e in header.items() if name != "__metadata__" and name not in unread]
+    needed = {n for a, b in spans if a < b for n in range((data + a) // size, (data + b - 1) // size + 1)}
+    yield from ((number, digest) for number, digest in enumerate(chunks) if number in needed)
 
 
 def _map(path: Path) -> mmap.mmap:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -144,8 +146,6 @@ def _double(path: Path, tensor: str, count: int | None = None) -> None:
 
 @pytest.fixture
 def spoilt(demo_bundle: Path, tmp_path: Path) -> Path:
-    import shutil
-
     return Path(shutil.copytree(demo_bundle, tmp_path / "spoilt"))
 
 
@@ -153,6 +153,39 @@ def test_one_doubled_scale_is_refused_at_loading(spoilt: Path) -> None:
     _double(spoilt, "model.layers.3.mlp.down_proj.weight", 1)
     with pytest.raises(BundleError, match="for chunk 0"):
         nemotron_runtime.load(spoilt)
+
+
+def test_loading_hashes_what_it_reads(demo_bundle: Path, tmp_path: Path) -> None:
+    """Of the checkpoint: the embedding and the norms, not the projections that the codes replace."""
+    path = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    file = weights / "model.safetensors"
+    shutil.copy(Bundle.open(demo_bundle).weights_directory / file.name, file)
+    document = Manifest.read(path).to_dict()
+    document["weights"]["chunk_bytes"] = size = 4096
+    for record, place in ((document["weights"]["files"][0], file), (document["quantization"]["file"], None)):
+        data = (place or path / QUANTIZED_FILE).read_bytes()
+        record["chunks"] = [hashlib.sha256(data[i : i + size]).hexdigest() for i in range(0, len(data), size)]
+    write_manifest(path, Manifest.from_dict(document))
+    entries = read_header(file).tensors
+
+    def flip(name: str) -> None:
+        entry = entries[name]
+        with open(file, "r+b") as handle:
+            handle.seek(entry.offset + entry.length // 2)
+            byte = handle.read(1)
+            handle.seek(-1, 1)
+            handle.write(bytes([byte[0] ^ 1]))
+
+    flip("model.layers.2.mlp.up_proj.weight")
+    with nemotron_runtime.load(path, weights_dir=weights) as model:
+        assert model.generate("The", max_new_tokens=2).token_ids
+    for name in ("model.embed_tokens.weight", "model.layers.5.input_layernorm.bias"):
+        flip(name)
+        with pytest.raises(BundleError, match="for chunk"):
+            nemotron_runtime.load(path, weights_dir=weights)
+        flip(name)
 
 
 @pytest.mark.parametrize(

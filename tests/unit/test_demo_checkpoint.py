@@ -20,6 +20,7 @@ from nemotron_export.model.load import load_model
 DEMO = Path(str(files("nemotron_export") / "assets" / "demo"))
 NAMES = {
     "config.json",
+    "eval.txt",
     "generation_config.json",
     "model.safetensors",
     "tokenizer.json",
