@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,6 +55,7 @@ def manifest_document(
     lowered: LoweredGraph,
     scanned: ScanReport | None,
     *,
+    wide_layers: Sequence[int],
     weights_mode: str,
     weights_directory: str,
     files: dict[str, dict[str, Any]],
@@ -86,6 +88,7 @@ def manifest_document(
             "eos_token_ids": _eos_token_ids(checkpoint),
             "bos_token_id": config.bos_token_id,
             "pad_token_id": config.pad_token_id,
+            "wide_layers": list(wide_layers),
         },
         "head": head_record(config, checkpoint.task),
         "limits": {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from nemotron_graphs.targets import LoweredGraph, LoweringContext, Target
 from nemotron_graphs.targets.record import OnStage
@@ -23,6 +25,7 @@ def make_graph(
     limits: Limits,
     *,
     weights_mode: str = "reference",
+    wide_layers: Collection[int] = (),
     quantized: QuantizedLayout | None = None,
     on_stage: OnStage | None = None,
 ) -> LoweredGraph:
@@ -35,6 +38,7 @@ def make_graph(
         limits: RoPE tables have ``max_seq_len`` rows.
         weights_mode: where the weights will be; see :func:`place_weights`.
         quantized: weights that the graph takes as codes and scales.
+        wide_layers: layers whose MLP computes in fp32 behind its first projection.
         on_stage: told of the graph after each pass.
 
     Raises:
@@ -46,4 +50,5 @@ def make_graph(
     if quantized is not None:
         weights, codes = {**weights, **quantized.entries}, quantized.weights
     context = LoweringContext(weights, cos_Ph.numpy(), sin_Ph.numpy(), folder, codes)
-    return target.lower(trace(checkpoint.config, getattr(torch, dtype), checkpoint.task), context, on_stage)
+    dialect = trace(checkpoint.config, getattr(torch, dtype), checkpoint.task, wide_layers)
+    return target.lower(dialect, context, on_stage)

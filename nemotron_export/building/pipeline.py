@@ -17,6 +17,7 @@ from nemotron_export.building.genai import check_genai_request, is_genai, write_
 from nemotron_export.building.graph import make_graph
 from nemotron_export.building.limits import choose_limits
 from nemotron_export.building.weights import choose_weight_mode, place_weights
+from nemotron_export.building.wide import choose_wide_layers
 from nemotron_export.building.workspace import check_output, staging
 from nemotron_export.checkpoint import Checkpoint, ScanReport, scan
 from nemotron_export.extras import require
@@ -200,10 +201,14 @@ def _write(
     reference_steps: int | None,
     progress: Progress,
 ) -> None:
+    wide = choose_wide_layers(
+        plan.checkpoint, plan.dtype, plan.limits.max_seq_len, measure=parity, mode=plan.reference, progress=progress
+    )
     progress("trace and lower", 0, 0)
     lowered = make_graph(
-        plan.checkpoint, plan.target, plan.dtype, plan.limits, weights_mode=plan.weights, quantized=plan.quantized
-    )
+        plan.checkpoint, plan.target, plan.dtype, plan.limits,
+        weights_mode=plan.weights, wide_layers=wide.layers, quantized=plan.quantized,
+    )  # fmt: skip
     lowered.save(folder / lowered.session["graph"])
     copy_small_files(plan.checkpoint, folder)
     if is_genai(plan.target):
@@ -216,13 +221,13 @@ def _write(
     if parity:
         reference = reference_for(
             plan.checkpoint, plan.limits.max_seq_len, plan.dtype, progress,
-            mode=plan.reference, greedy_steps=reference_steps,
+            mode=plan.reference, greedy_steps=reference_steps, wide=wide.to_dict(),
         )  # fmt: skip
         if plan.held_out is not None:
             reference = plan.held_out.add_to(reference, plan.checkpoint, plan.reference, progress)
         write_reference(folder / REFERENCE_FILE, reference)
     document = manifest_document(
-        plan.checkpoint, plan.target, plan.dtype, plan.limits, lowered, scanned,
+        plan.checkpoint, plan.target, plan.dtype, plan.limits, lowered, scanned, wide_layers=wide.layers,
         weights_mode=plan.weights, weights_directory=directory, files=describe_files(folder),
         quantization=quantization,
     )  # fmt: skip

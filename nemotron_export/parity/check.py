@@ -69,6 +69,7 @@ def check_parity(
         plan=None if stored is None else _plan_of(stored, reference_steps),
         mode=reference,
         greedy_steps=reference_steps,
+        wide={"wide_layers": list(opened.manifest.model.wide_layers)} if opened.manifest.model.wide_layers else None,
     )
     if opened.manifest.quantization is not None:
         fresh = _with_texts(fresh, stored, source, opened, reference, progress)

@@ -15,6 +15,7 @@ from nemotron_runtime.tokenizer import Tokenizer
 
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.model.load import load_task_model
+from nemotron_export.model.wide import widen_mlp
 from nemotron_export.parity.bisect import Bisection, bisect
 from nemotron_export.parity.drift import Decode, Drift, measure_drift
 from nemotron_export.preflight import available_memory
@@ -79,6 +80,8 @@ def examine(
     _check_memory(source, dtypes)
     progress("load the reference", 0, 0)
     models = [load_task_model(source, getattr(torch, dtype)) for dtype in dtypes]
+    for low in models[1:]:
+        widen_mlp(low, opened.manifest.model.wide_layers)
     found = None
     if drift:
         progress("drift by position", 0, 0)

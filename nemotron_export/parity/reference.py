@@ -6,7 +6,7 @@ vocabulary for a language model).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.environment import environment
 from nemotron_export.model.load import load_task_model
 from nemotron_export.model.pretrained import NemotronPreTrainedModel
+from nemotron_export.model.wide import widen_mlp
 from nemotron_export.parity.layerwise import LayerwiseModel
 from nemotron_export.parity.layerwise_reference import layerwise_reference, layerwise_rmse
 from nemotron_export.parity.prompts import GREEDY_STEPS, PromptPlan, plan_prompts
@@ -109,6 +110,7 @@ def reference_for(
     plan: PromptPlan | None = None,
     mode: str = "auto",
     greedy_steps: int | None = None,
+    wide: Mapping[str, Any] | None = None,
 ) -> Reference:
     """Makes the reference of a checkpoint's bundles with that `max_seq_len` and run dtype.
 
@@ -123,6 +125,7 @@ def reference_for(
         tokenizer_files: the folder of the tokenizer; the checkpoint's own where None.
         plan: the prompts; chosen by :func:`plan_prompts` where None.
         mode: "whole", "layerwise", or "auto": layer by layer where the memory available does not hold the fp32 model.
+        wide: in fp16, ``wide_layers`` (see :class:`WideLayers`): PyTorch's own run computes them in fp32 too; recorded.
         greedy_steps: behind each prompt, where no plan is given; 64 with the whole model, 8 layer by layer.
 
     Raises:
@@ -133,9 +136,16 @@ def reference_for(
     if plan is None:
         encode = encoder(tokenizer_files or checkpoint.directory, checkpoint.config.vocab_size)
         plan = _plan(checkpoint, max_seq_len, encode, layerwise, greedy_steps)
-    prompts, rmse = (_layer_by_layer if layerwise else _whole)(checkpoint, plan, run_dtype, progress)
+    wide = wide or {}
+    if layerwise:
+        # a build in fp16 with its activations measured has the whole model in memory
+        assert not wide
+        prompts, rmse = _layer_by_layer(checkpoint, plan, run_dtype, progress)
+    else:
+        prompts, rmse = _whole(checkpoint, plan, run_dtype, progress, wide.get("wide_layers", ()))
     judge = {
         **plan.to_dict(),
+        **wide,
         "model": "eager PyTorch, float32, sdpa, dynamic cache" + (", layer by layer" if layerwise else ""),
         "environment": environment(torch.get_num_threads()),
     }
@@ -162,7 +172,7 @@ def _plan(
 
 
 def _whole(
-    checkpoint: Checkpoint, plan: PromptPlan, run_dtype: str, progress: Progress
+    checkpoint: Checkpoint, plan: PromptPlan, run_dtype: str, progress: Progress, wide_layers: Collection[int]
 ) -> tuple[tuple[ReferencePrompt, ...], float | None]:
     progress("load fp32 reference", 0, 0)
     prompts = make_reference(
@@ -173,7 +183,9 @@ def _whole(
     if run_dtype == "float32":
         return prompts, None
     progress(f"eager PyTorch, {run_dtype}", 0, 0)
-    return prompts, eager_rmse(load_task_model(checkpoint, getattr(torch, run_dtype)), prompts)
+    low = load_task_model(checkpoint, getattr(torch, run_dtype))
+    widen_mlp(low, wide_layers)
+    return prompts, eager_rmse(low, prompts)
 
 
 def _layer_by_layer(

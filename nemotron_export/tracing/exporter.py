@@ -82,7 +82,8 @@ def trace_module(
             values[node] = weights.setdefault(name, writer.input(name, node.meta["val"]))
     outputs: list[ir.Value] = []
     for node in graph_nodes:
-        if node.op == "call_function":
+        # what nobody reads: torch's own checks, and sizes that a constant target replaced
+        if node.op == "call_function" and node.users:
             values[node] = _translate(writer, node, values)
         elif node.op == "output":
             outputs = [values[each] for each in node.args[0]]

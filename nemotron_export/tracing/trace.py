@@ -5,6 +5,8 @@ Dims: batch rows, tokens (new ones per row), positions (that get logits), cache_
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import onnx_ir as ir
 import torch
 from nemotron_graphs.ops import DOMAIN, DOMAIN_VERSION
@@ -14,6 +16,7 @@ from nemotron_export.config import NemotronConfig
 from nemotron_export.model.decoder import NemotronDecoderLayer
 from nemotron_export.model.load import MODEL_CLASSES
 from nemotron_export.model.pretrained import NemotronPreTrainedModel
+from nemotron_export.model.wide import widen_mlp
 from nemotron_export.tracing.exporter import OPSET, ExampleInput, TracedPart, trace_module
 from nemotron_export.tracing.stamp import GraphBuilder
 
@@ -70,10 +73,13 @@ class _Whole(torch.nn.Module):
         return (logits, *keys, *values)
 
 
-def _meta_model(config: NemotronConfig, dtype: torch.dtype, layers: int, task: str) -> NemotronPreTrainedModel:
+def _meta_model(
+    config: NemotronConfig, dtype: torch.dtype, layers: int, task: str, wide_layers: Collection[int] = ()
+) -> NemotronPreTrainedModel:
     with torch.device("meta"):
-        made = MODEL_CLASSES[task](config.replace(num_hidden_layers=layers))  # type: ignore[call-arg]
-        return made.to(dtype).eval()
+        made = MODEL_CLASSES[task](config.replace(num_hidden_layers=layers)).to(dtype).eval()  # type: ignore[call-arg]
+    widen_mlp(made, wide_layers)
+    return made
 
 
 def output_name(task: str) -> str:
@@ -102,7 +108,9 @@ def _inputs(config: NemotronConfig, dtype: torch.dtype) -> dict[str, ExampleInpu
 _ROW_INPUTS = ("input_ids", "query_start", "query_length", "logits_index", "cos", "sin")
 
 
-def trace(config: NemotronConfig, dtype: torch.dtype, task: str = "causal-lm") -> ir.Model:
+def trace(
+    config: NemotronConfig, dtype: torch.dtype, task: str = "causal-lm", wide_layers: Collection[int] = ()
+) -> ir.Model:
     """Traces embedding, one decoder layer and head, and stamps the layer ``num_hidden_layers`` times.
 
     Nothing is loaded: the modules live on the meta device.
@@ -111,6 +119,7 @@ def trace(config: NemotronConfig, dtype: torch.dtype, task: str = "causal-lm") -
         config: the checkpoint's config.
         dtype: the dtype that the graph computes in.
         task: a key of ``MODEL_CLASSES``.
+        wide_layers: layers whose MLP computes in fp32 behind its first projection; see :class:`MLP`.
 
     Returns:
         The dialect graph. Inputs: ``input_ids`` int64 [batch, tokens], ``query_start`` and ``query_length`` int64
@@ -128,11 +137,15 @@ def trace(config: NemotronConfig, dtype: torch.dtype, task: str = "causal-lm") -
         return trace_module(module, [described[n] for n in inputs], outputs, wrapped=wrapped)
 
     embed = part(_Embed(model), ("input_ids", "query_start"), ("hidden_out", "position_ids_out"))
-    layer = part(
-        _Layer(model),
-        ("hidden", "cos", "sin", "position_ids", "query_start", "k_cache", "v_cache"),
-        ("hidden_out", "k_cache_out", "v_cache_out"),
-    )
+    layers = {}
+    # one trace for each kind of layer that there is
+    for wide in {index in wide_layers for index in range(config.num_hidden_layers)}:
+        widen_mlp(model, [0] if wide else [])
+        layers[wide] = part(
+            _Layer(model),
+            ("hidden", "cos", "sin", "position_ids", "query_start", "k_cache", "v_cache"),
+            ("hidden_out", "k_cache_out", "v_cache_out"),
+        )
     head = part(_Head(model), ("hidden", "logits_index"), ("logits",))
 
     builder = GraphBuilder({"": OPSET, DOMAIN: DOMAIN_VERSION})
@@ -156,7 +169,7 @@ def trace(config: NemotronConfig, dtype: torch.dtype, task: str = "causal-lm") -
     )
     updated: dict[str, ir.Value] = {}
     for index in range(config.num_hidden_layers):
-        path = f"{prefix}layers.{index}"
+        path, layer = f"{prefix}layers.{index}", layers[index in wide_layers]
         hidden, updated[f"k_cache_out.{index}"], updated[f"v_cache_out.{index}"] = builder.stamp(
             layer.model.graph,
             [
@@ -177,9 +190,11 @@ def trace(config: NemotronConfig, dtype: torch.dtype, task: str = "causal-lm") -
     return builder.finish({output_name(task): logits, **keys_then_values})
 
 
-def trace_whole(config: NemotronConfig, dtype: torch.dtype, task: str = "causal-lm") -> ir.Model:
+def trace_whole(
+    config: NemotronConfig, dtype: torch.dtype, task: str = "causal-lm", wide_layers: Collection[int] = ()
+) -> ir.Model:
     """Traces all layers in one go: what :func:`trace` must equal. Cost grows with depth."""
-    model = _meta_model(config, dtype, config.num_hidden_layers, task)
+    model = _meta_model(config, dtype, config.num_hidden_layers, task, wide_layers)
     described = _inputs(config, dtype)
     inputs = [described[n] for n in _ROW_INPUTS]
     outputs = [output_name(task)]

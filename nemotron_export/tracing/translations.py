@@ -93,6 +93,10 @@ def _arange(g: GraphWriter, end: Arg) -> ir.Value:
     return g.node("Range", [zero, g.constant_like(end, zero), one])
 
 
+def _cast(g: GraphWriter, x: ir.Value, dtype: torch.dtype, *unused: Any) -> ir.Value:
+    return g.cast(x, dtype)
+
+
 def _sym_size(g: GraphWriter, x: ir.Value, axis: int) -> ir.Value:
     return g.node("Squeeze", [g.node("Shape", [x], start=axis, end=axis + 1)])
 
@@ -114,6 +118,7 @@ TRANSLATIONS: dict[Any, Rule] = {
     _aten.expand.default: _expand,
     _aten.gather.default: _gather,
     _aten.arange.default: _arange,
+    _aten.to.dtype: _cast,
     _aten.sym_size.int: _sym_size,
     operator.add: _binary("Add"),
     operator.mul: _binary("Mul"),

@@ -67,6 +67,10 @@ class GraphWriter:
         self.nodes.append(node)
         return node.outputs[0]
 
+    def cast(self, value: ir.Value, dtype: torch.dtype) -> ir.Value:
+        """The value in another dtype; itself where it has that already."""
+        return value if value.dtype == _DTYPES[dtype] else self.node("Cast", [value], to=int(_DTYPES[dtype]))
+
     def finish(self, value: ir.Value) -> None:
         """Gives the FX node's value its shape and dtype."""
         if isinstance(self._result, torch.Tensor):

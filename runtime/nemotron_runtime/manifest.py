@@ -54,6 +54,7 @@ class ModelRecord:
         eos_token_ids: end-of-sequence tokens.
         bos_token_id: begin-of-sequence token.
         pad_token_id: padding token.
+        wide_layers: layers that compute relu² and down_proj in fp32 in a bundle of fp16.
     """
 
     config: dict[str, Any]
@@ -64,6 +65,7 @@ class ModelRecord:
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
     pad_token_id: int | None
+    wide_layers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
