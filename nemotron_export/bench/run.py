@@ -26,7 +26,7 @@ from nemotron_export.preflight import available_memory
 from nemotron_export.progress import Progress, silent
 from nemotron_export.verification import quiet_about_parity
 
-__all__ = ["BenchOptions", "default_threads", "run_bench"]
+__all__ = ["BenchOptions", "default_threads", "measure_specs", "run_bench"]
 
 
 @dataclass(frozen=True)
@@ -113,11 +113,18 @@ def run_bench(
         chosen.eager_caches,
     )
     specs = [spec for kind in dict.fromkeys(("bundle", *against)) for spec in CONTENDERS[kind].specs(request)]
+    return measure_specs(specs, chosen, progress)
+
+
+def measure_specs(specs: Sequence[ContenderSpec], options: BenchOptions, progress: Progress = silent) -> BenchResult:
+    """Measures contenders whose kinds are in `CONTENDERS`, in one run; see :func:`run_bench`.
+
+    Raises:
+        ResourceError: too little memory to hold all contenders at once.
+        NemotronError: what a contender raised.
+    """
     _check_memory(specs)
-    return _measure(specs, chosen, chosen.threads or default_threads(), progress)
-
-
-def _measure(specs: Sequence[ContenderSpec], options: BenchOptions, threads: int, progress: Progress) -> BenchResult:
+    threads = options.threads or default_threads()
     machine = _machine(threads)
     with ExitStack() as stack:
         processes = [stack.enter_context(ContenderProcess(spec, threads)) for spec in specs]

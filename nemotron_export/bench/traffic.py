@@ -26,7 +26,10 @@ __all__ = [
     "total_parameters",
 ]
 
-FORMULA = "all weights but the input embedding, in the dtype that computes, and the filled KV cache, once per step"
+FORMULA = (
+    "all weights but the input embedding, in the dtype that computes (quantized ones as codes and scales), "
+    "and the filled KV cache, once per step"
+)
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 

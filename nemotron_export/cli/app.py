@@ -10,6 +10,7 @@ from nemotron_export.cli.bench import bench
 from nemotron_export.cli.build import build
 from nemotron_export.cli.chat import chat
 from nemotron_export.cli.check import parity, verify
+from nemotron_export.cli.convert import convert
 from nemotron_export.cli.demo import demo
 from nemotron_export.cli.doctor import doctor
 from nemotron_export.cli.generate import generate
@@ -31,7 +32,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for _command in (build, generate, chat, classify, tag, answer, embed, parity, verify, inspect, bench, doctor, demo):
+_COMMANDS = (
+    build, convert, generate, chat, classify, tag, answer, embed, parity, verify, inspect, bench, doctor, demo,
+)  # fmt: skip
+for _command in _COMMANDS:
     app.command(epilog=_EPILOG)(guarded(_command))
 
 

@@ -25,6 +25,8 @@ __all__ = ["Bisection", "PointError", "bisect"]
 
 # A value that fp32 computes in another order is off by some 1e-7 of its range; a mistake is off by far more.
 FP32_TOLERANCE = 1e-5
+# What rounding the weights to so many bits may do to a value: a mistake does more, or is not told from rounding.
+QUANTIZED_TOLERANCE = {8: 0.05, 4: 0.5}
 # In a lower precision, so many times PyTorch's own error in it.
 LOW_PRECISION_FACTOR = 3.0
 _POSITIONS = 12
@@ -102,6 +104,8 @@ class _Stage:
         self.bundle, self.models, self.threads = bundle, models, threads
         self.parts = {"prefill": (ids[:-1], 0), "decode": (ids[-1:], len(ids) - 1)}
         self.names = Probe(bundle, 1).names
+        quantization = bundle.manifest.quantization
+        self.floor = FP32_TOLERANCE if quantization is None else QUANTIZED_TOLERANCE[quantization.bits]
 
     def compare(self, stage: str, points: Sequence[Point]) -> list[PointError]:
         """Errors of those points that the artefact has."""
@@ -125,7 +129,7 @@ class _Stage:
                 point.layer,
                 probe.op_of(point.found_in(self.names) or ""),
                 _error(found[point.name], reference[point.name]),
-                _tolerance(point, reference, low),
+                _tolerance(point, reference, low, self.floor),
             )
             for point in present
         ]
@@ -177,12 +181,12 @@ def _error(found: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]) -
     return float(np.abs(found - reference).max()) / (span or 1.0)
 
 
-def _tolerance(point: Point, reference: Values, low: Sequence[Values]) -> float:
+def _tolerance(point: Point, reference: Values, low: Sequence[Values], floor: float) -> float:
     # a layer that computes in fp32 behind its first projection calls down_proj by another way than its module
     own = max(
         (_error(values[point.name], reference[point.name]) for values in low if point.name in values), default=0.0
     )
-    return max(FP32_TOLERANCE, LOW_PRECISION_FACTOR * own)
+    return max(floor, LOW_PRECISION_FACTOR * own)
 
 
 def _between(points: Sequence[Point], inside: Sequence[PointError], first: PointError) -> tuple[str, ...]:

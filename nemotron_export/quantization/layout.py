@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import dataclass
 
 from nemotron_graphs.weights import QuantizedWeight
@@ -11,13 +9,13 @@ from nemotron_runtime.manifest import QuantizationRecord, WeightsFile
 
 from nemotron_export.checkpoint import Checkpoint, TensorEntry
 from nemotron_export.checkpoint.expected import backbone_prefix
+from nemotron_export.checkpoint.file_layout import lay_out_file
 from nemotron_export.quantization.scheme import Scheme
 
 __all__ = ["QUANTIZED_FILE", "QuantizedLayout", "QuantizedTensor", "lay_out"]
 
 # in a folder of its own, so that no shard of a checkpoint can have its name
 QUANTIZED_FILE = "quantized/quantized.safetensors"
-_ITEM_BYTES = {"F32": 4, "U8": 1}
 
 
 @dataclass(frozen=True)
@@ -106,30 +104,8 @@ def lay_out(checkpoint: Checkpoint, scheme: Scheme) -> QuantizedLayout:
     for name, entry in sources.items():
         rows, features = entry.shape
         shapes[f"{name}.packed"] = ("U8", (rows, scheme.groups(features), scheme.group_bytes))
-    header, entries, size = _file(shapes)
+    header, entries, size = lay_out_file(QUANTIZED_FILE, shapes)
     tensors = tuple(
         QuantizedTensor(entry, entries[f"{name}.packed"], entries[f"{name}.scales"]) for name, entry in sources.items()
     )
     return QuantizedLayout(scheme, tensors, kept, header, size)
-
-
-def _file(shapes: dict[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, dict[str, TensorEntry], int]:
-    places: dict[str, tuple[int, int]] = {}
-    end = 0
-    for name, (dtype, shape) in shapes.items():
-        start, end = end, end + math.prod(shape) * _ITEM_BYTES[dtype]
-        places[name] = (start, end)
-    described = {
-        name: {"dtype": dtype, "shape": list(shape), "data_offsets": list(places[name])}
-        for name, (dtype, shape) in shapes.items()
-    }
-    text = json.dumps(described, separators=(",", ":")).encode()
-    text += b" " * (-(len(text) + 8) % 64)
-    header = len(text).to_bytes(8, "little") + text
-    entries = {
-        name: TensorEntry(
-            name, dtype, shape, QUANTIZED_FILE, len(header) + places[name][0], places[name][1] - places[name][0]
-        )
-        for name, (dtype, shape) in shapes.items()
-    }
-    return header, entries, len(header) + end

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from nemotron_errors import LimitError, RequestError
 from nemotron_runtime.bundle import Bundle
+from nemotron_runtime.manifest import Manifest
 
 from nemotron_export.bench.contenders.base import BenchRequest, Contender, ContenderSpec, Description, Ids
 from nemotron_export.bench.shapes import Shape
 from nemotron_export.bench.traffic import item_bytes, kv_bytes_per_token, read_parameters, total_parameters
+from nemotron_export.checkpoint.expected import expected_tensors
 from nemotron_export.config import NemotronConfig
 
 if TYPE_CHECKING:
@@ -39,7 +42,8 @@ class BundleContender(Contender):
                 "weights_dir": None if request.weights_dir is None else str(request.weights_dir),
                 "allow_unverified": request.allow_unverified,
             }
-            weights = total_parameters(config) * item_bytes(bundle.manifest.dtype)
+            embedding = total_parameters(config) - read_parameters(config)
+            weights = _read_bytes(bundle.manifest, config) + embedding * item_bytes(bundle.manifest.dtype)
             specs.append(ContenderSpec(cls.kind, name, options, weights))
         return specs
 
@@ -61,7 +65,7 @@ class BundleContender(Contender):
         return Description(
             manifest.dtype,
             manifest.model.vocab_size,
-            read_parameters(config) * item_bytes(manifest.dtype),
+            _read_bytes(manifest, config),
             kv_bytes_per_token(config, manifest.session.cache_dtype),
         )
 
@@ -78,9 +82,24 @@ class BundleContender(Contender):
         self._model.close()
 
 
+def _read_bytes(manifest: Manifest, config: NemotronConfig) -> int:
+    """Bytes of the weights that a decode step reads: quantized ones as codes and scales, the others in the dtype."""
+    quantized = manifest.quantization
+    if quantized is None:
+        return read_parameters(config) * item_bytes(manifest.dtype)
+    shapes = expected_tensors(config)
+    rest = read_parameters(config) - sum(math.prod(shapes[name]) for name in quantized.tensors)
+    return quantized.file.size + rest * item_bytes(manifest.dtype)
+
+
+def _scheme(manifest: Manifest) -> str:
+    quantized = manifest.quantization
+    return "" if quantized is None else f" int{quantized.bits} g{quantized.group_size}"
+
+
 def _names(bundles: Sequence[Bundle]) -> list[str]:
-    """Target and dtype; where these are the same, the folder's name too, and a number where that is not enough."""
-    names = [f"bundle {b.manifest.target} {b.manifest.dtype}" for b in bundles]
+    """Target, dtype and quantization; where these are the same the folder's name, then a number where that is too."""
+    names = [f"bundle {b.manifest.target} {b.manifest.dtype}{_scheme(b.manifest)}" for b in bundles]
     folders = [f"{name} ({b.directory.resolve().name})" for name, b in zip(names, bundles, strict=True)]
     names = [folder if names.count(name) > 1 else name for name, folder in zip(names, folders, strict=True)]
     return [f"{name} #{names[: i + 1].count(name)}" if names.count(name) > 1 else name for i, name in enumerate(names)]
