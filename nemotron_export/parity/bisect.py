@@ -26,7 +26,7 @@ __all__ = ["Bisection", "PointError", "bisect"]
 # A value that fp32 computes in another order is off by some 1e-7 of its range; a mistake is off by far more.
 FP32_TOLERANCE = 1e-5
 # What rounding the weights to so many bits may do to a value: a mistake does more, or is not told from rounding.
-QUANTIZED_TOLERANCE = {8: 0.05, 4: 0.5}
+QUANTIZED_TOLERANCE = {8: 0.1, 4: 0.5}
 # In a lower precision, so many times PyTorch's own error in it.
 LOW_PRECISION_FACTOR = 3.0
 _POSITIONS = 12

@@ -26,6 +26,7 @@ from support.checkpoints import run_blocked, write_checkpoint
 from nemotron_export import build
 from nemotron_export.checkpoint import read_header
 from nemotron_export.parity import check_parity
+from nemotron_export.parity.examine import examine
 from nemotron_export.quantization import QUANTIZED_FILE
 
 LIMITS: dict[str, Any] = {"max_seq_len": 256, "max_batch": 4, "prefill_chunk": 64}
@@ -90,6 +91,13 @@ def test_the_odd_bundle_holds_codes_of_every_projection(odd_bundle: Path) -> Non
     assert "model.embed_tokens.weight" in names
     assert "model.embed_tokens.weight.packed" in names
     assert not any(name.endswith("_proj.weight") for name in names)
+
+
+def test_bisection_allows_what_rounding_does(odd_bundle: Path) -> None:
+    found = examine(odd_bundle, drift=False).bisection
+    assert found.first is None
+    # rounding shows, and stays below its bound
+    assert 1e-4 < found.before < max(error.tolerance for error in found.layers) <= 0.5
 
 
 def test_perplexity_is_that_of_the_logits(odd_bundle: Path) -> None:
