@@ -151,7 +151,11 @@ def test_the_graph_for_cuda_computes_in_its_dtype(checkpoint: Path, tmp_path: Pa
     computed = {value.type.tensor_type.elem_type for value in (*graph.input[2:], *graph.output)}
     assert computed == {expected}
     floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
-    assert {value.type.tensor_type.elem_type for value in graph.value_info} & floats <= {expected, 16}
+    # in fp16 relu² and down_proj compute in fp32: nobody measured that its range holds the square
+    wide = {onnx.TensorProto.FLOAT} if dtype == "float16" else set()
+    found = {value.type.tensor_type.elem_type for value in graph.value_info} & floats
+    assert found <= {expected, onnx.TensorProto.BFLOAT16} | wide
+    assert wide <= found
     # a CUDA graph can be captured over nodes of the device alone: data never decides a shape
     assert not {"NonZero", "Where", "If", "Loop", "Range", "ReduceMax"} & {node.op_type for node in graph.node}
     options = json.loads((path / "genai_config.json").read_text())["model"]["decoder"]["session_options"]

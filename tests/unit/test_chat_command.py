@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -180,7 +181,9 @@ def test_files_that_are_missing_or_broken(loaded, tmp_path: Path, option: str) -
 
 
 PROGRAM = """
-import sys, time
+import signal, sys, time
+# a job in the background of a script is started with SIGINT ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 import nemotron_runtime
 from support.chat import scripted_model
@@ -218,6 +221,8 @@ class Terminal:
         end = time.monotonic() + seconds
         while text not in self.shown:
             assert time.monotonic() < end, self.shown
+            if not select.select([self._master], [], [], 1.0)[0]:
+                continue
             try:
                 self.shown += os.read(self._master, 4096).decode()
             except OSError:

@@ -18,10 +18,13 @@ from nemotron_runtime.reference import Reference, ReferencePrompt
 from nemotron_runtime.report import ParityRow
 from nemotron_runtime.sessions import Session
 
-__all__ = ["FLIP_MARGIN", "RMSE_RATIO", "Fp32Judge", "LowPrecisionJudge"]
+__all__ = ["FLIP_MARGIN", "RMSE_RATIO", "SHAPE_RATIO", "Fp32Judge", "LowPrecisionJudge"]
 
 # design: RMSE at most this much above PyTorch's own run in the same dtype
 RMSE_RATIO = 1.05
+# A run in another shape rounds at other places: its error is of the same size, but it is sampled at a prompt's few kept
+# positions, where it was seen to vary by a quarter. A mistake in chunks or padding is off by a factor of ten and more.
+SHAPE_RATIO = 2.0
 # design: a greedy flip counts where the reference's margin exceeds so many times PyTorch's own RMSE
 FLIP_MARGIN = 4.0
 
@@ -110,16 +113,15 @@ class LowPrecisionJudge(Judge):
         self.rows.append(ParityRow(check, name, count, 0.0, count == 0, note))
 
     def judge_again(self, check: str, name: str, pairs: Sequence[tuple[Any, Any]]) -> None:
-        # a prompt's error is a sample of a few positions: another shape of run is held against the worst of them
         bound = max(self._eager_rmse, *self._prompt_rmse)
-        self._ratio(f"{check}, RMSE ratio", name, _rmse(pairs) / bound)
+        self._ratio(f"{check}, RMSE ratio", name, _rmse(pairs) / bound, SHAPE_RATIO)
 
     def finish(self) -> None:
         ratio = _rmse(self._pairs) / self._eager_rmse
-        self._ratio("prefill and cached decode, RMSE ratio to PyTorch", "all", ratio)
+        self._ratio("prefill and cached decode, RMSE ratio to PyTorch", "all", ratio, RMSE_RATIO)
 
-    def _ratio(self, check: str, name: str, ratio: float) -> None:
-        self.rows.append(ParityRow(check, name, ratio, RMSE_RATIO, ratio <= RMSE_RATIO))
+    def _ratio(self, check: str, name: str, ratio: float, bound: float) -> None:
+        self.rows.append(ParityRow(check, name, ratio, bound, ratio <= bound))
 
 
 def _rmse(pairs: Sequence[tuple[Any, Any]]) -> float:
