@@ -1,0 +1,24 @@
+"""The Triton kernels, one file each; their launch rules lie beside this folder and need no Triton."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nemotron_plugins.kernels.cached_attention_decode import (
+    cached_attention_combine_kernel,
+    cached_attention_decode_kernel,
+)
+from nemotron_plugins.kernels.cached_attention_prefill import cached_attention_prefill_kernel
+from nemotron_plugins.kernels.rotary_kv_cache_update import rotary_kv_cache_update_kernel
+
+__all__ = ["KERNELS"]
+
+KERNELS: dict[str, Any] = {
+    kernel.__name__: kernel
+    for kernel in (
+        rotary_kv_cache_update_kernel,
+        cached_attention_decode_kernel,
+        cached_attention_combine_kernel,
+        cached_attention_prefill_kernel,
+    )
+}

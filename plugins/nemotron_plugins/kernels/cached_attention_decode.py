@@ -1,0 +1,121 @@
+"""Cached attention of one or a few new tokens per row: each row's filled slots are split over blocks, then combined.
+
+The query heads of a group are the rows of one tile, so a key or value is read once for all of them. Blocks whose part of
+a row is empty return at once: what is read follows each row's own length, not the longest one.
+
+Shapes: B rows, N cache rows, S new tokens, T cache slots, H query heads, G key/value heads, D head_dim, M query vectors
+of a group (new tokens × heads), P splits.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from nemotron_plugins.kernels.attention_tile import attend
+
+__all__ = ["cached_attention_combine_kernel", "cached_attention_decode_kernel"]
+
+
+@triton.jit
+def cached_attention_decode_kernel(
+    q_ptr,  # [B, S, H, D]
+    k_cache_ptr,  # [N, G, T, D]
+    v_cache_ptr,  # [N, G, T, D]
+    query_start_ptr,  # [B] int64
+    cache_row_ptr,  # [B] int64, read where HAS_CACHE_ROW
+    out_ptr,  # [B, S, H, D], written where SPLITS is 1
+    partial_ptr,  # [B, S, H, P, D] fp32, else
+    partial_lse_ptr,  # [B, S, H, P] fp32, else: log2 of the sum of powers of two, -inf for an empty part
+    tokens,  # S
+    slots,  # T
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    SCALE_LOG2: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    SPLITS: tl.constexpr,
+    HAS_CACHE_ROW: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Block (row and key/value head, split)."""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    row = tl.program_id(0) // KV_HEADS
+    kv_head = tl.program_id(0) % KV_HEADS
+    split = tl.program_id(1)
+    start = tl.load(query_start_ptr + row).to(tl.int32)
+    filled = tl.minimum(start + tokens, slots)
+    part = (filled + SPLITS * BLOCK_N - 1) // (SPLITS * BLOCK_N) * BLOCK_N
+    begin = split * part
+    end = tl.minimum(begin + part, filled)
+
+    m_M = tl.arange(0, BLOCK_M)
+    token_M = m_M // GROUP
+    exists_M = token_M < tokens
+    head_M = kv_head * GROUP + m_M % GROUP
+    vector_M = (row * tokens + token_M).to(tl.int64) * (KV_HEADS * GROUP) + head_M
+    lane_1D = tl.arange(0, BLOCK_DIM)[None, :]
+    exists_MD = exists_M[:, None] & (lane_1D < HEAD_DIM)
+
+    if begin < end:
+        cache_row = row.to(tl.int64)
+        if HAS_CACHE_ROW:
+            cache_row = tl.load(cache_row_ptr + row)
+        offset = (cache_row * KV_HEADS + kv_head) * slots * HEAD_DIM
+        q_MD = tl.load(q_ptr + vector_M[:, None] * HEAD_DIM + lane_1D, mask=exists_MD, other=0.0)
+        max_M = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+        sum_M = tl.zeros((BLOCK_M,), tl.float32)
+        acc_MD = tl.zeros((BLOCK_M, BLOCK_DIM), tl.float32)
+        max_M, sum_M, acc_MD = attend(
+            q_MD, k_cache_ptr + offset, v_cache_ptr + offset, max_M, sum_M, acc_MD, begin, end, start + token_M,
+            SCALE_LOG2, HEAD_DIM, BLOCK_DIM, BLOCK_N, True,
+        )  # fmt: skip
+        if SPLITS == 1:
+            out_MD = acc_MD / sum_M[:, None]
+            tl.store(
+                out_ptr + vector_M[:, None] * HEAD_DIM + lane_1D, out_MD.to(out_ptr.dtype.element_ty), mask=exists_MD
+            )
+        else:
+            # the first of several new tokens may see nothing of the last part
+            sum_M = tl.where(max_M == float("-inf"), 1.0, sum_M)
+            out_MD = acc_MD / sum_M[:, None]
+            split_M = vector_M * SPLITS + split
+            tl.store(partial_ptr + split_M[:, None] * HEAD_DIM + lane_1D, out_MD, mask=exists_MD)
+            tl.store(partial_lse_ptr + split_M, max_M + tl.log2(sum_M), mask=exists_M)
+    else:
+        if SPLITS > 1:
+            empty_M = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+            tl.store(partial_lse_ptr + vector_M * SPLITS + split, empty_M, mask=exists_M)
+
+
+@triton.jit
+def cached_attention_combine_kernel(
+    partial_ptr,  # [B, S, H, P, D] fp32
+    partial_lse_ptr,  # [B, S, H, P] fp32
+    out_ptr,  # [B, S, H, D]
+    HEAD_DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    SPLITS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Block (query vector): the splits' results, weighted by their share of the whole sum."""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    vector = tl.program_id(0).to(tl.int64)
+    split_P = tl.arange(0, SPLITS)
+    lane_D = tl.arange(0, BLOCK_DIM)
+    lse_P = tl.load(partial_lse_ptr + vector * SPLITS + split_P)
+    weight_P = tl.exp2(lse_P - tl.max(lse_P, 0))
+    # an empty part's memory was never written
+    exists_PD = (lse_P != float("-inf"))[:, None] & (lane_D < HEAD_DIM)[None, :]
+    partial_PD = tl.load(
+        partial_ptr + (vector * SPLITS + split_P)[:, None] * HEAD_DIM + lane_D[None, :], mask=exists_PD, other=0.0
+    )
+    out_D = tl.sum(partial_PD * weight_P[:, None], 0) / tl.sum(weight_P, 0)
+    tl.store(out_ptr + vector * HEAD_DIM + lane_D, out_D.to(out_ptr.dtype.element_ty), mask=lane_D < HEAD_DIM)

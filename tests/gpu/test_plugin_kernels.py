@@ -1,0 +1,89 @@
+"""The GPU kernels on a GPU: no further from fp32 than the eager definitions in the same dtype."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from nemotron_graphs.ops import rotary_kv_cache_update
+from support.plugin_kernels import AttentionCase, RotaryCase, attention_inputs, reference_attention, rotary_inputs
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0),
+    reason="the kernels need an NVIDIA GPU of compute capability 8.0 or more",
+)
+
+DTYPES = (torch.bfloat16, torch.float16)
+# of the definition's own RMSE against fp32
+RATIO = 1.05
+# query heads, key/value heads, head_dim, rotary_dim of the Nemotron models
+MODELS = {
+    "minitron-4b": (24, 8, 128, 64),
+    "nemotron-3-8b": (32, 32, 128, 64),
+    "nemotron-4-340b": (96, 8, 192, 96),
+    "narrow": (12, 4, 64, 32),
+}
+
+
+def _rmse(got: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((got.float() - expected.float()).square().mean().sqrt())
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float32], ids=str)
+@pytest.mark.parametrize("tokens", [1, 37])
+@pytest.mark.parametrize("model", MODELS)
+def test_rotary_kv_cache_update_equals_its_definition_bit_for_bit(model: str, tokens: int, dtype: torch.dtype) -> None:
+    from nemotron_plugins.torch_launch import rotary_kv_cache_update as kernel
+
+    H, G, D, R = MODELS[model]
+    for permuted in (False, True):
+        case = RotaryCase(H=H, G=G, D=D, R=R, S=tokens, starts=(1030, 0, 77), T=1100, permuted=permuted)
+        inputs: Any = rotary_inputs(case, dtype, "cuda")
+        expected = rotary_kv_cache_update.eager(*inputs)
+        q_out = kernel(*inputs)
+        for got, wanted in zip((q_out, inputs[6], inputs[7]), expected, strict=True):
+            assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("tokens", "starts"),
+    [(1, (0, 511, 1500)), (1, (2047,)), (2, (600, 3)), (130, (0, 1001)), (513, (300,))],
+    ids=["decode", "decode-one-row", "decode-two-tokens", "prefill", "prefill-long"],
+)
+def test_cached_attention_is_as_near_to_fp32_as_its_definition(
+    model: str, tokens: int, starts: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    from nemotron_plugins.torch_launch import cached_attention as kernel
+
+    H, G, D, _ = MODELS[model]
+    case = AttentionCase(H=H, G=G, D=D, S=tokens, starts=starts, T=2100, permuted=len(starts) > 1)
+    inputs: Any = attention_inputs(case, dtype, "cuda")
+    exact = reference_attention(inputs, torch.float32)
+    got = kernel(*inputs)
+    assert not got.isnan().any()
+    assert _rmse(got, exact) <= RATIO * _rmse(reference_attention(inputs, dtype), exact)
+
+
+@pytest.mark.parametrize("tokens", [1, 70])
+def test_cached_attention_in_fp32_is_not_tf32(tokens: int) -> None:
+    from nemotron_plugins.torch_launch import cached_attention as kernel
+
+    case = AttentionCase(H=6, G=2, D=96, S=tokens, starts=(1000, 5), T=1100)
+    inputs: Any = attention_inputs(case, torch.float32, "cuda")
+    exact = reference_attention(inputs, torch.float64)
+    assert _rmse(kernel(*inputs), exact) <= 1e-6
+
+
+@pytest.mark.parametrize("splits", [1, 2, 16, 64])
+def test_any_number_of_splits_gives_the_same_attention(splits: int) -> None:
+    from nemotron_plugins.torch_launch import cached_attention as kernel
+
+    case = AttentionCase(H=24, G=8, D=128, S=1, starts=(900, 0, 40), T=1024)
+    inputs: Any = attention_inputs(case, torch.bfloat16, "cuda")
+    exact = reference_attention(inputs, torch.float32)
+    assert _rmse(kernel(*inputs, splits=splits), exact) <= RATIO * _rmse(
+        reference_attention(inputs, torch.bfloat16), exact
+    )
