@@ -47,8 +47,8 @@ def attend(
 ):
     """Takes slots begin to end into the running softmax: maximum (of scores in powers of two), sum and weighted values.
 
-    Where BOUNDED, query m sees slots up to last_slot_M[m]; else ``end - begin`` is a multiple of BLOCK_N and every query
-    sees all of them.
+    Where BOUNDED, query m sees slots up to last_slot_M[m]; else ``end - begin`` is a multiple of BLOCK_N and all
+    of them are seen by every query.
     """
     for block in range(begin, end, BLOCK_N):
         slot_N = block + tl.arange(0, BLOCK_N)

@@ -1,7 +1,7 @@
 """Cached attention of one or a few new tokens per row: each row's filled slots are split over blocks, then combined.
 
-The query heads of a group are the rows of one tile, so a key or value is read once for all of them. Blocks whose part of
-a row is empty return at once: what is read follows each row's own length, not the longest one.
+The query heads of a group are the rows of one tile, so a key or value is read once for all of them. Blocks whose
+part of a row is empty return at once: what is read follows each row's own length, not the longest one.
 
 Shapes: B rows, N cache rows, S new tokens, T cache slots, H query heads, G key/value heads, D head_dim, M query vectors
 of a group (new tokens × heads), P splits.

@@ -1,8 +1,8 @@
 """Rotation of queries and keys and the update of both caches, in one launch and in place.
 
 Numbers: loads are widened to fp32, each product is rounded to the run dtype and then the sum or difference, which are
-the rounding places of the op's definition. Compiled without multiply-add fusion the result equals the definition's bit for
-bit.
+the rounding places of the op's definition. Compiled without multiply-add fusion the result equals the definition's bit
+for bit.
 
 Shapes: B rows, N cache rows, S new tokens, H query heads, G key/value heads, D head_dim, T cache slots, P positions in
 the table, R rotary_dim. One block takes BLOCK_HEADS heads of q, of k or of v, of one token.
