@@ -1,0 +1,194 @@
+"""Speed on a CPU beside what else runs this family: eager PyTorch, torch.compile, ONNX Runtime GenAI, llama.cpp.
+
+    pip install --target peers llama-cpp-python gguf         # CMAKE_ARGS="-DGGML_NATIVE=ON"
+    python ci/benchmarks/cpu_peers.py make work --site peers     # a random checkpoint, and what each peer makes of it
+    python ci/benchmarks/cpu_peers.py check work --site peers    # do they compute the same?
+    python ci/benchmarks/cpu_peers.py measure work --site peers --json result.json
+
+`make` leaves alone what is there. `check` holds every contender against eager PyTorch in fp32: logits of the last token
+behind prompts of 128 and 512 tokens, and 64 greedy tokens behind the shorter one. `measure` is the package's own bench:
+a process per contender, all loaded, taking turns; see README.md beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Callable
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+
+import numpy as np
+from cpu_peers_artefacts import BUNDLES, GENAI, GGUF_BITS, make
+from nemotron_runtime.bundle import Bundle
+
+from nemotron_export.bench import BenchOptions
+from nemotron_export.bench.contenders import CONTENDERS, BenchRequest, ContenderSpec
+from nemotron_export.bench.contenders.base import Contender
+from nemotron_export.bench.run import measure_specs
+from nemotron_export.bench.shapes import Shape
+from nemotron_export.bench.traffic import kv_bytes_per_token, read_parameters, total_parameters
+from nemotron_export.bench.worker import prompt_ids
+from nemotron_export.checkpoint import Checkpoint
+from nemotron_export.cli.bench import print_bench
+from nemotron_export.cli.console import print_table
+
+PROMPTS = (128, 512)
+NEW_TOKENS = 64
+THREADS = 2
+REFERENCE = "eager float32, sdpa, dynamic cache"
+
+
+def contenders(work: Path, site: Path, only: str = "") -> list[ContenderSpec]:
+    """Everything that `make` made, ours first."""
+    checkpoint = Checkpoint.open(work / "checkpoint")
+    config = checkpoint.config
+    shapes = tuple(Shape(count, NEW_TOKENS, 1) for count in PROMPTS)
+    bundles = tuple(Bundle.open(work / name, allow_unverified=True) for name in BUNDLES)
+    request = BenchRequest(
+        bundles, checkpoint.directory, None, True, shapes, ("float32", "bfloat16"), ("dynamic", "static")
+    )
+    specs = [spec for kind in ("bundle", "eager") for spec in CONTENDERS[kind].specs(request)]
+    read, total = read_parameters(config), total_parameters(config)
+
+    def peer(kind: str, name: str, path: Path, dtype: str, bits: float, cache: str, **options: Any) -> None:
+        described = {
+            "dtype": dtype, "vocab_size": config.vocab_size, "weight_bytes": int(read * bits / 8),
+            "kv_bytes_per_token": kv_bytes_per_token(config, cache),
+        }  # fmt: skip
+        weights = int(read * bits / 8) + 4 * (total - read)
+        specs.append(ContenderSpec(kind, name, {"path": str(path), "description": described, **options}, weights))
+
+    peer("compiled", "torch.compile float32, static cache", checkpoint.directory, "float32", 32, "float32")
+    for folder, (name, bits) in GENAI.items():
+        peer("genai", name, work / folder, "float32", bits, "float32")
+    for kind, bits in GGUF_BITS.items():
+        cache = "f32" if kind == "f32" else "f16"
+        peer(
+            "llama", f"llama.cpp {kind}, {cache} cache", work / f"{kind}.gguf", kind, bits,
+            "float32" if cache == "f32" else "float16", site=str(site), slots=max(PROMPTS) + NEW_TOKENS, kv=cache,
+        )  # fmt: skip
+    return [spec for spec in specs if only in spec.name]
+
+
+def last_logits(contender: Contender) -> Callable[[np.ndarray], np.ndarray]:
+    """What gives a contender's logits [V] behind a prompt [S]."""
+    if contender.kind == "bundle":
+        return lambda ids_S: contender._model.logits(ids_S)[-1]
+    if contender.kind == "eager":
+        import torch
+
+        def eager(ids_S: np.ndarray) -> np.ndarray:
+            with torch.inference_mode():
+                return contender._model(torch.from_numpy(ids_S[None])).logits[0, -1].float().numpy()
+
+        return eager
+    return contender.scores
+
+
+def compute(spec: ContenderSpec) -> tuple[list[np.ndarray], list[int]]:
+    """Logits behind each prompt, and greedy tokens behind the first."""
+    contender = CONTENDERS[spec.kind](spec.options, THREADS)
+    contender.prepare()
+    vocab_size = contender.load().vocab_size
+    prompts = [prompt_ids(Shape(count, NEW_TOKENS, 1), vocab_size) for count in PROMPTS]
+    scores = last_logits(contender)
+    logits = [scores(ids_BS[0]).astype(np.float64) for ids_BS in prompts]
+    contender.reset(1, PROMPTS[0] + NEW_TOKENS)
+    tokens_B = contender.prefill(prompts[0])
+    tokens = [int(tokens_B[0])]
+    while len(tokens) < NEW_TOKENS:
+        tokens_B = contender.decode(tokens_B)
+        tokens.append(int(tokens_B[0]))
+    contender.close()
+    return logits, tokens
+
+
+def check(specs: list[ContenderSpec], work: Path) -> None:
+    """Compares every contender with eager PyTorch in fp32; prints it, and leaves check.json for `measure`."""
+    (reference,) = (spec for spec in specs if spec.name == REFERENCE)
+    expected, written = compute(reference)
+    rows, found = [], {}
+    for spec in specs:
+        logits, tokens = compute(spec)
+        errors = [got - want for got, want in zip(logits, expected, strict=True)]
+        result = {
+            "max_error_over_range": [float(np.abs(e).max() / np.ptp(w)) for e, w in zip(errors, expected, strict=True)],
+            "rmse_over_deviation": [
+                float(np.sqrt(np.square(e).mean()) / w.std()) for e, w in zip(errors, expected, strict=True)
+            ],
+            "greedy_tokens_differing": sum(map(int.__ne__, tokens, written)),
+            "first_greedy_difference": next(
+                (n for n, (a, b) in enumerate(zip(tokens, written, strict=True)) if a != b), None
+            ),
+        }
+        found[spec.name] = result
+        worst = [f"{value:.1e}" for key in ("max_error_over_range", "rmse_over_deviation") for value in result[key]]
+        rows.append([spec.name, *worst, str(result["greedy_tokens_differing"])])
+        print(rows[-1], file=sys.stderr, flush=True)
+    what = [f"{name} {count}" for name in ("max |Δ|/range", "RMSE/deviation") for count in PROMPTS]
+    print_table("Logits of the last token beside eager fp32", ["what runs", *what, f"of {NEW_TOKENS} greedy"], rows)
+    (work / "check.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+def measure(specs: list[ContenderSpec], work: Path, rounds: int, output: Path | None) -> None:
+    """Measures, prints, and writes the document with what `check` found."""
+    options = BenchOptions(PROMPTS[0], NEW_TOKENS, contexts=PROMPTS, rounds=rounds, warmup=1, threads=THREADS)
+
+    def progress(stage: str, done: int, total: int) -> None:
+        print(f"\r{stage} {done}/{total} ", end="", file=sys.stderr, flush=True)
+
+    result = measure_specs(specs, options, progress)
+    site = {d.metadata["Name"]: d.version for d in distributions(path=[specs[-1].options.get("site", "")])}
+    peers = {d.metadata["Name"]: d.version for d in distributions()} | site
+    named = ("transformers", "onnxruntime-genai", "llama_cpp_python", "llama-cpp-python", "gguf")
+    versions = {**result.versions, **{name: peers[name] for name in named if name in peers}}
+    result = dataclasses.replace(result, versions=versions)
+    print_bench(result)
+    rows = []
+    for contender in result.contenders:
+        for shape in contender.measurements:
+            prefill, decode = shape.prefill_seconds, shape.decode_tokens_per_second
+            times = [f"{1e3 * value:.0f}" for value in (prefill.minimum, prefill.median, prefill.maximum)]
+            speeds = [f"{value:.1f}" for value in (decode.minimum, decode.median, decode.maximum)]
+            rows.append([contender.name, str(shape.shape.prompt_tokens), *times, *speeds])
+    heads = [f"{what} {stat}" for what in ("prefill ms", "tok/s") for stat in ("min", "median", "max")]
+    print_table("All of it", ["what runs", "prompt", *heads], rows)
+    if output is not None:
+        checked = json.loads((work / "check.json").read_text(encoding="utf-8"))
+        output.write_text(json.dumps({**result.to_dict(), "equality": checked}, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """One stage."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=("make", "check", "measure"))
+    parser.add_argument("work", type=Path, help="the folder that `make` fills, 4 GB")
+    parser.add_argument("--site", type=Path, required=True, help="where llama-cpp-python and gguf are")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="contenders whose names hold this, to look closer at some")
+    parser.add_argument("--json", type=Path, help="where `measure` writes its document")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.ERROR)
+    work, site = arguments.work.resolve(), arguments.site.resolve()
+    if arguments.stage == "make":
+        sys.path.append(str(site))
+        make(work)
+        return
+    import cpu_peers_contenders  # noqa: F401 (it registers the peers)
+
+    specs = contenders(work, site, arguments.only)
+    if arguments.stage == "check":
+        check(specs, work)
+    else:
+        measure(specs, work, arguments.rounds, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
