@@ -39,9 +39,10 @@ def _rotate_heads(
     dst_N1 = dst_ptr + head_N[:, None].to(tl.int64) * dst_stride
     lane_h = tl.arange(0, BLOCK_HALF)
     lane_1h = lane_h[None, :]
-    exists_Nh = exists_N[:, None] & (lane_1h < HALF)
+    exists_Nh = (exists_N[:, None] & (lane_1h < HALF)) != 0
     # a position outside the table has no angle: NaN is seen, a wrong angle would not be
-    angle_exists_h = (lane_h < HALF) & in_table
+    # compared anew: the interpreter widens the conjunction with a scalar, and a mask must be boolean
+    angle_exists_h = ((lane_h < HALF) & in_table) != 0
     cos_1h = tl.load(cos_ptr + position * HALF + lane_h, mask=angle_exists_h, other=float("nan")).to(tl.float32)[
         None, :
     ]
@@ -58,7 +59,7 @@ def _rotate_heads(
     tl.store(dst_N1 + HALF + lane_1h, (second_cos + first_sin).to(run_dtype), mask=exists_Nh)
     if BLOCK_TAIL > 0:
         lane_1t = 2 * HALF + tl.arange(0, BLOCK_TAIL)[None, :]
-        exists_Nt = exists_N[:, None] & (lane_1t < HEAD_DIM)
+        exists_Nt = (exists_N[:, None] & (lane_1t < HEAD_DIM)) != 0
         tl.store(dst_N1 + lane_1t, tl.load(src_N1 + lane_1t, mask=exists_Nt, other=0.0), mask=exists_Nt)
 
 
@@ -126,7 +127,7 @@ def rotary_kv_cache_update_kernel(
         else:
             head_N = (part - QUERY_PARTS - KV_PARTS) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
             lane_1D = tl.arange(0, BLOCK_DIM)[None, :]
-            exists_ND = ((head_N < KV_HEADS) & exists)[:, None] & (lane_1D < HEAD_DIM)
+            exists_ND = (((head_N < KV_HEADS) & exists)[:, None] & (lane_1D < HEAD_DIM)) != 0
             v_ND = tl.load(v_ptr + src_offset + head_N[:, None] * HEAD_DIM + lane_1D, mask=exists_ND, other=0.0)
             dst_ND = v_cache_ptr + dst_offset + head_N[:, None].to(tl.int64) * head_stride + lane_1D
             tl.store(dst_ND, v_ND, mask=exists_ND)
