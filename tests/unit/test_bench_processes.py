@@ -130,7 +130,7 @@ app = typer.Typer()
 @guarded
 def measure() -> None:
     specs = [fake_spec("a", log), fake_spec("b", log, "hang"), fake_spec("c", log)]
-    run._measure(specs, BenchOptions(4, 3), 1, lambda *state: None)
+    run.measure_specs(specs, BenchOptions(4, 3, threads=1))
 app()
 """
 
@@ -142,9 +142,9 @@ def test_no_child_outlives_an_interrupted_run(tmp_path: Path, number: signal.Sig
     log = tmp_path / "log"
     program = PROGRAM.format(tests=str(Path(__file__).parents[1]), log=str(log))
     parent = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, cwd=tmp_path)
-    wait_for(log, "begin")
     deadline = time.monotonic() + 60
-    while not any(name == "b" and event == "begin" for name, _, event in events(log)):
+    while not (log.exists() and any(name == "b" and event == "begin" for name, _, event in events(log))):
+        assert parent.poll() is None, parent.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.02)
     children = psutil.Process(parent.pid).children()
