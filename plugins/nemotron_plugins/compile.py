@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
 from typing import Any
 
 import triton
@@ -13,9 +12,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from nemotron_plugins.kernels import KERNELS
-from nemotron_plugins.launch import Launch, LaunchRecord
+from nemotron_plugins.launch import CompiledKernel, Launch, LaunchRecord
 
-__all__ = ["ARCHITECTURES", "CompiledKernel", "compile_kernel"]
+__all__ = ["ARCHITECTURES", "compile_kernel"]
 
 # compute capability × 10: A100, RTX 30, RTX 40 and L40, H100 and H200, B200, RTX 50
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
@@ -23,14 +22,6 @@ _FIRST_WITH_PDL = 90
 _TRITON_TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 # what Triton appends to a kernel's own parameters, in this order
 _HIDDEN_ARGUMENTS = ("global_scratch", "profile_scratch")
-
-
-@dataclass(frozen=True)
-class CompiledKernel:
-    """A cubin, and what a driver needs to launch it."""
-
-    cubin: bytes
-    record: LaunchRecord
 
 
 def compile_kernel(launch: Launch, *, dtype: str, architecture: int) -> CompiledKernel:

@@ -9,7 +9,7 @@ from typing import Any
 
 from nemotron_errors import BundleError
 
-__all__ = ["GridAxis", "Launch", "LaunchRecord"]
+__all__ = ["CompiledKernel", "GridAxis", "Launch", "LaunchRecord"]
 
 Constant = int | float | bool
 
@@ -137,3 +137,11 @@ class LaunchRecord:
         except (ValueError, TypeError, KeyError) as error:
             raise BundleError(f"{error}", "a launch record in JSON", remedy, where=where) from error
         return cls(**data)
+
+
+@dataclass(frozen=True)
+class CompiledKernel:
+    """A cubin, and what a driver needs to launch it."""
+
+    cubin: bytes
+    record: LaunchRecord

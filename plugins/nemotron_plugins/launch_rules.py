@@ -24,14 +24,20 @@ def rotary_kv_cache_update_rule(
     head_dim: int,
     rotary_dim: int,
     max_tokens: int,
+    packed: bool = False,
     has_cache_row: bool = False,
     pdl: bool = False,
 ) -> Launch:
-    """The launch of ``rotary_kv_cache_update_kernel``; ``max_tokens`` is the most B × S that it will see."""
+    """The launch of ``rotary_kv_cache_update_kernel``.
+
+    ``max_tokens`` is the most B × S that it will see. With ``packed``, q, k and v of a token lie one behind another in
+    one tensor [B, S, (H + 2G) × D], whose pointer is given three times.
+    """
     block_heads = 2 if max_tokens <= _FEW_TOKENS else 8
     query_parts = -(-query_heads // block_heads)
     kv_parts = -(-kv_heads // block_heads)
     tail = head_dim - rotary_dim
+    query, kv = query_heads * head_dim, kv_heads * head_dim
     pointers = ("q", "k", "v", "cos", "sin")
     return Launch(
         kernel="rotary_kv_cache_update_kernel",
@@ -52,6 +58,10 @@ def rotary_kv_cache_update_rule(
             "QUERY_HEADS": query_heads,
             "KV_HEADS": kv_heads,
             "HEAD_DIM": head_dim,
+            "Q_STRIDE": query + 2 * kv if packed else query,
+            "KV_STRIDE": query + 2 * kv if packed else kv,
+            "K_OFFSET": query if packed else 0,
+            "V_OFFSET": query + kv if packed else 0,
             "HALF": rotary_dim // 2,
             "BLOCK_HEADS": block_heads,
             "BLOCK_HALF": next_power_of_two(rotary_dim // 2),

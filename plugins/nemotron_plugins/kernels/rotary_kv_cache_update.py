@@ -5,7 +5,8 @@ the rounding places of the op's definition. Compiled without multiply-add fusion
 for bit.
 
 Shapes: B rows, N cache rows, S new tokens, H query heads, G key/value heads, D head_dim, T cache slots, P positions in
-the table, R rotary_dim. One block takes BLOCK_HEADS heads of q, of k or of v, of one token.
+the table, R rotary_dim. One block takes BLOCK_HEADS heads of q, of k or of v, of one token. q, k and v are three
+tensors, or parts of one: their tokens lie Q_STRIDE or KV_STRIDE values apart, k's and v's behind an offset.
 """
 
 from __future__ import annotations
@@ -65,15 +66,15 @@ def _rotate_heads(
 
 @triton.jit
 def rotary_kv_cache_update_kernel(
-    q_ptr,  # [B, S, H, D]
-    k_ptr,  # [B, S, G, D]
-    v_ptr,  # [B, S, G, D]
+    q_ptr,  # [B, S, H, D], or packed [B, S, (H + 2G) D]
+    k_ptr,  # [B, S, G, D], or the packed tensor
+    v_ptr,  # [B, S, G, D], or the packed tensor
     cos_ptr,  # [P, R/2]
     sin_ptr,  # [P, R/2]
     position_ptr,  # [B, S] int64
     write_index_ptr,  # [B] int64
     cache_row_ptr,  # [B] int64, read where HAS_CACHE_ROW
-    q_out_ptr,  # [B, S, H, D], may be q
+    q_out_ptr,  # [B, S, H, D], may be a q of its own
     k_cache_ptr,  # [N, G, T, D], written in place
     v_cache_ptr,  # [N, G, T, D], written in place
     tokens,  # S
@@ -83,6 +84,10 @@ def rotary_kv_cache_update_kernel(
     QUERY_HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    Q_STRIDE: tl.constexpr,
+    KV_STRIDE: tl.constexpr,
+    K_OFFSET: tl.constexpr,
+    V_OFFSET: tl.constexpr,
     HALF: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
@@ -103,10 +108,9 @@ def rotary_kv_cache_update_kernel(
     in_table = (position >= 0) & (position < positions)
     if part < QUERY_PARTS:
         head_N = part * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
-        offset = token * (QUERY_HEADS * HEAD_DIM)
         _rotate_heads(
-            q_ptr + offset, q_out_ptr + offset, HEAD_DIM, head_N, head_N < QUERY_HEADS,
-            cos_ptr, sin_ptr, position, in_table, HEAD_DIM, HALF, BLOCK_HALF, BLOCK_TAIL,
+            q_ptr + token * Q_STRIDE, q_out_ptr + token * (QUERY_HEADS * HEAD_DIM), HEAD_DIM,
+            head_N, head_N < QUERY_HEADS, cos_ptr, sin_ptr, position, in_table, HEAD_DIM, HALF, BLOCK_HALF, BLOCK_TAIL,
         )  # fmt: skip
     else:
         row = token // tokens
@@ -116,18 +120,19 @@ def rotary_kv_cache_update_kernel(
             cache_row = tl.load(cache_row_ptr + row)
         exists = (slot >= 0) & (slot < slots) & (cache_row >= 0) & (cache_row < cache_rows)
         head_stride = slots * HEAD_DIM
-        src_offset = token * (KV_HEADS * HEAD_DIM)
+        k_src_ptr = k_ptr + K_OFFSET + token * KV_STRIDE
+        v_src_ptr = v_ptr + V_OFFSET + token * KV_STRIDE
         dst_offset = cache_row * KV_HEADS * head_stride + slot * HEAD_DIM
         if part < QUERY_PARTS + KV_PARTS:
             head_N = (part - QUERY_PARTS) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
             _rotate_heads(
-                k_ptr + src_offset, k_cache_ptr + dst_offset, head_stride, head_N, (head_N < KV_HEADS) & exists,
+                k_src_ptr, k_cache_ptr + dst_offset, head_stride, head_N, (head_N < KV_HEADS) & exists,
                 cos_ptr, sin_ptr, position, in_table, HEAD_DIM, HALF, BLOCK_HALF, BLOCK_TAIL,
             )  # fmt: skip
         else:
             head_N = (part - QUERY_PARTS - KV_PARTS) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
             lane_1D = tl.arange(0, BLOCK_DIM)[None, :]
             exists_ND = (((head_N < KV_HEADS) & exists)[:, None] & (lane_1D < HEAD_DIM)) != 0
-            v_ND = tl.load(v_ptr + src_offset + head_N[:, None] * HEAD_DIM + lane_1D, mask=exists_ND, other=0.0)
+            v_ND = tl.load(v_src_ptr + head_N[:, None] * HEAD_DIM + lane_1D, mask=exists_ND, other=0.0)
             dst_ND = v_cache_ptr + dst_offset + head_N[:, None].to(tl.int64) * head_stride + lane_1D
             tl.store(dst_ND, v_ND, mask=exists_ND)

@@ -1,0 +1,171 @@
+"""Target ``tensorrt``: two graphs of one trace, for two engines that share their weights, caches and kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+from nemotron_errors import GraphError
+
+from nemotron_graphs import passes
+from nemotron_graphs.passes.pack_qkv import PARTS
+from nemotron_graphs.targets.record import OnStage, run_passes
+from nemotron_graphs.targets.target import LoweredGraph, LoweringContext, Target
+from nemotron_graphs.weights import SAFETENSORS_DTYPES, WeightRef
+
+__all__ = ["TensorRTGraphs", "WeightInput", "lower_tensorrt", "tensorrt"]
+
+
+@dataclass(frozen=True)
+class WeightInput:
+    """A graph input that is a weight: of both graphs, under one name.
+
+    Attributes:
+        name: of the input: the weight's name in the checkpoint, or that of a packed one, which has several parts.
+        dtype: "bfloat16" or "float16", which is what its parts have on disk.
+        shape: its dims.
+        part_names: names in the checkpoint of what it consists of.
+        parts: where those lie: the input's bytes are theirs, one part behind another.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    part_names: tuple[str, ...]
+    parts: tuple[WeightRef, ...]
+
+
+@dataclass(frozen=True)
+class TensorRTGraphs:
+    """What the target makes of a trace.
+
+    Both graphs take ``input_ids`` int64 [batch, tokens], ``query_start`` int64 [batch], ``k_cache.{l}`` and
+    ``v_cache.{l}`` [batch, G, cache_len, D] and the weights, and give their first output (``logits``) in float32
+    [batch, positions, C] and ``k_cache_out.{l}``, ``v_cache_out.{l}``, whose memory is that of the caches taken.
+
+    Attributes:
+        prefill: takes ``logits_index`` int64 [batch, positions] too.
+        decode: one new token per row, which gets an output: tokens and positions are 1.
+        weights: in the order in which both graphs take them, behind their other inputs.
+    """
+
+    prefill: LoweredGraph
+    decode: LoweredGraph
+    weights: tuple[WeightInput, ...]
+
+
+class _TensorRT(Target):
+    """Its :meth:`passes` and :meth:`lower` are those of the decode graph; :func:`lower_tensorrt` makes both graphs."""
+
+    def passes(self, context: LoweringContext) -> Sequence[ir.passes.PassBase]:
+        return _passes(context, decode=True)
+
+
+tensorrt = _TensorRT(
+    name="tensorrt",
+    dtypes=("bfloat16", "float16"),
+    lowering=tuple,
+    session={"kind": "tensorrt", "provider": "TensorRT", "graph": "decode.onnx", "prefill_rows": "all"},
+    description="TensorRT engines for one kind of NVIDIA GPU, with kernels of our own for decoding",
+    requires="tensorrt",
+)
+
+
+def lower_tensorrt(
+    model: ir.Model,
+    context: LoweringContext,
+    *,
+    on_decode_stage: OnStage | None = None,
+    on_prefill_stage: OnStage | None = None,
+) -> TensorRTGraphs:
+    """Lowers a dialect graph, which is left as it is, to the two graphs.
+
+    Args:
+        model: what ``trace`` gave, in bfloat16 or float16.
+        context: its weights and RoPE tables are used.
+        on_decode_stage: told of the decode graph after each pass.
+        on_prefill_stage: likewise of the prefill graph.
+
+    Raises:
+        GraphError: another dtype, or weights that are stored in another dtype than the run's.
+    """
+    caches = [v for v in model.graph.inputs if (v.name or "").startswith("k_cache.")]
+    assert caches
+    assert caches[0].dtype is not None
+    dtype = caches[0].dtype.name.lower()
+    tensorrt.check_dtype(dtype)
+    prefill = _lower(model.clone(), _passes(context, decode=False), dtype, "prefill.onnx", on_prefill_stage)
+    decode = _lower(model.clone(), _passes(context, decode=True), dtype, "decode.onnx", on_decode_stage)
+    weights = _weights(prefill.model, context)
+    assert [w.name for w in weights] == [w.name for w in _weights(decode.model, context)]
+    return TensorRTGraphs(prefill, decode, weights)
+
+
+def _passes(context: LoweringContext, *, decode: bool) -> Sequence[ir.passes.PassBase]:
+    """One list for both graphs; what is decode's alone comes between the common parts."""
+    fixed: tuple[ir.passes.PassBase, ...] = ()
+    fused: tuple[ir.passes.PassBase, ...] = ()
+    if decode:
+        fixed = (passes.GenaiFullLogitsPass(), passes.FixDimPass("tokens", 1))
+        fused = (passes.FormLayerNormLinearPass(), passes.FoldReluSquaredPass(), passes.FormLinearResidualPass())
+    return (
+        passes.CheckCacheReadersPass(),
+        *fixed,
+        passes.FormRotaryKVCacheUpdatePass(),
+        passes.FormPackedRotaryKVCacheUpdatePass(),
+        *fused,
+        passes.WidenOutputPass(),
+        # a plugin's op has no function beside it, which a parser would take instead
+        passes.InlineDialectOpsPass(("Linear",)),
+        passes.CanonicalizeShapesPass(),
+        passes.cleanup(),
+        passes.DropUnusedInputsPass(),
+        passes.InferShapesPass(),
+        passes.BindRopeTablesPass(context.cos, context.sin),
+        passes.CheckCacheReadersPass(),
+    )
+
+
+def _lower(
+    model: ir.Model, chosen: Sequence[ir.passes.PassBase], dtype: str, file: str, on_stage: OnStage | None
+) -> LoweredGraph:
+    model, records = run_passes(model, chosen, on_stage)
+    session: dict[str, Any] = {
+        **tensorrt.session,
+        "graph": file,
+        "cache_dtype": dtype,
+        "inputs": [v.name for v in model.graph.inputs],
+        "outputs": [v.name for v in model.graph.outputs],
+    }
+    return LoweredGraph(model, session, records)
+
+
+def _weights(model: ir.Model, context: LoweringContext) -> tuple[WeightInput, ...]:
+    """The inputs that are weights, or packed of weights."""
+    found = []
+    for value in model.graph.inputs:
+        assert value.name
+        names = tuple(value.meta.get(PARTS, (value.name,)))
+        if not all(name in context.weights for name in names):
+            continue
+        parts = tuple(context.weights[name] for name in names)
+        assert value.dtype is not None
+        stored = {SAFETENSORS_DTYPES[part.dtype] for part in parts}
+        if stored != {value.dtype}:
+            run, disk = value.dtype.name.lower(), ", ".join(sorted(dtype.name.lower() for dtype in stored))
+            raise GraphError(
+                f"weight '{value.name}' stored in {disk}",
+                f"{run}: an engine reads the checkpoint's weights as they are",
+                f"build with --dtype {disk}, or convert the checkpoint to {run} first",
+                where="--dtype",
+            )
+        shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+        if value.shape is None or tuple(value.shape) != shape:
+            raise ir.passes.PreconditionError(
+                f"weight '{value.name}': found shape {list(shape)} on disk; "
+                f"expected {value.shape}; check the checkpoint against its config"
+            )
+        found.append(WeightInput(value.name, value.dtype.name.lower(), shape, names, parts))
+    return tuple(found)

@@ -1,0 +1,99 @@
+"""The kernels of one model on one architecture: what a TensorRT build compiles and a bundle keeps."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nemotron_errors import BundleError
+
+from nemotron_plugins.launch import CompiledKernel, LaunchRecord
+
+if TYPE_CHECKING:
+    from nemotron_plugins.kernel_spec import KernelSpec
+
+__all__ = ["KernelLibrary", "build_library"]
+
+
+@dataclass(frozen=True)
+class KernelLibrary(Mapping[str, CompiledKernel]):
+    """Kernels by key, for one architecture.
+
+    The keys, R being a bucket of rows (see :func:`nemotron_plugins.linear_rules.row_bucket`):
+        - ``packed_rotary_kv_cache_update`` for decoding, ``packed_rotary_kv_cache_update_prefill`` for many tokens;
+          the packed tensor is the argument of ``q_ptr``, ``k_ptr`` and ``v_ptr`` alike;
+        - ``cached_attention_decode.rR`` for one token per row and, where its constexpr ``SPLITS`` passes 1,
+          ``cached_attention_combine.rR`` behind it; ``cached_attention_prefill`` for any number of tokens;
+        - ``layernorm_linear.NAME.rR`` with the names ``qkv``, ``up`` (with relu²) and ``head`` (giving float32), and
+          ``linear_residual.NAME.rR`` with the names ``o`` and ``down``: NAME is the attribute ``kernel`` of the node;
+        - ``argmax`` and, behind it, ``argmax_combine``.
+    """
+
+    architecture: str
+    kernels: Mapping[str, CompiledKernel]
+
+    def __getitem__(self, key: str) -> CompiledKernel:
+        return self.kernels[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.kernels)
+
+    def __len__(self) -> int:
+        return len(self.kernels)
+
+    def save(self, folder: Path) -> tuple[Path, ...]:
+        """Writes ``<architecture>/<key>.cubin`` and ``.json`` for each kernel below ``folder``; returns the files."""
+        place = folder / self.architecture
+        place.mkdir(parents=True, exist_ok=True)
+        written = []
+        for key, kernel in self.kernels.items():
+            cubin, record = place / f"{key}.cubin", place / f"{key}.json"
+            cubin.write_bytes(kernel.cubin)
+            record.write_text(kernel.record.to_json() + "\n", encoding="utf-8")
+            written += [cubin, record]
+        return tuple(written)
+
+    @classmethod
+    def load(cls, folder: Path, architecture: str) -> KernelLibrary:
+        """Reads what :meth:`save` wrote.
+
+        Raises:
+            BundleError: no kernels for ``architecture``, a file that is missing, or a cubin that is not the record's.
+        """
+        place = folder / architecture
+        remedy = "build the bundle again on the GPU that shall run it"
+        records = sorted(place.glob("*.json")) if place.is_dir() else []
+        if not records:
+            raise BundleError("no kernels", f"kernels for {architecture}", remedy, where=str(place))
+        kernels = {}
+        for path in records:
+            record = LaunchRecord.from_json(path.read_text(encoding="utf-8"), where=str(path))
+            cubin_path = path.with_suffix(".cubin")
+            cubin = cubin_path.read_bytes() if cubin_path.is_file() else b""
+            found = hashlib.sha256(cubin).hexdigest()
+            if found != record.cubin_sha256:
+                expected = f"SHA-256 {record.cubin_sha256}, as its record says"
+                raise BundleError(f"SHA-256 {found}", expected, remedy, where=str(cubin_path))
+            kernels[path.stem] = CompiledKernel(cubin, record)
+        return cls(architecture, kernels)
+
+
+def build_library(spec: KernelSpec, architectures: Sequence[int]) -> dict[int, KernelLibrary]:
+    """Compiles every kernel of a model, for each architecture (90, …). Needs Triton, and no GPU.
+
+    Raises:
+        GraphError: an architecture or dtype that kernels are not compiled for.
+    """
+    from nemotron_plugins.compile import compile_kernel
+
+    libraries = {}
+    for architecture in architectures:
+        kernels = {
+            key: compile_kernel(launch, dtype=spec.dtype, architecture=architecture)
+            for key, launch in spec.launches(architecture).items()
+        }
+        libraries[architecture] = KernelLibrary(f"sm_{architecture}", kernels)
+    return libraries

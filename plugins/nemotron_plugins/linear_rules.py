@@ -1,0 +1,140 @@
+"""Launch rules of the projections of a decode step, for few rows at once. Needs no Triton."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nemotron_plugins.launch import Constant, GridAxis, Launch
+from nemotron_plugins.launch_rules import ITEM_BYTES, next_power_of_two
+
+__all__ = ["ROW_BUCKETS", "layernorm_linear_rule", "linear_residual_rule", "row_bucket"]
+
+# rows that one block computes; more rows take more blocks, which read the weight again
+ROW_BUCKETS = (1, 2, 4, 8)
+# tensor cores multiply tiles of at least 16
+_MIN_TILE = 16
+# a head is wide enough to fill the GPU with the smallest blocks
+_WIDE = 65536
+# values of x that a block holds at once for a norm's statistics
+_STATISTICS_TILE = 4096
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    outputs: int
+    inputs: int
+    num_warps: int
+    num_stages: int
+
+
+def row_bucket(rows: int) -> int:
+    """The bucket for so many rows: the smallest that holds them, or the largest."""
+    return min(next_power_of_two(rows), ROW_BUCKETS[-1])
+
+
+def _blocks(rows: int, inputs: int, outputs: int, dtype: str, *, normed: bool) -> _Blocks:
+    """Block sizes: of one row measured on an H100; of several, tiles of tensor cores with loads in flight."""
+    if rows > 1:
+        block = 256 if ITEM_BYTES[dtype] == 2 else 64
+        return _Blocks(_MIN_TILE, min(block, max(_MIN_TILE, next_power_of_two(inputs))), 4, 4)
+    if outputs >= _WIDE:
+        chosen = _Blocks(2, 1024, 2, 3)
+    elif normed:
+        chosen = _Blocks(8, 512, 4, 1 if outputs < 8192 else 3)
+    else:
+        chosen = _Blocks(8, 1024, 8, 1)
+    return _Blocks(chosen.outputs, min(chosen.inputs, next_power_of_two(inputs)), chosen.num_warps, chosen.num_stages)
+
+
+def _constexprs(
+    blocks: _Blocks, rows: int, inputs: int, outputs: int, has_bias: bool, pdl: bool
+) -> dict[str, Constant]:
+    return {
+        "INPUTS": inputs,
+        "OUTPUTS": outputs,
+        "ROWS": rows,
+        "BLOCK_ROWS": 1 if rows == 1 else _MIN_TILE,
+        "BLOCK_OUT": blocks.outputs,
+        "BLOCK_IN": blocks.inputs,
+        "HAS_BIAS": has_bias,
+        "PDL": pdl,
+    }
+
+
+def _launch(
+    kernel: str,
+    arguments: tuple[tuple[str, str], ...],
+    constexprs: dict[str, Constant],
+    blocks: _Blocks,
+    outputs: int,
+    rows: int,
+    pdl: bool,
+) -> Launch:
+    return Launch(
+        kernel=kernel,
+        arguments=(*arguments, ("rows", "i32")),
+        constexprs=constexprs,
+        grid=(GridAxis(outputs, (), blocks.outputs), GridAxis(1, ("B", "S"), rows)),
+        num_warps=blocks.num_warps,
+        num_stages=blocks.num_stages,
+        fp_fusion=True,
+        pdl=pdl,
+    )
+
+
+def layernorm_linear_rule(
+    *,
+    inputs: int,
+    outputs: int,
+    epsilon: float,
+    activation: str,
+    output: str,
+    dtype: str,
+    rows: int,
+    has_bias: bool = False,
+    pdl: bool = False,
+) -> Launch:
+    """The launch of ``layernorm_linear_kernel``.
+
+    Args:
+        inputs: width of x.
+        outputs: rows of the weight.
+        epsilon: of the norm.
+        activation: ``none`` or ``relu_squared``.
+        output: ``same`` (the run dtype) or ``float32``.
+        dtype: run dtype.
+        rows: of :data:`ROW_BUCKETS`; see :func:`row_bucket`.
+        has_bias: whether there is a bias; its pointer is null otherwise.
+        pdl: programmatic dependent launch.
+    """
+    blocks = _blocks(rows, inputs, outputs, dtype, normed=True)
+    constexprs = _constexprs(blocks, rows, inputs, outputs, has_bias, pdl) | {
+        "EPSILON": epsilon,
+        "BLOCK_STATISTICS": min(next_power_of_two(inputs), _STATISTICS_TILE // rows),
+        "RELU_SQUARED": activation == "relu_squared",
+    }
+    arguments = (
+        ("x_ptr", "*T"),
+        ("norm_weight_ptr", "*T"),
+        ("norm_bias_ptr", "*T"),
+        ("weight_ptr", "*T"),
+        ("bias_ptr", "*T"),
+        ("out_ptr", "*fp32" if output == "float32" else "*T"),
+    )
+    return _launch("layernorm_linear_kernel", arguments, constexprs, blocks, outputs, rows, pdl)
+
+
+def linear_residual_rule(
+    *, inputs: int, outputs: int, dtype: str, rows: int, has_bias: bool = False, pdl: bool = False
+) -> Launch:
+    """The launch of ``linear_residual_kernel``; see :func:`layernorm_linear_rule` for the arguments."""
+    blocks = _blocks(rows, inputs, outputs, dtype, normed=False)
+    constexprs = _constexprs(blocks, rows, inputs, outputs, has_bias, pdl)
+    arguments = (
+        ("x_ptr", "*T"),
+        ("weight_ptr", "*T"),
+        ("bias_ptr", "*T"),
+        ("residual_ptr", "*T"),
+        ("out_ptr", "*T"),
+    )
+    return _launch("linear_residual_kernel", arguments, constexprs, blocks, outputs, rows, pdl)
