@@ -15,8 +15,8 @@ ROW_BUCKETS = (1, 2, 4, 8)
 _MIN_TILE = 16
 # a head is wide enough to fill the GPU with the smallest blocks
 _WIDE = 65536
-# values of x that a block holds at once for a norm's statistics
-_STATISTICS_TILE = 4096
+# values of x of one row that a block holds at once for a norm's statistics, alone or beside other rows
+_STATISTICS_TILE = {True: 4096, False: 512}
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,12 @@ def row_bucket(rows: int) -> int:
 
 
 def _blocks(rows: int, inputs: int, outputs: int, dtype: str, *, normed: bool) -> _Blocks:
-    """Block sizes: of one row measured on an H100; of several, tiles of tensor cores with loads in flight."""
+    """Block sizes: for one row those measured on an H100; for several, tiles of tensor cores with loads in flight."""
     if rows > 1:
-        block = 256 if ITEM_BYTES[dtype] == 2 else 64
-        return _Blocks(_MIN_TILE, min(block, max(_MIN_TILE, next_power_of_two(inputs))), 4, 4)
+        # blocks of a wide head share a norm among more outputs; others are small, so that all run at once
+        width = 4 * _MIN_TILE if outputs >= _WIDE else _MIN_TILE
+        tile = 128 if ITEM_BYTES[dtype] == 2 else 32
+        return _Blocks(width, min(tile, max(_MIN_TILE, next_power_of_two(inputs))), 4, 4)
     if outputs >= _WIDE:
         chosen = _Blocks(2, 1024, 2, 3)
     elif normed:
@@ -110,7 +112,7 @@ def layernorm_linear_rule(
     blocks = _blocks(rows, inputs, outputs, dtype, normed=True)
     constexprs = _constexprs(blocks, rows, inputs, outputs, has_bias, pdl) | {
         "EPSILON": epsilon,
-        "BLOCK_STATISTICS": min(next_power_of_two(inputs), _STATISTICS_TILE // rows),
+        "BLOCK_STATISTICS": min(next_power_of_two(inputs), _STATISTICS_TILE[rows == 1]),
         "RELU_SQUARED": activation == "relu_squared",
     }
     arguments = (

@@ -1,0 +1,176 @@
+"""Tiles of a product of few rows with a weight that is read once: what the projections' kernels share.
+
+The weight is what costs: a step is bound by its bytes. One row multiplies and adds in fp32, element by element, and is
+summed up at the end; several rows are padded to a tile of the tensor cores. Both accumulate in fp32.
+
+One row is a vector [I] everywhere, several are a matrix [R, I]: a matrix of one row would move the weight, which is
+the larger, through shared memory to the row's layout.
+
+Shapes: R rows of a block (padded), O outputs of a block, I input features of a tile, K those of a tile of statistics.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+__all__ = [
+    "accumulate",
+    "beside_outputs",
+    "beside_rows",
+    "features",
+    "new_accumulator",
+    "output_places",
+    "row_statistics",
+    "rows_tile",
+    "totals",
+    "weight_tile",
+]
+
+
+@triton.jit
+def weight_tile(
+    weight_ptr,
+    out_O,
+    first,
+    INPUTS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
+):
+    """Input features from ``first`` on of the rows out_O of a weight [OUTPUTS, INPUTS], as [O, I]; zeros outside."""
+    in_I = first + tl.arange(0, BLOCK_IN)
+    pointers_OI = weight_ptr + out_O[:, None].to(tl.int64) * INPUTS + in_I[None, :]
+    if INPUTS % BLOCK_IN != 0:
+        exists_OI = (out_O < OUTPUTS)[:, None] & (in_I < INPUTS)[None, :]
+        tile_OI = tl.load(pointers_OI, mask=exists_OI, other=0.0, eviction_policy="evict_first")
+    elif OUTPUTS % BLOCK_OUT != 0:
+        tile_OI = tl.load(pointers_OI, mask=(out_O < OUTPUTS)[:, None], other=0.0, eviction_policy="evict_first")
+    else:
+        tile_OI = tl.load(pointers_OI, eviction_policy="evict_first")
+    return tile_OI
+
+
+@triton.jit
+def features(vector_ptr, first, INPUTS: tl.constexpr, BLOCK_IN: tl.constexpr):
+    """Values from ``first`` on of a vector [INPUTS], as [I]; zeros outside."""
+    in_I = first + tl.arange(0, BLOCK_IN)
+    if INPUTS % BLOCK_IN != 0:
+        tile_I = tl.load(vector_ptr + in_I, mask=in_I < INPUTS, other=0.0)
+    else:
+        tile_I = tl.load(vector_ptr + in_I)
+    return tile_I
+
+
+@triton.jit
+def rows_tile(
+    x_ptr,
+    first_row,
+    rows,
+    first,
+    INPUTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
+):
+    """Features from ``first`` on of ROWS rows of x [rows, INPUTS] from ``first_row`` on, as [I] or [R, I]."""
+    if BLOCK_ROWS == 1:
+        tile = features(x_ptr + first_row.to(tl.int64) * INPUTS, first, INPUTS, BLOCK_IN)
+    else:
+        lane_R = tl.arange(0, BLOCK_ROWS)
+        in_1I = first + tl.arange(0, BLOCK_IN)[None, :]
+        exists_R1 = ((lane_R < ROWS) & (first_row + lane_R < rows))[:, None]
+        pointers_RI = x_ptr + (first_row + lane_R)[:, None].to(tl.int64) * INPUTS + in_1I
+        tile = tl.load(pointers_RI, mask=exists_R1 & (in_1I < INPUTS), other=0.0)
+    return tile
+
+
+@triton.jit
+def row_statistics(
+    x_ptr,
+    first_row,
+    rows,
+    INPUTS: tl.constexpr,
+    EPSILON: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_STATISTICS: tl.constexpr,
+):
+    """Mean and reciprocal of the standard deviation of each row, fp32: numbers or [R, 1]."""
+    lane_K = tl.arange(0, BLOCK_STATISTICS)
+    if INPUTS <= BLOCK_STATISTICS:
+        x = rows_tile(x_ptr, first_row, rows, 0, INPUTS, ROWS, BLOCK_ROWS, BLOCK_STATISTICS).to(tl.float32)
+        mean = _sum_of_rows(x, BLOCK_ROWS) / INPUTS
+        deviation = tl.where(beside_rows(lane_K < INPUTS, BLOCK_ROWS), x - mean, 0.0)
+        squares = _sum_of_rows(deviation * deviation, BLOCK_ROWS)
+    else:
+        total = rows_tile(x_ptr, first_row, rows, 0, INPUTS, ROWS, BLOCK_ROWS, BLOCK_STATISTICS).to(tl.float32)
+        for first in range(BLOCK_STATISTICS, INPUTS, BLOCK_STATISTICS):
+            total += rows_tile(x_ptr, first_row, rows, first, INPUTS, ROWS, BLOCK_ROWS, BLOCK_STATISTICS).to(tl.float32)
+        mean = _sum_of_rows(total, BLOCK_ROWS) / INPUTS
+        total = tl.zeros_like(total)
+        for first in range(0, INPUTS, BLOCK_STATISTICS):
+            x = rows_tile(x_ptr, first_row, rows, first, INPUTS, ROWS, BLOCK_ROWS, BLOCK_STATISTICS).to(tl.float32)
+            deviation = tl.where(beside_rows(first + lane_K < INPUTS, BLOCK_ROWS), x - mean, 0.0)
+            total += deviation * deviation
+        squares = _sum_of_rows(total, BLOCK_ROWS)
+    return mean, 1.0 / tl.sqrt(squares / INPUTS + EPSILON)
+
+
+@triton.jit
+def beside_rows(vector_K, BLOCK_ROWS: tl.constexpr):
+    """A vector of features as it stands beside rows."""
+    if BLOCK_ROWS > 1:
+        vector_K = vector_K[None, :]
+    return vector_K
+
+
+@triton.jit
+def _sum_of_rows(x, BLOCK_ROWS: tl.constexpr):
+    return tl.sum(x, 0) if BLOCK_ROWS == 1 else tl.sum(x, 1)[:, None]
+
+
+@triton.jit
+def new_accumulator(BLOCK_ROWS: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr):
+    """Zeros: [O, I] for one row, which is summed at the end, else [O, R]."""
+    COLUMNS: tl.constexpr = BLOCK_IN if BLOCK_ROWS == 1 else BLOCK_ROWS
+    return tl.zeros((BLOCK_OUT, COLUMNS), tl.float32)
+
+
+@triton.jit
+def accumulate(acc, weight_OI, x, BLOCK_ROWS: tl.constexpr):
+    """The accumulator with one more tile of the product; x, [I] or [R, I], has the weight's dtype."""
+    if BLOCK_ROWS == 1:
+        acc += weight_OI.to(tl.float32) * x.to(tl.float32)[None, :]
+    else:
+        acc = tl.dot(weight_OI, tl.trans(x), acc, input_precision="ieee")
+    return acc
+
+
+@triton.jit
+def totals(acc, BLOCK_ROWS: tl.constexpr):
+    """The finished product: [O] or [O, R]."""
+    if BLOCK_ROWS == 1:
+        acc = tl.sum(acc, 1)
+    return acc
+
+
+@triton.jit
+def beside_outputs(vector_O, BLOCK_ROWS: tl.constexpr):
+    """A vector [O] as it stands beside the finished product."""
+    if BLOCK_ROWS > 1:
+        vector_O = vector_O[:, None]
+    return vector_O
+
+
+@triton.jit
+def output_places(out_O, first_row, rows, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr):
+    """Where the finished product lies in [rows, OUTPUTS], and which of it exists."""
+    if BLOCK_ROWS == 1:
+        places = first_row.to(tl.int64) * OUTPUTS + out_O
+        exists = out_O < OUTPUTS
+    else:
+        lane_R = tl.arange(0, BLOCK_ROWS)
+        places = (first_row + lane_R)[None, :].to(tl.int64) * OUTPUTS + out_O[:, None]
+        exists = (out_O < OUTPUTS)[:, None] & ((lane_R < ROWS) & (first_row + lane_R < rows))[None, :]
+    return places, exists
