@@ -16,7 +16,7 @@ from nemotron_graphs.ops import DOMAIN, OPS
 from nemotron_graphs.passes import InlineDialectOpsPass
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-__all__ = ["DTYPES", "check_definitions", "shapes_of_ops"]
+__all__ = ["DTYPES", "attributes_of_ops", "check_definitions", "shapes_of_ops"]
 
 OPSET = 21
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -39,7 +39,27 @@ def shapes_of_ops(draw: st.DrawFn) -> dict[str, int]:
     sizes["T"] = sizes["P"] = sizes["S"] + draw(st.integers(0, 9))
     sizes["R/2"] = draw(st.integers(1, sizes["D"] // 2))
     sizes["N"] = sizes["B"] + draw(st.integers(0, 2))
+    sizes["(H+2G)*D"] = (sizes["H"] + 2 * groups) * sizes["D"]
     return sizes
+
+
+# attributes that follow from the shapes: attribute → letter
+SIZED_ATTRIBUTES = {"num_heads": "H", "num_kv_heads": "G"}
+
+
+def attributes_of_ops(op: str) -> st.SearchStrategy[dict[str, Any]]:
+    """Attributes of an op other than those that follow from its shapes."""
+    free = [a for a in OPS[op].attributes if a.name not in SIZED_ATTRIBUTES]
+    return st.fixed_dictionaries(
+        {a.name: st.sampled_from(a.choices or ((1e-5, 1e-3) if a.name == "epsilon" else (a.example,))) for a in free}
+    )
+
+
+def with_sizes(op: str, attributes: dict[str, Any], sizes: dict[str, int]) -> dict[str, Any]:
+    """The attributes, with those that follow from the shapes."""
+    return attributes | {
+        a.name: sizes[SIZED_ATTRIBUTES[a.name]] for a in OPS[op].attributes if a.name in SIZED_ATTRIBUTES
+    }
 
 
 def make_inputs(op: str, sizes: dict[str, int], with_optional: bool, dtype: str = "float32") -> list[torch.Tensor]:
@@ -66,19 +86,20 @@ def as_tuple(result: Any) -> tuple[torch.Tensor, ...]:
     return result if isinstance(result, tuple) else (result,)
 
 
-def body_model(op: str, inputs: list[torch.Tensor]) -> onnx.ModelProto:
+def body_model(op: str, inputs: list[torch.Tensor], attributes: dict[str, Any]) -> onnx.ModelProto:
     """A model of one node of the op; the op's function, and those that it uses, inside."""
     definition = OPS[op]
     names = [i.name for i in definition.inputs][: len(inputs)]
     outputs = [name for name, _ in definition.outputs]
+    result = onnx.TensorProto.FLOAT if attributes.get("output") == "float32" else ONNX_TYPES[inputs[0].dtype]
     graph = onnx.helper.make_graph(
-        [onnx.helper.make_node(op, names, outputs, domain=DOMAIN)],
+        [onnx.helper.make_node(op, names, outputs, domain=DOMAIN, **attributes)],
         op,
         [
             onnx.helper.make_tensor_value_info(n, ONNX_TYPES[t.dtype], list(t.shape))
             for n, t in zip(names, inputs, strict=True)
         ],
-        [onnx.helper.make_tensor_value_info(n, ONNX_TYPES[inputs[0].dtype], None) for n in outputs],
+        [onnx.helper.make_tensor_value_info(n, result, None) for n in outputs],
     )
     model = ir.from_proto(
         onnx.helper.make_model(
@@ -105,9 +126,9 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
     return tensor.numpy()
 
 
-def run_body(op: str, inputs: list[torch.Tensor]) -> list[np.ndarray]:
+def run_body(op: str, inputs: list[torch.Tensor], attributes: dict[str, Any]) -> list[np.ndarray]:
     """Runs the op's ONNX function: by ONNX Runtime, or, in bf16, by ONNX's reference, since there are no kernels."""
-    model = body_model(op, inputs)
+    model = body_model(op, inputs, attributes)
     names = [i.name for i in OPS[op].inputs]
     feed = {n: to_numpy(t) for n, t in zip(names, inputs, strict=False)}
     if inputs[0].dtype == torch.bfloat16:
@@ -124,18 +145,22 @@ TOLERANCE = {
 }
 
 
-def check_definitions(op: str, with_optional: bool, dtype: str, sizes: dict[str, int]) -> None:
+def check_definitions(
+    op: str, with_optional: bool, dtype: str, sizes: dict[str, int], attributes: dict[str, Any] | None = None
+) -> None:
     """Eager, torch op, fake, schema and ONNX body, on the same random inputs."""
     inputs = make_inputs(op, sizes, with_optional, dtype)
-    expected = as_tuple(OPS[op].eager(*inputs))
-    for found, right in zip(as_tuple(OPS[op](*inputs)), expected, strict=True):
+    attributes = with_sizes(op, attributes or {}, sizes)
+    expected = as_tuple(OPS[op].eager(*inputs, **attributes))
+    result = torch.float32 if attributes.get("output") == "float32" else DTYPES[dtype]
+    for found, right in zip(as_tuple(OPS[op](*inputs, **attributes)), expected, strict=True):
         torch.testing.assert_close(found, right, rtol=0, atol=0)
-        assert found.dtype == DTYPES[dtype]
-    for found_array, right in zip(run_body(op, inputs), expected, strict=True):
+        assert found.dtype == result
+    for found_array, right in zip(run_body(op, inputs, attributes), expected, strict=True):
         np.testing.assert_allclose(found_array, right.float().numpy(), **TOLERANCE[dtype])
     mode = FakeTensorMode()
     with mode:
-        fakes = as_tuple(OPS[op](*[mode.from_tensor(t) for t in inputs]))
+        fakes = as_tuple(OPS[op](*[mode.from_tensor(t) for t in inputs], **attributes))
     assert [(fake.shape, fake.dtype) for fake in fakes] == [(right.shape, right.dtype) for right in expected]
     # the schema's letters say the same shapes
     letters = (

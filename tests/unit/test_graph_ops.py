@@ -6,8 +6,10 @@ import onnx
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
+from nemotron_errors import GraphError
 from nemotron_graphs.ops import DOMAIN, OPS, register_schemas
-from support.op_definitions import DTYPES, check_definitions, shapes_of_ops
+from support.op_definitions import DTYPES, attributes_of_ops, check_definitions, shapes_of_ops
 
 
 def has_optional(op: str) -> bool:
@@ -20,9 +22,11 @@ CASES = [(op, False) for op in OPS] + [(op, True) for op in OPS if has_optional(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("op", "with_optional"), CASES)
 @settings(max_examples=15, deadline=None)
-@given(sizes=shapes_of_ops())
-def test_definitions_agree(op: str, with_optional: bool, dtype: str, sizes: dict[str, int]) -> None:
-    check_definitions(op, with_optional, dtype, sizes)
+@given(data=st.data(), sizes=shapes_of_ops())
+def test_definitions_agree(
+    op: str, with_optional: bool, dtype: str, data: st.DataObject, sizes: dict[str, int]
+) -> None:
+    check_definitions(op, with_optional, dtype, sizes, data.draw(attributes_of_ops(op)))
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -33,6 +37,9 @@ def test_schema_matches_definition(op: str) -> None:
     optional = onnx.defs.OpSchema.FormalParameterOption.Optional
     assert [i.option == optional for i in schema.inputs] == [i.optional for i in OPS[op].inputs]
     assert [o.name for o in schema.outputs] == [name for name, _ in OPS[op].outputs]
+    assert {name: a.required for name, a in schema.attributes.items()} == {
+        a.name: a.required for a in OPS[op].attributes
+    }
 
 
 def test_rotation_turns_first_lanes_in_half_split_pairs() -> None:
@@ -56,3 +63,12 @@ def test_attention_ignores_what_lies_behind_a_row() -> None:
     for row, end in enumerate((3, 5)):
         k[row, :, end:], v[row, :, end:] = 1e4, -1e4
     torch.testing.assert_close(OPS["CachedAttention"](q, k, v, start), before, rtol=0, atol=0)
+
+
+def test_attributes_that_make_no_sense_are_refused() -> None:
+    op = OPS["LayerNormLinear"]
+    assert op.attributes_of({"epsilon": 1e-3})["activation"] == "none"
+    with pytest.raises(GraphError, match="attribute epsilon"):
+        op.attributes_of({})
+    with pytest.raises(GraphError, match="one of none, relu_squared"):
+        op.attributes_of({"epsilon": 1e-3, "activation": "gelu"})

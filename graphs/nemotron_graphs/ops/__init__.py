@@ -5,9 +5,12 @@ from __future__ import annotations
 import onnx
 
 from nemotron_graphs.ops.cached_attention import cached_attention
-from nemotron_graphs.ops.definition import DOMAIN, DOMAIN_VERSION, OpDefinition, OpInput
+from nemotron_graphs.ops.definition import DOMAIN, DOMAIN_VERSION, OpAttribute, OpDefinition, OpInput
 from nemotron_graphs.ops.kv_cache_update import kv_cache_update
+from nemotron_graphs.ops.layernorm_linear import layernorm_linear
 from nemotron_graphs.ops.linear import linear
+from nemotron_graphs.ops.linear_residual import linear_residual
+from nemotron_graphs.ops.packed_rotary_kv_cache_update import packed_rotary_kv_cache_update
 from nemotron_graphs.ops.partial_rotary_embedding import partial_rotary_embedding
 from nemotron_graphs.ops.rotary_kv_cache_update import rotary_kv_cache_update
 
@@ -15,18 +18,32 @@ __all__ = [
     "DOMAIN",
     "DOMAIN_VERSION",
     "OPS",
+    "OpAttribute",
     "OpDefinition",
     "OpInput",
     "cached_attention",
     "kv_cache_update",
+    "layernorm_linear",
     "linear",
+    "linear_residual",
+    "packed_rotary_kv_cache_update",
     "partial_rotary_embedding",
     "register_schemas",
     "rotary_kv_cache_update",
 ]
 
 OPS: dict[str, OpDefinition] = {
-    op.name: op for op in (partial_rotary_embedding, kv_cache_update, cached_attention, rotary_kv_cache_update, linear)
+    op.name: op
+    for op in (
+        partial_rotary_embedding,
+        kv_cache_update,
+        cached_attention,
+        rotary_kv_cache_update,
+        packed_rotary_kv_cache_update,
+        linear,
+        layernorm_linear,
+        linear_residual,
+    )
 }
 
 # torch.export needs the ops registered before it meets them

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import onnx
 import torch
+from nemotron_errors import GraphError
 
-__all__ = ["DOMAIN", "DOMAIN_VERSION", "OpDefinition", "OpInput"]
+__all__ = ["DOMAIN", "DOMAIN_VERSION", "Attribute", "OpAttribute", "OpDefinition", "OpInput"]
 
 DOMAIN = "nemotron"
 DOMAIN_VERSION = 1
 
-_TYPES = {
-    "T": ("tensor(float)", "tensor(float16)", "tensor(bfloat16)"),
-    "I": ("tensor(int64)",),
-}
+Attribute = int | float | str
+
+_FLOATS = ("tensor(float)", "tensor(float16)", "tensor(bfloat16)")
+# "U" is float32 or the run dtype, as an attribute says
+_TYPES = {"T": _FLOATS, "I": ("tensor(int64)",), "U": _FLOATS}
 
 
 @dataclass(frozen=True)
@@ -32,18 +34,37 @@ class OpInput:
 
 
 @dataclass(frozen=True)
+class OpAttribute:
+    """One attribute of an op; its type is that of ``example``, which is also what it is where it may be left out.
+
+    Attributes:
+        name: also of the keyword argument of ``eager`` and ``fake``.
+        example: a value.
+        required: whether every node must have it.
+        choices: what it may be, where that is a list.
+    """
+
+    name: str
+    example: Attribute
+    required: bool = False
+    choices: tuple[Attribute, ...] = ()
+
+
+@dataclass(frozen=True)
 class OpDefinition:
     """One op of the ``nemotron`` domain, defined once.
 
     Attributes:
         name: the op type, in the ONNX domain ``nemotron`` and the torch library ``nemotron`` alike.
         inputs: in order; optional ones trail.
-        outputs: name and shape letters of each output; all are of type ``T``.
-        eager: the definition that all others are held against.
+        outputs: name and shape letters of each output; all are of type ``output_type``.
+        eager: the definition that all others are held against; attributes are keyword arguments.
         fake: its shapes and dtypes, for fake and meta tensors.
         body: gives the portable ONNX function body for the set of optional inputs that are present; it may use other
-            ops of the dialect, as nodes of its domain.
+            ops of the dialect, as nodes of its domain. Attributes are keyword arguments.
         doc: one paragraph for the schema.
+        attributes: their values are known when a body is made.
+        output_type: ``T``, or ``U`` where the outputs may have another dtype.
     """
 
     name: str
@@ -51,8 +72,10 @@ class OpDefinition:
     outputs: tuple[tuple[str, str], ...]
     eager: Callable[..., Any]
     fake: Callable[..., Any]
-    body: Callable[[Collection[str]], str]
+    body: Callable[..., str]
     doc: str
+    attributes: tuple[OpAttribute, ...] = ()
+    output_type: str = "T"
 
     def __post_init__(self) -> None:
         optional = [i.optional for i in self.inputs]
@@ -65,15 +88,18 @@ class OpDefinition:
         op.register_fake(self.fake)
         return op
 
-    def __call__(self, *args: torch.Tensor | None) -> Any:
+    def __call__(self, *args: torch.Tensor | None, **attributes: Attribute) -> Any:
         """Runs the op in PyTorch, so that a trace records one node of the dialect: a tensor, or a tuple of them."""
-        return self.torch_op(*args)
+        return self.torch_op(*args, **attributes)
 
     @cached_property
     def schema(self) -> onnx.defs.OpSchema:
         """The ONNX schema; :func:`nemotron_graphs.ops.register_schemas` makes it known to ONNX."""
         option = onnx.defs.OpSchema.FormalParameterOption
         parameter = onnx.defs.OpSchema.FormalParameter
+        kinds = onnx.defs.OpSchema.AttrType
+        kind_of = {int: kinds.INT, float: kinds.FLOAT, str: kinds.STRING}
+        attribute = onnx.defs.OpSchema.Attribute
         return onnx.defs.OpSchema(
             self.name,
             DOMAIN,
@@ -83,18 +109,45 @@ class OpDefinition:
                 parameter(i.name, i.type, i.shape, param_option=option.Optional if i.optional else option.Single)
                 for i in self.inputs
             ],
-            outputs=[parameter(name, "T", shape) for name, shape in self.outputs],
+            outputs=[parameter(name, self.output_type, shape) for name, shape in self.outputs],
+            attributes=[
+                attribute(a.name, kind_of[type(a.example)], required=True)
+                if a.required
+                else attribute(a.name, onnx.helper.make_attribute(a.name, a.example))
+                for a in self.attributes
+            ],
             type_constraints=[(name, list(types), "") for name, types in _TYPES.items()],
         )
 
-    def function_text(self, opset: int, present: Collection[str] = ()) -> str:
+    def attributes_of(self, found: Mapping[str, Any]) -> dict[str, Attribute]:
+        """Every attribute's value: that of ``found``, or its default.
+
+        Raises:
+            GraphError: an attribute that is missing, or a value that it may not have.
+        """
+        values: dict[str, Attribute] = {}
+        for each in self.attributes:
+            if each.required and each.name not in found:
+                expected = f"attribute {each.name}"
+                raise GraphError(f"{self.name} without it", expected, "make the node with it", where=self.name)
+            value = values[each.name] = found.get(each.name, each.example)
+            if each.choices and value not in each.choices:
+                expected = f"one of {', '.join(map(str, each.choices))}"
+                raise GraphError(f"{each.name} '{value}'", expected, "make the node with one of them", where=self.name)
+        return values
+
+    def function_text(
+        self, opset: int, present: Collection[str] = (), attributes: Mapping[str, Attribute] | None = None
+    ) -> str:
         """The ONNX function in ONNX's text syntax.
 
         Args:
             opset: version of the default domain, which must equal the model's.
             present: names of the optional inputs that the node has.
+            attributes: of the node; the function is one for these values.
         """
+        values = self.attributes_of(attributes or {})
         names = [i.name for i in self.inputs if not i.optional or i.name in present]
         results = ", ".join(name for name, _ in self.outputs)
         head = f'<domain: "{DOMAIN}", opset_import: ["": {opset}, "{DOMAIN}": {DOMAIN_VERSION}]>'
-        return f"{head}\n{self.name} ({', '.join(names)}) => ({results}) {{\n{self.body(present)}\n}}"
+        return f"{head}\n{self.name} ({', '.join(names)}) => ({results}) {{\n{self.body(present, **values)}\n}}"

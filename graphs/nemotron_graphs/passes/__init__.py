@@ -6,8 +6,12 @@ from nemotron_graphs.passes.canonicalize_shapes import CanonicalizeShapesPass
 from nemotron_graphs.passes.check_cache_readers import CheckCacheReadersPass
 from nemotron_graphs.passes.cleanup import cleanup
 from nemotron_graphs.passes.drop_unused_inputs import DropUnusedInputsPass
+from nemotron_graphs.passes.fix_dim import FixDimPass
 from nemotron_graphs.passes.fold_constants import FoldConstantsPass
 from nemotron_graphs.passes.form_group_query_attention import FormGroupQueryAttentionPass
+from nemotron_graphs.passes.form_layernorm_linear import FormLayerNormLinearPass
+from nemotron_graphs.passes.form_linear_residual import FormLinearResidualPass
+from nemotron_graphs.passes.form_packed_rotary_kv_cache_update import FormPackedRotaryKVCacheUpdatePass
 from nemotron_graphs.passes.form_rotary_kv_cache_update import FormRotaryKVCacheUpdatePass
 from nemotron_graphs.passes.genai_attention_mask import GenaiAttentionMaskPass
 from nemotron_graphs.passes.genai_full_logits import GenaiFullLogitsPass
@@ -17,6 +21,7 @@ from nemotron_graphs.passes.inline_dialect_ops import InlineDialectOpsPass
 from nemotron_graphs.passes.lower_linear_to_fused_matmul import LowerLinearToFusedMatMulPass
 from nemotron_graphs.passes.lower_linear_to_matmul_nbits import LowerLinearToMatMulNBitsPass
 from nemotron_graphs.passes.pack_qkv import PackQKVPass
+from nemotron_graphs.passes.widen_output import WidenOutputPass
 
 __all__ = [
     "BindRopeTablesPass",
@@ -24,8 +29,12 @@ __all__ = [
     "CanonicalizeShapesPass",
     "CheckCacheReadersPass",
     "DropUnusedInputsPass",
+    "FixDimPass",
     "FoldConstantsPass",
     "FormGroupQueryAttentionPass",
+    "FormLayerNormLinearPass",
+    "FormLinearResidualPass",
+    "FormPackedRotaryKVCacheUpdatePass",
     "FormRotaryKVCacheUpdatePass",
     "GenaiAttentionMaskPass",
     "GenaiFullLogitsPass",
@@ -35,5 +44,6 @@ __all__ = [
     "LowerLinearToFusedMatMulPass",
     "LowerLinearToMatMulNBitsPass",
     "PackQKVPass",
+    "WidenOutputPass",
     "cleanup",
 ]

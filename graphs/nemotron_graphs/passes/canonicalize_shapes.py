@@ -8,20 +8,25 @@ import onnx_ir as ir
 __all__ = ["CanonicalizeShapesPass"]
 
 
-class CanonicalizeShapesPass(ir.passes.InPlacePass):
-    """Rewrites Shape nodes that look at one dim.
+# dims of a value that stand side by side: numbers and symbols
+_Dims = tuple[int | str | None, ...]
 
-    Rules, for ``y = Shape<start, end>(x)`` with end = start + 1 and x's shape known:
-        1. a dim that is a number becomes a Constant;
-        2. a dim that is a symbol is read from the first graph input that has it, where that is not x already.
+
+class CanonicalizeShapesPass(ir.passes.InPlacePass):
+    """Rewrites Shape nodes.
+
+    Rules, for ``y = Shape<start, end>(x)`` with x's shape known:
+        1. dims that are all numbers become a Constant;
+        2. others are read from the first graph input that has them side by side, where that is not x already.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        homes: dict[str, tuple[ir.Value, int]] = {}
+        homes: dict[_Dims, tuple[ir.Value, int]] = {}
         for value in model.graph.inputs:
-            for axis, dim in enumerate(value.shape or ()):
-                if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
-                    homes.setdefault(dim.value, (value, axis))
+            dims = _dims(value)
+            for start in range(len(dims)):
+                for end in range(start + 1, len(dims) + 1):
+                    homes.setdefault(dims[start:end], (value, start))
         modified = False
         for node in model.graph:
             if node.op_type == "Shape" and not node.domain:
@@ -29,24 +34,28 @@ class CanonicalizeShapesPass(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified)
 
 
-def _rewrite(graph: ir.Graph, node: ir.Node, homes: dict[str, tuple[ir.Value, int]]) -> bool:
+def _dims(value: ir.Value) -> _Dims:
+    return tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape or ())
+
+
+def _rewrite(graph: ir.Graph, node: ir.Node, homes: dict[_Dims, tuple[ir.Value, int]]) -> bool:
     source = node.inputs[0]
     if source is None or source.shape is None:
         return False
-    rank = len(source.shape)
+    dims = _dims(source)
     start = node.attributes.get_int("start", 0)
-    end = node.attributes.get_int("end", rank)
-    start, end = (max(0, i + rank) if i < 0 else i for i in (start, end))
-    if end != start + 1:
+    end = node.attributes.get_int("end", len(dims))
+    wanted = dims[start:end]
+    numbers = [dim for dim in wanted if isinstance(dim, int)]
+    if not wanted or None in wanted:
         return False
-    dim = source.shape[start]
-    if isinstance(dim, int):
-        new = ir.Node("", "Constant", [], [ir.AttrTensor("value", ir.tensor(np.array([dim], np.int64)))])
-    elif dim.value in homes:
-        home, axis = homes[dim.value]
+    if len(numbers) == len(wanted):
+        new = ir.Node("", "Constant", [], [ir.AttrTensor("value", ir.tensor(np.array(numbers, np.int64)))])
+    elif wanted in homes:
+        home, axis = homes[wanted]
         if home is source:
             return False
-        new = ir.Node("", "Shape", [home], [ir.AttrInt64("start", axis), ir.AttrInt64("end", axis + 1)])
+        new = ir.Node("", "Shape", [home], [ir.AttrInt64("start", axis), ir.AttrInt64("end", axis + len(wanted))])
     else:
         return False
     old = node.outputs[0]

@@ -12,6 +12,7 @@ __all__ = ["CheckCacheReadersPass"]
 _UPDATES = {
     (DOMAIN, "KVCacheUpdate"),
     (DOMAIN, "RotaryKVCacheUpdate"),
+    (DOMAIN, "PackedRotaryKVCacheUpdate"),
     ("com.microsoft", "GroupQueryAttention"),
     ("", "ScatterElements"),
     ("", "ScatterND"),

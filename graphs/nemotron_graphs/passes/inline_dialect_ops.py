@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import onnx.parser
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from nemotron_graphs.ops import DOMAIN, OPS
+from nemotron_graphs.ops.definition import Attribute
 
 __all__ = ["InlineDialectOpsPass"]
 
@@ -18,7 +19,7 @@ class InlineDialectOpsPass(ir.passes.InPlacePass):
 
     Rules:
         1. a node of an op in ``ops`` (all of the dialect where None) is replaced by the op's function body for the
-           optional inputs that the node has;
+           optional inputs and the attributes that the node has;
         2. dialect nodes of that body are replaced in turn;
         3. its outputs keep their names and shapes.
     """
@@ -30,7 +31,7 @@ class InlineDialectOpsPass(ir.passes.InPlacePass):
         bodies = _Bodies(model.opset_imports[""])
         wanted = [n for n in model.graph if n.domain == DOMAIN and n.op_type in self.ops]
         for node in wanted:
-            nodes, results = bodies.expand(node.op_type, node.inputs)
+            nodes, results = bodies.expand(node.op_type, node.inputs, node.attributes)
             model.graph.insert_before(node, nodes)
             for old, new in zip(node.outputs, results, strict=True):
                 name, shape, type_ = old.name, old.shape, old.type
@@ -56,20 +57,23 @@ class _Bodies:
 
     def __init__(self, opset: int) -> None:
         self._opset = opset
-        self._parsed: dict[tuple[str, frozenset[str]], ir.Function] = {}
+        self._parsed: dict[tuple[str, frozenset[str], frozenset[tuple[str, Attribute]]], ir.Function] = {}
 
-    def expand(self, op_type: str, inputs: Sequence[ir.Value | None]) -> tuple[list[ir.Node], list[ir.Value]]:
+    def expand(
+        self, op_type: str, inputs: Sequence[ir.Value | None], attributes: Mapping[str, ir.Attr]
+    ) -> tuple[list[ir.Node], list[ir.Value]]:
         """Nodes that compute a dialect op from ``inputs``, and its results."""
         op = OPS[op_type]
         given = dict(zip((i.name for i in op.inputs), inputs, strict=False))
         present = frozenset(i.name for i in op.inputs if i.optional and given.get(i.name) is not None)
-        function = self._function(op_type, present)
+        values_of = op.attributes_of({name: attribute.value for name, attribute in attributes.items()})
+        function = self._function(op_type, present, values_of)
         values: dict[ir.Value, ir.Value | None] = {value: given[value.name or ""] for value in function.inputs}
         nodes: list[ir.Node] = []
         for inner in function:
             arguments = [None if value is None else values[value] for value in inner.inputs]
             if inner.domain == DOMAIN:
-                made, results = self.expand(inner.op_type, arguments)
+                made, results = self.expand(inner.op_type, arguments, inner.attributes)
                 nodes += made
             else:
                 copy = ir.Node("", inner.op_type, arguments, inner.attributes.values(), num_outputs=len(inner.outputs))
@@ -82,9 +86,9 @@ class _Bodies:
         assert all(value is not None for value in found)
         return nodes, [value for value in found if value is not None]
 
-    def _function(self, op_type: str, present: frozenset[str]) -> ir.Function:
-        key = (op_type, present)
+    def _function(self, op_type: str, present: frozenset[str], attributes: dict[str, Attribute]) -> ir.Function:
+        key = (op_type, present, frozenset(attributes.items()))
         if key not in self._parsed:
-            text = OPS[op_type].function_text(self._opset, present)
+            text = OPS[op_type].function_text(self._opset, present, attributes)
             self._parsed[key] = ir.serde.deserialize_function(onnx.parser.parse_function(text))
         return self._parsed[key]

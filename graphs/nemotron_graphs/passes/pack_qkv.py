@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from nemotron_graphs.ops import DOMAIN
 
-__all__ = ["PARTS", "PackQKVPass"]
+__all__ = ["PARTS", "PackQKVPass", "pack_projections"]
 
 # key of a value's metadata: the names of the weights that it packs, rows behind rows
 PARTS = "packed_from"
@@ -32,18 +34,39 @@ class PackQKVPass(ir.passes.InPlacePass):
 
 
 def _pack(graph: ir.Graph, attention: ir.Node) -> bool:
-    projections = [_linear(value) for value in attention.inputs[:3]]
-    linears = [node for node in projections if node is not None]
+    packed = pack_projections(graph, attention.inputs[:3])
+    if packed is None:
+        return False
+    projections = [value.producer() for value in attention.inputs[:3] if value is not None]
+    attention.replace_input_with(0, packed)
+    for index in (1, 2):
+        attention.replace_input_with(index, None)
+    graph.remove([node for node in projections if node is not None], safe=True)
+    return True
+
+
+def pack_projections(graph: ir.Graph, values: Sequence[ir.Value | None]) -> ir.Value | None:
+    """Puts ``Linear(x, w_qkv)`` beside three projections of one x, which the caller then replaces and removes.
+
+    Args:
+        graph: gets the node, and the packed weight and bias as inputs.
+        values: results of the projections of queries, keys and values.
+
+    Returns:
+        The packed projection [..., rows of the three weights], or None where the three cannot be packed: another
+        producer, x or reader, just some biases, or weights that are no inputs of one dtype.
+    """
+    linears = [node for node in map(_linear, values) if node is not None]
     if len(linears) != 3 or len({node.inputs[0] for node in linears}) != 1:
-        return False
+        return None
     if len({len(node.inputs) for node in linears}) != 1 or any(len(node.outputs[0].uses()) != 1 for node in linears):
-        return False
+        return None
     q = linears[0]
     inputs: list[ir.Value | None] = [q.inputs[0]]
     for column in zip(*(node.inputs[1:] for node in linears), strict=True):
         packed = _packed_input(graph, column)
         if packed is None:
-            return False
+            return None
         inputs.append(packed)
     graph.inputs.extend(value for value in inputs[1:] if value is not None)
     node = ir.Node(DOMAIN, "Linear", inputs, num_outputs=1)
@@ -55,11 +78,7 @@ def _pack(graph: ir.Graph, attention: ir.Node) -> bool:
     new.name = old.name.replace("q_proj", "qkv_proj")
     new.shape, new.type = ir.Shape([*old.shape[:-1], inputs[1].shape[0]]), old.type
     graph.insert_before(q, node)
-    attention.replace_input_with(0, new)
-    for index in (1, 2):
-        attention.replace_input_with(index, None)
-    graph.remove(linears, safe=True)
-    return True
+    return new
 
 
 def _linear(value: ir.Value | None) -> ir.Node | None:

@@ -10,12 +10,22 @@ import onnx_ir as ir
 from nemotron_errors import GraphError
 
 from nemotron_graphs import passes
+from nemotron_graphs.ops import DOMAIN
 from nemotron_graphs.passes.pack_qkv import PARTS
 from nemotron_graphs.targets.record import OnStage, run_passes
 from nemotron_graphs.targets.target import LoweredGraph, LoweringContext, Target
 from nemotron_graphs.weights import SAFETENSORS_DTYPES, WeightRef
 
-__all__ = ["TensorRTGraphs", "WeightInput", "lower_tensorrt", "tensorrt"]
+__all__ = ["PLUGIN_OPS", "TensorRTGraphs", "WeightInput", "lower_tensorrt", "tensorrt"]
+
+# ops of the dialect that stay: each is a plugin
+PLUGIN_OPS = ("PackedRotaryKVCacheUpdate", "CachedAttention", "LayerNormLinear", "LinearResidual")
+
+
+_ROW_INPUTS = ("input_ids", "query_start", "logits_index")
+# last part of a module's name → its kernel in the library of kernels
+_NORMED = {"qkv_proj": "qkv", "up_proj": "up"}
+_ADDED = {"o_proj": "o", "down_proj": "down"}
 
 
 @dataclass(frozen=True)
@@ -109,7 +119,7 @@ def _passes(context: LoweringContext, *, decode: bool) -> Sequence[ir.passes.Pas
     fused: tuple[ir.passes.PassBase, ...] = ()
     if decode:
         fixed = (passes.GenaiFullLogitsPass(), passes.FixDimPass("tokens", 1))
-        fused = (passes.FormLayerNormLinearPass(), passes.FoldReluSquaredPass(), passes.FormLinearResidualPass())
+        fused = (passes.FormLayerNormLinearPass(_NORMED), passes.FormLinearResidualPass(_ADDED))
     return (
         passes.CheckCacheReadersPass(),
         *fixed,
@@ -132,6 +142,8 @@ def _lower(
     model: ir.Model, chosen: Sequence[ir.passes.PassBase], dtype: str, file: str, on_stage: OnStage | None
 ) -> LoweredGraph:
     model, records = run_passes(model, chosen, on_stage)
+    left = {node.op_type for node in model.graph if node.domain == DOMAIN}
+    assert left <= set(PLUGIN_OPS), f"ops without a plugin: {', '.join(sorted(left))}"
     session: dict[str, Any] = {
         **tensorrt.session,
         "graph": file,
@@ -147,9 +159,9 @@ def _weights(model: ir.Model, context: LoweringContext) -> tuple[WeightInput, ..
     found = []
     for value in model.graph.inputs:
         assert value.name
-        names = tuple(value.meta.get(PARTS, (value.name,)))
-        if not all(name in context.weights for name in names):
+        if value.name in _ROW_INPUTS or value.name.startswith(("k_cache.", "v_cache.")):
             continue
+        names = tuple(value.meta.get(PARTS, (value.name,)))
         parts = tuple(context.weights[name] for name in names)
         assert value.dtype is not None
         stored = {SAFETENSORS_DTYPES[part.dtype] for part in parts}

@@ -1,0 +1,61 @@
+"""``LinearResidual``: a projection and the residual sum behind it.
+
+Shapes: B rows, S tokens, I input features, O output features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+
+from nemotron_graphs.ops.definition import OpAttribute, OpDefinition, OpInput
+from nemotron_graphs.ops.linear import linear
+
+__all__ = ["linear_residual"]
+
+
+def _eager(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    residual: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    kernel: str = "",
+) -> torch.Tensor:
+    return residual + linear.eager(x, weight, bias)
+
+
+def _fake(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    residual: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    kernel: str = "",
+) -> torch.Tensor:
+    return torch.empty_like(residual, memory_format=torch.contiguous_format)
+
+
+def _body(present: Collection[str], kernel: str) -> str:
+    bias = ", bias" if "bias" in present else ""
+    return f"""
+  product = nemotron.Linear(x, weight{bias})
+  y = Add(residual, product)"""
+
+
+linear_residual = OpDefinition(
+    name="LinearResidual",
+    inputs=(
+        OpInput("x", "T", "[B, S, I]"),
+        OpInput("weight", "T", "[O, I]"),
+        OpInput("residual", "T", "[B, S, O]"),
+        OpInput("bias", "T", "[O]", optional=True),
+    ),
+    outputs=(("y", "[B, S, O]"),),
+    eager=_eager,
+    fake=_fake,
+    body=_body,
+    doc="residual + Linear(x, weight, bias). `kernel` names the kernel of a target; it has no meaning of its own.",
+    attributes=(OpAttribute("kernel", ""),),
+)

@@ -1,0 +1,39 @@
+"""Gives the first output in float32."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from nemotron_graphs.ops import DOMAIN
+
+__all__ = ["WidenOutputPass"]
+
+
+class WidenOutputPass(ir.passes.InPlacePass):
+    """Makes the model's answer float32, whatever it computes in.
+
+    Rules, for the graph's first output:
+        1. a ``LayerNormLinear`` without activation gives it in float32 itself, unrounded;
+        2. anything else is cast;
+        3. a float32 output stays. The output keeps its name.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph = model.graph
+        output = graph.outputs[0]
+        node = output.producer()
+        if output.dtype == ir.DataType.FLOAT:
+            return ir.passes.PassResult(model, modified=False)
+        assert node is not None
+        fused = (node.domain, node.op_type) == (DOMAIN, "LayerNormLinear") and not output.uses()
+        if fused and node.attributes.get_string("activation", "none") == "none":
+            node.attributes["output"] = ir.AttrString("output", "float32")
+            output.type = ir.TensorType(ir.DataType.FLOAT)
+            return ir.passes.PassResult(model, modified=True)
+        cast = ir.Node("", "Cast", [output], [ir.AttrInt64("to", ir.DataType.FLOAT)])
+        new = cast.outputs[0]
+        new.name, new.shape, new.type = output.name, output.shape, ir.TensorType(ir.DataType.FLOAT)
+        output.name = f"{output.name}/narrow"
+        graph.insert_after(node, cast)
+        graph.outputs[0] = new
+        return ir.passes.PassResult(model, modified=True)
