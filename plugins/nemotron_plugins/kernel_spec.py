@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from nemotron_plugins.argmax_rules import argmax_combine_rule, argmax_rule
 from nemotron_plugins.attention_rules import (
@@ -68,8 +69,8 @@ class KernelSpec:
     def launches(self, architecture: int) -> dict[str, Launch]:
         """Key → launch, for every kernel; see :class:`nemotron_plugins.library.KernelLibrary` for the keys."""
         pdl = architecture >= _FIRST_WITH_PDL
-        heads = {"query_heads": self.query_heads, "kv_heads": self.kv_heads, "head_dim": self.head_dim}
-        rotary = {**heads, "rotary_dim": self.rotary_dim, "packed": True, "pdl": pdl}
+        heads: dict[str, Any] = {"query_heads": self.query_heads, "kv_heads": self.kv_heads, "head_dim": self.head_dim}
+        rotary: dict[str, Any] = {**heads, "rotary_dim": self.rotary_dim, "packed": True, "pdl": pdl}
         found = {
             "packed_rotary_kv_cache_update": rotary_kv_cache_update_rule(**rotary, max_tokens=self.max_batch),
             "packed_rotary_kv_cache_update_prefill": rotary_kv_cache_update_rule(**rotary, max_tokens=_MANY_TOKENS),
@@ -86,7 +87,7 @@ class KernelSpec:
             found["argmax_combine"] = argmax_combine_rule(parts=parts, pdl=pdl)
         return found
 
-    def _decode_attention(self, heads: dict[str, int], rows: int, pdl: bool) -> dict[str, Launch]:
+    def _decode_attention(self, heads: dict[str, Any], rows: int, pdl: bool) -> dict[str, Launch]:
         splits = decode_splits(
             kv_heads=self.kv_heads, max_rows=rows, slots=self.max_seq_len, multiprocessors=self.multiprocessors
         )
@@ -107,7 +108,7 @@ class KernelSpec:
             "head": (self.outputs, "none", "float32", self.head_bias),
         }
         added = {"o": (attention, self.attention_bias), "down": (self.intermediate, self.mlp_bias)}
-        common = {"dtype": self.dtype, "rows": rows, "pdl": pdl}
+        common: dict[str, Any] = {"dtype": self.dtype, "rows": rows, "pdl": pdl}
         found = {}
         for name, (outputs, activation, output, bias) in normed.items():
             if outputs:

@@ -16,15 +16,17 @@ from nemotron_plugins.attention_rules import (
     cached_attention_prefill_rule,
     decode_splits,
 )
-from nemotron_plugins.kernels import KERNELS
-from nemotron_plugins.launch import Launch
-from nemotron_plugins.launch_rules import ITEM_BYTES, rotary_kv_cache_update_rule
+from nemotron_plugins.launch_rules import rotary_kv_cache_update_rule
+from nemotron_plugins.torch_call import (
+    architecture_of,
+    check_rows,
+    check_tensor,
+    has_pdl,
+    multiprocessors_of,
+    run_launch,
+)
 
-__all__ = ["cached_attention", "rotary_kv_cache_update"]
-
-# what the interpreter, which has no GPU, is given
-_INTERPRETED_ARCHITECTURE = 80
-_INTERPRETED_MULTIPROCESSORS = 8
+__all__ = ["cached_attention", "packed_rotary_kv_cache_update", "rotary_kv_cache_update"]
 
 
 def rotary_kv_cache_update(
@@ -59,7 +61,7 @@ def rotary_kv_cache_update(
     B, S, H, D = q.shape
     G, N, T = k.shape[2], k_cache.shape[0], k_cache.shape[2]
     P, half = cos.shape
-    _check("q", q, (B, S, H, D), q)
+    check_tensor("q", q, (B, S, H, D), q)
     for name, tensor, shape in (
         ("k", k, (B, S, G, D)),
         ("v", v, (B, S, G, D)),
@@ -68,22 +70,89 @@ def rotary_kv_cache_update(
         ("k_cache", k_cache, (N, G, T, D)),
         ("v_cache", v_cache, (N, G, T, D)),
     ):
-        _check(name, tensor, shape, q)
-    _check("position_ids", position_ids, (B, S), q, torch.int64)
-    _check_rows(q, B, N, write_index=write_index, cache_row=cache_row)
+        check_tensor(name, tensor, shape, q)
+    check_tensor("position_ids", position_ids, (B, S), q, torch.int64)
+    check_rows(q, B, N, write_index=write_index, cache_row=cache_row)
+    return _rotate_and_update(
+        (q, k, v), torch.empty_like(q), G, cos, sin, position_ids, k_cache, v_cache, write_index, cache_row
+    )
+
+
+def packed_rotary_kv_cache_update(
+    qkv: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    position_ids: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    write_index: torch.Tensor,
+    cache_row: torch.Tensor | None = None,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+) -> torch.Tensor:
+    """:func:`rotary_kv_cache_update` of heads that lie in one tensor; returns rotated q [B, S, H, D].
+
+    Args:
+        qkv: [B, S, (H + 2G) × D]: the heads of q, then of k, then of v.
+        cos: [P, R/2], of qkv's dtype.
+        sin: [P, R/2], of qkv's dtype.
+        position_ids: [B, S], int64.
+        k_cache: [N, G, T, D].
+        v_cache: [N, G, T, D].
+        write_index: [B], int64.
+        cache_row: [B], int64: the cache row of each row; without it, row b.
+        num_heads: H.
+        num_kv_heads: G.
+
+    Raises:
+        RequestError: tensors of other shapes, dtypes or devices, or not contiguous.
+    """
+    B, S, _ = qkv.shape
+    N, _, T, D = k_cache.shape
+    for name, tensor, shape in (
+        ("qkv", qkv, (B, S, (num_heads + 2 * num_kv_heads) * D)),
+        ("cos", cos, tuple(sin.shape)),
+        ("sin", sin, tuple(cos.shape)),
+        ("k_cache", k_cache, (N, num_kv_heads, T, D)),
+        ("v_cache", v_cache, (N, num_kv_heads, T, D)),
+    ):
+        check_tensor(name, tensor, shape, qkv)
+    check_tensor("position_ids", position_ids, (B, S), qkv, torch.int64)
+    check_rows(qkv, B, N, write_index=write_index, cache_row=cache_row)
+    q_out = qkv.new_empty((B, S, num_heads, D))
+    return _rotate_and_update(
+        (qkv,) * 3, q_out, num_kv_heads, cos, sin, position_ids, k_cache, v_cache, write_index, cache_row
+    )
+
+
+def _rotate_and_update(
+    qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    q_out: torch.Tensor,
+    kv_heads: int,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    position_ids: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    write_index: torch.Tensor,
+    cache_row: torch.Tensor | None,
+) -> torch.Tensor:
+    B, S, H, D = q_out.shape
+    N, _, T, _ = k_cache.shape
     launch = rotary_kv_cache_update_rule(
         query_heads=H,
-        kv_heads=G,
+        kv_heads=kv_heads,
         head_dim=D,
-        rotary_dim=2 * half,
+        rotary_dim=2 * cos.shape[1],
         max_tokens=B * S,
+        packed=qkv[0] is qkv[1],
         has_cache_row=cache_row is not None,
-        pdl=_has_pdl(q),
+        pdl=has_pdl(q_out),
     )
-    q_out = torch.empty_like(q)
     row = write_index if cache_row is None else cache_row
-    inputs = (q, k, v, cos, sin, position_ids, write_index, row, q_out, k_cache, v_cache)
-    _run(launch, *inputs, S, N, T, P, B=B, S=S)
+    inputs = (*qkv, cos, sin, position_ids, write_index, row, q_out, k_cache, v_cache)
+    run_launch(launch, *inputs, S, N, T, cos.shape[0], B=B, S=S)
     return q_out
 
 
@@ -114,78 +183,31 @@ def cached_attention(
     """
     B, S, H, D = q.shape
     N, G, T, _ = k_cache.shape
-    _check("q", q, (B, S, H, D), q)
-    _check("k_cache", k_cache, (N, G, T, D), q)
-    _check("v_cache", v_cache, (N, G, T, D), q)
+    check_tensor("q", q, (B, S, H, D), q)
+    check_tensor("k_cache", k_cache, (N, G, T, D), q)
+    check_tensor("v_cache", v_cache, (N, G, T, D), q)
     if H % G:
         raise RequestError(f"{H} query heads", f"a multiple of the {G} key/value heads", "reshape q", where="q")
-    _check_rows(q, B, N, query_start=query_start, cache_row=cache_row)
+    check_rows(q, B, N, query_start=query_start, cache_row=cache_row)
     dtype = str(q.dtype).removeprefix("torch.")
-    pdl, has_row = _has_pdl(q), cache_row is not None
+    pdl, has_row = has_pdl(q), cache_row is not None
     row = query_start if cache_row is None else cache_row
     out = torch.empty_like(q)
     heads = {"query_heads": H, "kv_heads": G, "head_dim": D}
     if S * H // G > MAX_DECODE_ROWS:
         launch = cached_attention_prefill_rule(
-            **heads, dtype=dtype, architecture=_architecture(q), has_cache_row=has_row, pdl=pdl
+            **heads, dtype=dtype, architecture=architecture_of(q), has_cache_row=has_row, pdl=pdl
         )
-        _run(launch, q, k_cache, v_cache, query_start, row, out, S, T, B=B, S=S)
+        run_launch(launch, q, k_cache, v_cache, query_start, row, out, S, T, B=B, S=S)
         return out
     if splits is None:
-        splits = decode_splits(kv_heads=G, max_rows=B, slots=T, multiprocessors=_multiprocessors(q))
+        splits = decode_splits(kv_heads=G, max_rows=B, slots=T, multiprocessors=multiprocessors_of(q))
     launch = cached_attention_decode_rule(**heads, dtype=dtype, splits=splits, tokens=S, has_cache_row=has_row, pdl=pdl)
     # rubbish until written: the interpreter's and the GPU's alike
     partial = torch.empty((B, S, H, splits, D) if splits > 1 else (1,), dtype=torch.float32, device=q.device)
     partial_lse = torch.empty((B, S, H, splits) if splits > 1 else (1,), dtype=torch.float32, device=q.device)
-    _run(launch, q, k_cache, v_cache, query_start, row, out, partial, partial_lse, S, T, B=B, S=S)
+    run_launch(launch, q, k_cache, v_cache, query_start, row, out, partial, partial_lse, S, T, B=B, S=S)
     if splits > 1:
         combine = cached_attention_combine_rule(query_heads=H, head_dim=D, splits=splits, pdl=pdl)
-        _run(combine, partial, partial_lse, out, B=B, S=S)
+        run_launch(combine, partial, partial_lse, out, B=B, S=S)
     return out
-
-
-def _run(launch: Launch, *arguments: torch.Tensor | int, **sizes: int) -> None:
-    KERNELS[launch.kernel][launch.grid_of(**sizes)](
-        *arguments,
-        **launch.constexprs,
-        num_warps=launch.num_warps,
-        num_stages=launch.num_stages,
-        enable_fp_fusion=launch.fp_fusion,
-        launch_pdl=launch.pdl,
-    )
-
-
-def _architecture(q: torch.Tensor) -> int:
-    if not q.is_cuda:
-        return _INTERPRETED_ARCHITECTURE
-    major, minor = torch.cuda.get_device_capability(q.device)
-    return 10 * major + minor
-
-
-def _multiprocessors(q: torch.Tensor) -> int:
-    if not q.is_cuda:
-        return _INTERPRETED_MULTIPROCESSORS
-    return torch.cuda.get_device_properties(q.device).multi_processor_count
-
-
-def _has_pdl(q: torch.Tensor) -> bool:
-    return _architecture(q) >= 90
-
-
-def _check_rows(q: torch.Tensor, B: int, N: int, **indices: torch.Tensor | None) -> None:
-    for name, tensor in indices.items():
-        if tensor is not None:
-            _check(name, tensor, (B,), q, torch.int64)
-    if indices["cache_row"] is None and B > N:
-        raise RequestError(f"{B} rows and {N} cache rows", "a cache row for each row", "pass cache_row", where="cache")
-
-
-def _check(
-    name: str, tensor: torch.Tensor, shape: tuple[int, ...], q: torch.Tensor, dtype: torch.dtype | None = None
-) -> None:
-    dtype = dtype or q.dtype
-    if tensor is q and str(dtype).removeprefix("torch.") not in ITEM_BYTES:
-        raise RequestError(f"{dtype}", "one of " + ", ".join(ITEM_BYTES), "cast the inputs", where=name)
-    if tensor.shape != shape or tensor.dtype != dtype or tensor.device != q.device or not tensor.is_contiguous():
-        found = f"{tensor.dtype} {list(tensor.shape)} with strides {tensor.stride()} on {tensor.device}"
-        raise RequestError(found, f"contiguous {dtype} {list(shape)} on {q.device}", "pass such a tensor", where=name)

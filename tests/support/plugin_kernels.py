@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from nemotron_graphs.ops import cached_attention, rotary_kv_cache_update
 
@@ -26,6 +27,10 @@ class RotaryCase:
     starts: tuple[int, ...]
     T: int
     permuted: bool = False
+
+    def packed(self, inputs: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:
+        """The eight inputs of PackedRotaryKVCacheUpdate, of the ten of :func:`rotary_inputs`."""
+        return torch.cat([t.flatten(2) for t in inputs[:3] if t is not None], -1), *inputs[3:]
 
 
 @dataclass(frozen=True)
@@ -102,20 +107,27 @@ def _to(tensor: torch.Tensor | None, dtype: torch.dtype, device: str) -> torch.T
     return tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)
 
 
-def run_interpreted(case: RotaryCase | AttentionCase, dtype: torch.dtype) -> dict[str, Any]:
+def run_interpreted(
+    case: RotaryCase | AttentionCase, dtype: torch.dtype, *, packed: bool = False
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Runs a case under the interpreter; returns each output as (kernel, definition in the same dtype)."""
     import triton
-    from nemotron_plugins.torch_launch import cached_attention as attention_kernel
-    from nemotron_plugins.torch_launch import rotary_kv_cache_update as rotary_kernel
+    from nemotron_plugins import torch_launch as kernels
 
     assert triton.knobs.runtime.interpret, "Triton was imported without its interpreter"
     torch.set_num_threads(1)
+    inputs: Any
     if isinstance(case, AttentionCase):
         inputs = attention_inputs(case, dtype)
-        got = attention_kernel(*inputs, splits=case.splits)
+        got = kernels.cached_attention(*inputs, splits=case.splits)
         return {"out": (got.numpy(), reference_attention(inputs, dtype).numpy())}
     inputs = rotary_inputs(case, dtype)
     expected = rotary_kv_cache_update.eager(*inputs)
-    q_out = rotary_kernel(*inputs)
-    got = (q_out, inputs[6], inputs[7])
-    return {name: (g.numpy(), e.numpy()) for name, g, e in zip(("q", "k_cache", "v_cache"), got, expected, strict=True)}
+    if packed:
+        q_out = kernels.packed_rotary_kv_cache_update(*case.packed(inputs), num_heads=case.H, num_kv_heads=case.G)
+    else:
+        q_out = kernels.rotary_kv_cache_update(*inputs)
+    results = (q_out, inputs[6], inputs[7])
+    return {
+        name: (g.numpy(), e.numpy()) for name, g, e in zip(("q", "k_cache", "v_cache"), results, expected, strict=True)
+    }

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
@@ -13,17 +10,6 @@ import torch
 from support.plugin_kernels import AttentionCase, RotaryCase, run_interpreted
 
 pytest.importorskip("triton", reason="Triton, of the build extra, has no wheel for this platform")
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[ProcessPoolExecutor]:
-    """One process with Triton's interpreter: Triton reads the variable once, when it is imported."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            # starts the process while the variable is set
-            assert pool.submit(os.getenv, "TRITON_INTERPRET").result() == "1"
-            yield pool
 
 
 ROTARY_CASES = {
@@ -37,12 +23,13 @@ ROTARY_CASES = {
 }
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["apart", "packed"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("name", ROTARY_CASES)
 def test_rotary_kv_cache_update_equals_its_definition_bit_for_bit(
-    interpreter: ProcessPoolExecutor, name: str, dtype: torch.dtype
+    interpreter: ProcessPoolExecutor, name: str, dtype: torch.dtype, packed: bool
 ) -> None:
-    outputs = interpreter.submit(run_interpreted, ROTARY_CASES[name], dtype).result()
+    outputs = interpreter.submit(run_interpreted, ROTARY_CASES[name], dtype, packed=packed).result()
     assert list(outputs) == ["q", "k_cache", "v_cache"]
     for got, expected in outputs.values():
         # the caches as a whole: slots that no token was written to are unchanged
