@@ -18,7 +18,7 @@ from nemotron_errors import LimitError, RequestError
 from nemotron_runtime.params import GenerationParams
 from nemotron_runtime.results import FinishReason, Generation, StreamDecoder, Timings, TokenEvent
 from nemotron_runtime.sampling import RowSampler
-from nemotron_runtime.sessions.base import Session, as_token_ids
+from nemotron_runtime.sessions.base import Logits, Session, as_token_ids
 from nemotron_runtime.stopping import StopMatcher
 
 __all__ = ["Cancelled", "GenerationParams", "GenerationRun", "MakeDecoder", "generate"]
@@ -111,6 +111,7 @@ class GenerationRun:
         self._cancelled = _as_callable(cancelled)
         self._params = params if params.seed is not None else replace(params, seed=secrets.randbits(64))
         self._check_tokens()
+        self._argmax = self._params.is_argmax
         self._rows: list[_Row] = []
         for i, prompt in enumerate(prompts):
             ids = as_token_ids(prompt, session.vocab_size, f"prompt {i}")
@@ -149,7 +150,7 @@ class GenerationRun:
             return
         started = time.perf_counter()
         self._session.reset(len(rows), max(len(row.prompt) for row in rows) + self._params.max_new_tokens)
-        logits_BV = self._session.prefill([row.prompt for row in rows])
+        logits_BV: Logits | None = self._session.prefill([row.prompt for row in rows])
         prefilled = time.perf_counter()
         for row in rows:
             row.prefill_seconds = prefilled - started
@@ -158,7 +159,8 @@ class GenerationRun:
             events = []
             for b, row in enumerate(rows):
                 if row.finish_reason is None:
-                    tokens_B[b] = row.sampler.choose(logits_BV[b], step)
+                    if logits_BV is not None:
+                        tokens_B[b] = row.sampler.choose(logits_BV[b], step)
                     events.append(row.accept(int(tokens_B[b]), self._params))
                     row.decode_seconds = time.perf_counter() - prefilled
             yield from events
@@ -168,7 +170,11 @@ class GenerationRun:
             if self._cancelled():
                 yield from (row.cancel() for row in rows if row.finish_reason is None)
                 return
-            logits_BV = self._session.decode(tokens_B, going_B)
+            if self._argmax:
+                # the session may choose where the logits are
+                logits_BV, tokens_B = None, self._session.greedy_decode(tokens_B, going_B)
+            else:
+                logits_BV = self._session.decode(tokens_B, going_B)
 
     def _check_tokens(self) -> None:
         vocab = self._session.vocab_size

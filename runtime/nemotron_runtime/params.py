@@ -81,6 +81,11 @@ class GenerationParams:
         """The tokens that end the answer."""
         return (() if self.ignore_eos else self.eos_token_ids) + self.stop_token_ids
 
+    @property
+    def is_argmax(self) -> bool:
+        """Whether each token is the likeliest one, whatever came before: nothing changes or blocks a logit."""
+        return self.temperature == 0 and self.repetition_penalty == 1 and self.min_new_tokens == 0
+
     @classmethod
     def names(cls) -> tuple[str, ...]:
         """The parameters' names."""

@@ -53,5 +53,7 @@ class CopyBandwidth:
     def close(self) -> None:
         """Frees the buffers."""
         self._stream.close()
-        for held in (*self._events, *self._buffers):
-            held.close()
+        for event in self._events:
+            event.close()
+        for buffer in self._buffers:
+            buffer.close()

@@ -90,6 +90,11 @@ class Session(ABC):
         """Frees what the session holds. Closing twice is allowed."""
 
     @property
+    def device_memory_peak(self) -> int | None:
+        """The most bytes that it allocated of a GPU's memory; None where it knows of none."""
+        return None
+
+    @property
     def lengths_B(self) -> Ids:  # noqa: N802 (a shape-suffixed name)
         """Tokens in each row's cache."""
         return self._lengths_B.copy()
@@ -194,6 +199,22 @@ class Session(ABC):
         Raises:
             LimitError: an advancing row whose cache is full.
         """
+        tokens, start_B = self._next(tokens_B, advance_B)
+        logits_BV = self.step(tokens, start_B)
+        self._lengths_B += 1 if advance_B is None else advance_B
+        return logits_BV
+
+    def greedy_decode(self, tokens_B: npt.ArrayLike, advance_B: npt.NDArray[np.bool_] | None = None) -> Ids:
+        """:meth:`decode` that gives the likeliest next tokens [B] in place of the logits.
+
+        The lowest of equally likely tokens is taken, as ``numpy.argmax`` does; a frozen row's token means nothing.
+        """
+        tokens, start_B = self._next(tokens_B, advance_B)
+        chosen_B = self.greedy_step(tokens, start_B, advance_B)
+        self._lengths_B += 1 if advance_B is None else advance_B
+        return chosen_B
+
+    def _next(self, tokens_B: npt.ArrayLike, advance_B: npt.NDArray[np.bool_] | None) -> tuple[Ids, Ids]:
         tokens = np.asarray(tokens_B, np.int64)
         assert tokens.shape == (self.rows,), "one token per row"
         start_B = self._lengths_B
@@ -205,14 +226,23 @@ class Session(ABC):
         if advance_B is not None:
             # a frozen row that is full has no slot after its end; nothing reads its last one any more
             start_B = np.minimum(start_B, self._slots - 1)
-        logits_BV = self.step(tokens, start_B)
-        self._lengths_B += 1 if advance_B is None else advance_B
-        return logits_BV
+        return tokens, start_B
 
     def step(self, tokens_B: Ids, query_start_B: Ids) -> Logits:
         """One token for every row at ``query_start_B``; a subclass may give a faster way. Logits [B, V]."""
         one_B = np.ones(len(tokens_B), np.int64)
         return self.forward(tokens_B[:, None], query_start_B, one_B, np.zeros((len(tokens_B), 1), np.int64))[:, 0]
+
+    def greedy_step(self, tokens_B: Ids, query_start_B: Ids, advance_B: npt.NDArray[np.bool_] | None = None) -> Ids:
+        """:meth:`step` that gives the likeliest tokens [B]; a subclass may choose them where the logits are.
+
+        Args:
+            tokens_B: one token for every row.
+            query_start_B: its slot and position.
+            advance_B: rows whose result counts; all where None.
+        """
+        chosen_B: Ids = np.argmax(self.step(tokens_B, query_start_B), axis=-1)
+        return chosen_B
 
     def logits(self, ids: npt.ArrayLike) -> Logits:
         """Logits of every position of one prompt, float32 [S, V]. Replaces the present cache.

@@ -11,10 +11,19 @@ from nemotron_runtime.sessions.onnxruntime import OnnxRuntimeSession
 
 __all__ = ["open_session"]
 
+
+def _open_tensorrt(bundle: Bundle, threads: int | None) -> Session:
+    # CUDA's and TensorRT's layers, which nothing else needs
+    from nemotron_runtime.sessions.tensorrt import TensorRTSession
+
+    return TensorRTSession(bundle, threads)
+
+
 # what a manifest's session.kind may be; the strict reader refuses others
 _KINDS: dict[str, Callable[[Bundle, int | None], Session]] = {
     "onnxruntime": OnnxRuntimeSession,
     "genai": GenaiSession,
+    "tensorrt": _open_tensorrt,
 }
 
 
