@@ -61,7 +61,8 @@ class KernelLibrary(Mapping[str, CompiledKernel]):
         """Reads what :meth:`save` wrote.
 
         Raises:
-            BundleError: no kernels for ``architecture``, a file that is missing, or a cubin that is not the record's.
+            BundleError: no kernels for ``architecture``, a kernel for another, a missing file, or a cubin that is not
+                its record's.
         """
         place = folder / architecture
         remedy = "build the bundle again on the GPU that shall run it"
@@ -77,6 +78,8 @@ class KernelLibrary(Mapping[str, CompiledKernel]):
             if found != record.cubin_sha256:
                 expected = f"SHA-256 {record.cubin_sha256}, as its record says"
                 raise BundleError(f"SHA-256 {found}", expected, remedy, where=str(cubin_path))
+            if record.architecture != architecture:
+                raise BundleError(f"a kernel for {record.architecture}", architecture, remedy, where=str(path))
             kernels[path.stem] = CompiledKernel(cubin, record)
         return cls(architecture, kernels)
 

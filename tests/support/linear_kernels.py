@@ -35,15 +35,19 @@ class LinearCase:
 def linear_inputs(case: LinearCase, dtype: torch.dtype, device: str = "cpu") -> tuple[torch.Tensor, ...]:
     """The inputs of LayerNormLinear or LinearResidual, with weights that keep outputs near one."""
     torch.manual_seed(0)
-    x = torch.randn(case.B, case.S, case.inputs) * 2 + 0.5
-    weight = torch.randn(case.outputs, case.inputs) * case.inputs**-0.5
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, device=device)
+
+    x = normal(case.B, case.S, case.inputs) * 2 + 0.5
+    weight = normal(case.outputs, case.inputs) * case.inputs**-0.5
     if case.normed:
-        made = [x, torch.randn(case.inputs) * 0.3, torch.randn(case.inputs) * 0.3, weight]
+        made = [x, normal(case.inputs) * 0.3, normal(case.inputs) * 0.3, weight]
     else:
-        made = [x, weight, torch.randn(case.B, case.S, case.outputs)]
+        made = [x, weight, normal(case.B, case.S, case.outputs)]
     if case.bias:
-        made.append(torch.randn(case.outputs))
-    return tuple(t.to(device, dtype) for t in made)
+        made.append(normal(case.outputs))
+    return tuple(t.to(dtype) for t in made)
 
 
 def definition(case: LinearCase, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:

@@ -19,6 +19,7 @@ from nemotron_plugins.attention_rules import (
 from nemotron_plugins.compile import ARCHITECTURES, compile_kernel
 from nemotron_plugins.launch import Launch, LaunchRecord
 from nemotron_plugins.launch_rules import rotary_kv_cache_update_rule
+from support.kernel_specs import MINITRON_4B
 
 # bytes that a block may ask for, from NVIDIA's table of compute capabilities
 SHARED_MEMORY = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
@@ -35,10 +36,19 @@ def _launches(architecture: int, head_dim: int = 128) -> list[Launch]:
     ]
 
 
-@pytest.mark.parametrize("head_dim", [128, 192])
+# of the kernels of a decode step; the others differ in shapes alone
+STEP = ("layernorm_linear.qkv.r1", "layernorm_linear.head.r8", "linear_residual.down.r4", "argmax", "argmax_combine")
+
+
+@pytest.mark.parametrize("kernels", ["attention", "attention, head_dim 192", "step"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_kernel_compiles_for_every_architecture(architecture: int, head_dim: int) -> None:
-    for launch in _launches(architecture, head_dim):
+def test_every_kernel_compiles_for_every_architecture(architecture: int, kernels: str) -> None:
+    if kernels == "step":
+        step = MINITRON_4B.launches(architecture)
+        launches = [step[key] for key in STEP]
+    else:
+        launches = _launches(architecture, 192 if "192" in kernels else 128)
+    for launch in launches:
         compiled = compile_kernel(launch, dtype="bfloat16", architecture=architecture)
         record = compiled.record
         assert compiled.cubin[:4] == b"\x7fELF"

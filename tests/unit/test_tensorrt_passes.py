@@ -1,0 +1,278 @@
+"""The passes of the tensorrt target: the graph before and after, and equal outputs."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from nemotron_graphs import passes
+
+HEADER = '<ir_version: 10, opset_import: ["": 21, "nemotron": 1]>'
+# ONNX's text takes no dots in names
+DOTS = {"_proj_": "_proj.", "layer_": "layer.", "norm_": "norm."}
+
+
+def parse(text: str, **shapes: list[int | str]) -> ir.Model:
+    """A graph, names with dots, and shapes of its values (of dtype float)."""
+    model = ir.from_onnx_text(f"{HEADER}\n{text}")
+    for value in [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]:
+        if value.name in shapes:
+            value.shape, value.type = ir.Shape(shapes[value.name]), ir.TensorType(ir.DataType.FLOAT)
+    for value in model.graph.inputs:
+        assert value.name
+        for plain, dotted in DOTS.items():
+            value.name = value.name.replace(plain, dotted)
+    return model
+
+
+def ops(model: ir.Model) -> list[str]:
+    return [node.op_type for node in model.graph]
+
+
+def node_of(model: ir.Model, op_type: str) -> ir.Node:
+    (node,) = (node for node in model.graph if node.op_type == op_type)
+    return node
+
+
+def random_feed(model: ir.Model, **given: np.ndarray) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    feed = dict(given)
+    for value in model.graph.inputs:
+        assert value.name
+        assert value.shape is not None
+        shape = [{"b": 2, "s": 3}.get(str(dim), dim) for dim in value.shape]
+        feed.setdefault(value.name, rng.normal(size=shape).astype(np.float32))  # type: ignore[arg-type]
+    return feed
+
+
+def run(model: ir.Model, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+    passes.InlineDialectOpsPass()(model)
+    wanted = {value.name for value in model.graph.inputs if value.uses()}
+    passes.DropUnusedInputsPass()(model)
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {name: value for name, value in feed.items() if name in wanted})
+
+
+def assert_same(after: ir.Model, before: ir.Model, feed: dict[str, np.ndarray]) -> None:
+    for found, expected in zip(run(after, feed), run(before, feed), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+NORMED = """g (float[b,s,6] x, float[6] norm_weight, float[6] norm_bias, float[8,6] layer_up_proj_weight, float[8] bias)
+  => (float[b,s,8] y) {
+    one = Constant<value_float=1.0>()
+    gamma = Add(norm_weight, one)
+    normed = LayerNormalization<axis=-1, epsilon=0.01, stash_type=1>(x, gamma, norm_bias)
+    y = nemotron.Linear(normed, layer_up_proj_weight)
+}"""
+SQUARED = NORMED.replace("y = nemotron", "z = nemotron").replace("\n}", "\n    r = Relu(z)\n    y = Mul(r, r)\n}")
+KERNELS = {"qkv_proj": "qkv", "up_proj": "up"}
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("text", "activation"), [(NORMED, "none"), (SQUARED, "relu_squared")])
+def test_a_norm_goes_into_the_projection_behind_it(text: str, activation: str, bias: bool) -> None:
+    text = text.replace("proj_weight)", "proj_weight, bias)") if bias else text
+    before, after = parse(text), parse(text)
+    assert passes.FormLayerNormLinearPass(KERNELS)(after).modified
+    node = node_of(after, "LayerNormLinear")
+    assert [value.name for value in node.inputs] == [
+        "x", "norm.weight", "norm.bias", "layer.up_proj.weight", *(["bias"] if bias else []),
+    ]  # fmt: skip
+    assert node.outputs[0].name == "y"
+    assert {name: attribute.value for name, attribute in node.attributes.items()} == {
+        "epsilon": pytest.approx(0.01), "activation": activation, "output": "same", "kernel": "up",
+    }  # fmt: skip
+    assert not {"LayerNormalization", "Linear", "Relu", "Mul"} & set(ops(after))
+    assert_same(after, before, random_feed(before))
+    assert not passes.FormLayerNormLinearPass(KERNELS)(after).modified
+
+
+def test_a_weight_of_another_name_is_the_head_s() -> None:
+    model = parse(NORMED.replace("layer_up_proj_weight", "head"))
+    passes.FormLayerNormLinearPass(KERNELS)(model)
+    assert node_of(model, "LayerNormLinear").attributes["kernel"].value == "head"
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        (NORMED.replace("Add(norm_weight, one)", "Neg(norm_weight)"), "Linear"),
+        (NORMED.replace("value_float=1.0", "value_float=2.0"), "Linear"),
+        (SQUARED.replace("Mul(r, r)", "Mul(r, z)"), "Linear"),
+        (SQUARED.replace("y = Mul(r, r)", "w = Cast<to=1>(r)\n y = Mul(w, w)"), "Linear"),
+    ],
+    ids=["no sum", "another constant", "relu times its input", "a square in another dtype"],
+)
+def test_what_is_no_normed_projection_stays(text: str, kept: str) -> None:
+    model = parse(text)
+    assert not passes.FormLayerNormLinearPass(KERNELS)(model).modified
+    assert kept in ops(model)
+
+
+def test_a_norm_that_others_read_stays_for_them() -> None:
+    text = NORMED.replace("=> (float[b,s,8] y)", "=> (float[b,s,8] y, float[b,s,6] n)").replace(
+        "\n}", "\n    n = Neg(normed)\n}"
+    )
+    before, after = parse(text), parse(text)
+    assert passes.FormLayerNormLinearPass(KERNELS)(after).modified
+    assert {"LayerNormLinear", "LayerNormalization"} <= set(ops(after))
+    assert_same(after, before, random_feed(before))
+
+
+ADDED = """g (float[b,s,6] x, float[8,6] layer_o_proj_weight, float[b,s,8] residual, float[8] bias)
+  => (float[b,s,8] y) {
+    product = nemotron.Linear(x, layer_o_proj_weight)
+    y = Add(residual, product)
+}"""
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_residual_goes_into_the_projection_in_front(bias: bool, swapped: bool) -> None:
+    text = ADDED.replace("proj_weight)", "proj_weight, bias)") if bias else ADDED
+    text = text.replace("Add(residual, product)", "Add(product, residual)") if swapped else text
+    shape: list[int | str] = ["b", "s", 8]
+    before, after = parse(text, product=shape), parse(text, product=shape)
+    assert passes.FormLinearResidualPass({"o_proj": "o"})(after).modified
+    assert ops(after) == ["LinearResidual"]
+    node = node_of(after, "LinearResidual")
+    assert [value.name for value in node.inputs] == [
+        "x", "layer.o_proj.weight", "residual", *(["bias"] if bias else []),
+    ]  # fmt: skip
+    assert node.attributes["kernel"].value == "o"
+    assert_same(after, before, random_feed(before))
+
+
+@pytest.mark.parametrize(
+    ("text", "kernels"),
+    [
+        (ADDED, {"down_proj": "down"}),
+        (
+            ADDED.replace("y = Add(residual, product)", "z = Add(residual, product)\n y = Mul(z, product)"),
+            {"o_proj": "o"},
+        ),
+        (ADDED.replace("float[b,s,8] residual", "float[8] residual"), {"o_proj": "o"}),
+    ],
+    ids=["another projection", "a second reader", "another shape"],
+)
+def test_what_is_no_residual_stays(text: str, kernels: dict[str, str]) -> None:
+    model = parse(text, product=["b", "s", 8])
+    assert not passes.FormLinearResidualPass(kernels)(model).modified
+    assert "Linear" in ops(model)
+
+
+LAYER = """g (float[b,s,6] x, float[64,6] layer_q_proj_weight, float[32,6] layer_k_proj_weight, float[32,6]
+  layer_v_proj_weight, float[64] layer_q_proj_bias, float[32] layer_k_proj_bias, float[32] layer_v_proj_bias,
+  float[12,8] cos, float[12,8] sin, int64[b,s] position_ids, int64[b] query_start, float[b,2,12,16] k_cache,
+  float[b,2,12,16] v_cache)
+  => (float[b,s,4,16] q_rotated, float[b,2,12,16] k_cache_out, float[b,2,12,16] v_cache_out) {
+    q_proj_Linear = nemotron.Linear(x, layer_q_proj_weight Q)
+    k_flat = nemotron.Linear(x, layer_k_proj_weight K)
+    v_flat = nemotron.Linear(x, layer_v_proj_weight V)
+    q_heads = Constant<value_ints=[0, 0, 4, 16]>()
+    kv_heads = Constant<value_ints=[0, 0, 2, 16]>()
+    q = Reshape(q_proj_Linear, q_heads)
+    k = Reshape(k_flat, kv_heads)
+    v = Reshape(v_flat, kv_heads)
+    q_rotated, k_cache_out, v_cache_out = nemotron.RotaryKVCacheUpdate
+      (q, k, v, cos, sin, position_ids, k_cache, v_cache, query_start)
+}"""
+
+
+def layer(biases: str = "", text: str = LAYER) -> ir.Model:
+    for part in "qkv":
+        text = text.replace(f" {part.upper()})", f", layer_{part}_proj_bias)" if part in biases else ")")
+    heads: dict[str, list[int | str]] = {"q": ["b", "s", 4, 16], "k": ["b", "s", 2, 16], "v": ["b", "s", 2, 16]}
+    flat: dict[str, list[int | str]] = {
+        "q_proj_Linear": ["b", "s", 64],
+        "k_flat": ["b", "s", 32],
+        "v_flat": ["b", "s", 32],
+    }
+    return parse(text, **heads, **flat)
+
+
+@pytest.mark.parametrize("biases", ["", "qkv"], ids=["no bias", "biases"])
+def test_projections_are_packed_into_the_cache_update(biases: str) -> None:
+    before, after = layer(biases), layer(biases)
+    assert passes.FormPackedRotaryKVCacheUpdatePass()(after).modified
+    assert ops(after) == ["Linear", "Constant", "Constant", "PackedRotaryKVCacheUpdate"]
+    linear, update = node_of(after, "Linear"), node_of(after, "PackedRotaryKVCacheUpdate")
+    assert update.inputs[0] is linear.outputs[0]
+    assert str(linear.outputs[0].shape) == "[b,s,128]"
+    assert [value.name for value in update.outputs] == ["q_rotated", "k_cache_out", "v_cache_out"]
+    assert {name: a.value for name, a in update.attributes.items()} == {"num_heads": 4, "num_kv_heads": 2}
+    packed = [value for value in linear.inputs[1:] if value is not None]
+    assert [value.meta["packed_from"] for value in packed] == [
+        [f"layer.{part}_proj.{kind}" for part in "qkv"] for kind in ("weight", "bias")[: len(packed)]
+    ]
+    assert len(packed) == 1 + bool(biases)
+    start = np.array([2, 5])
+    feed = random_feed(before, query_start=start, position_ids=start[:, None] + np.arange(3))
+    for kind in ("weight", "bias"):
+        feed[f"layer.qkv_proj.{kind}"] = np.concatenate([feed[f"layer.{part}_proj.{kind}"] for part in "qkv"])
+    assert_same(after, before, feed)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        layer("q"),
+        layer(text=LAYER.replace("Linear(x, layer_v", "Linear(cos, layer_v")),
+        layer(text=LAYER.replace("k = Reshape(k_flat, kv_heads)", "k_ = Reshape(k_flat, kv_heads)\n k = Neg(k_)")),
+    ],
+    ids=["one bias", "another x", "something between"],
+)
+def test_projections_that_differ_stay_apart(model: ir.Model) -> None:
+    assert not passes.FormPackedRotaryKVCacheUpdatePass()(model).modified
+    assert "RotaryKVCacheUpdate" in ops(model)
+
+
+def test_a_dim_is_fixed_wherever_it_stands() -> None:
+    model = parse("g (float[b,s,4] x) => (float[b,s,4] y) { y = Relu(x) }")
+    assert passes.FixDimPass("s", 1)(model).modified
+    assert [str(value.shape) for value in (*model.graph.inputs, *model.graph.outputs)] == ["[b,1,4]"] * 2
+    assert not passes.FixDimPass("s", 1)(model).modified
+
+
+def test_the_answer_is_float32() -> None:
+    text = "g (float16[b,4] x) => (float16[b,4] y, float16[b,4] z) { y = Relu(x) \n z = Neg(y) }"
+    model = parse(text)
+    assert passes.WidenOutputPass()(model).modified
+    y, z = model.graph.outputs
+    assert (y.name, y.dtype, z.name, z.dtype) == ("y", ir.DataType.FLOAT, "z", ir.DataType.FLOAT16)
+    got = run(model, {"x": np.array([[1, -2, 3, 0.1]], np.float16)})
+    assert got[0].dtype == np.float32
+    assert got[0].tolist() == [[1, 0, 3, float(np.float16(0.1))]]
+    assert not passes.WidenOutputPass()(model).modified
+
+
+def test_a_fused_head_gives_float32_itself() -> None:
+    text = NORMED.replace("float[", "float16[").replace("one = Constant<value_float=1.0>()", "one = CastLike(f, x)")
+    text = text.replace("one = CastLike", "f = Constant<value_float=1.0>()\n one = CastLike")
+    model = parse(text)
+    passes.cleanup()(model)
+    passes.FormLayerNormLinearPass(KERNELS)(model)
+    assert passes.WidenOutputPass()(model).modified
+    node = node_of(model, "LayerNormLinear")
+    assert node.attributes["output"].value == "float32"
+    assert model.graph.outputs[0] is node.outputs[0]
+    assert node.outputs[0].dtype == ir.DataType.FLOAT
+    assert "Cast" not in ops(model)
+
+
+def test_shapes_of_several_dims_are_read_from_inputs() -> None:
+    text = """g (float[b,s,4] x) => (int64[2] both, int64[2] fixed) {
+        r = Relu(x)
+        both = Shape<start=0, end=-1>(r)
+        c = Concat<axis=-1>(r, r)
+        t = Transpose<perm=[2, 0, 1]>(r)
+        fixed_ = Shape<start=0, end=1>(t)
+        fixed = Concat<axis=0>(fixed_, fixed_)
+    }"""
+    model = parse(text, r=["b", "s", 4], t=[4, "b", "s"])
+    assert passes.CanonicalizeShapesPass()(model).modified
+    passes.cleanup()(model)
+    assert "Relu" not in ops(model)
+    assert [o.tolist() for o in run(model, {"x": np.zeros((2, 7, 4), np.float32)})] == [[2, 7], [4, 4]]
