@@ -1,0 +1,190 @@
+"""The session that runs a bundle's two TensorRT engines, weights and KV cache on the GPU; without torch.
+
+Shapes: B rows, S new tokens, K positions whose logits are wanted, V vocabulary, G key/value heads, T cache slots,
+D head_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from nemotron_errors import BundleError
+
+from nemotron_runtime.bundle import Bundle
+from nemotron_runtime.cuda import Device
+from nemotron_runtime.manifest_tensorrt import TensorRTRecord
+from nemotron_runtime.sessions.base import Ids, Logits, Session
+from nemotron_runtime.sessions.tensorrt_argmax import Argmax
+from nemotron_runtime.sessions.tensorrt_cache import DeviceCache, cache_names
+from nemotron_runtime.sessions.tensorrt_decode import Decoder
+from nemotron_runtime.sessions.tensorrt_engine import Engine, check_machine, load_tensorrt
+from nemotron_runtime.sessions.tensorrt_prefill import Prefiller
+from nemotron_runtime.sessions.tensorrt_weights import DeviceWeights, check_weights, upload_weights
+
+__all__ = ["TensorRTSession", "sub_chunks"]
+
+
+class TensorRTSession(Session):
+    """Prompts go through the prefill engine, single tokens through the decode engine in a CUDA graph.
+
+    The weights are on the GPU once, inputs of both engines; so are the caches, which the engines' plugins write in
+    place. May be called from any thread, by one at a time.
+
+    Args:
+        bundle: the bundle.
+        threads: not used: there is nothing for CPU threads to do.
+
+    Attributes:
+        weights: how fast the weights went to the GPU.
+
+    Raises:
+        MissingDependencyError: no cuda-python, TensorRT, driver or GPU.
+        BundleError: another TensorRT or GPU architecture than the bundle was built for, an engine that does not load
+            or is not what the manifest says, weights of another dtype, or a changed chunk of them.
+        ResourceError: too little GPU memory, with the numbers.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        manifest = bundle.manifest
+        super().__init__(manifest.model.vocab_size, manifest.limits, manifest.head.size)
+        record = _record(bundle)
+        check_weights(bundle, record)
+        self._held = ExitStack()
+        try:
+            self._open(bundle, record)
+        except BaseException:
+            self._held.close()
+            raise
+
+    def _open(self, bundle: Bundle, record: TensorRTRecord) -> None:
+        manifest, hold = bundle.manifest, self._held
+        tensorrt = load_tensorrt()
+        self.device = hold.enter_context(Device())
+        check_machine(bundle, record, tensorrt.trt.__version__, self.device)
+        # other tasks choose no tokens
+        argmax = hold.enter_context(Argmax(bundle, record, self.device)) if manifest.task == "causal-lm" else None
+        prefill = Engine(tensorrt, bundle, record.prefill_engine)
+        hold.callback(prefill.close)
+        decode = Engine(tensorrt, bundle, record.decode_engine)
+        hold.callback(decode.close)
+        _check_engine(prefill, bundle, record, ("input_ids", "query_start", "logits_index"))
+        _check_engine(decode, bundle, record, ("input_ids", "query_start"))
+        # nothing large was allocated until here
+        stream = self.device.stream()
+        hold.callback(stream.close)
+        if argmax is not None:
+            argmax.allocate(manifest.limits.max_batch)
+        self.weights: DeviceWeights = upload_weights(bundle, record, self.device)
+        hold.callback(self.weights.buffer.close)
+        size = max(prefill.memory, decode.memory, 1)
+        activations = hold.enter_context(self.device.allocate(size, "the engines' activations"))
+        memory = (activations.address, size)
+        self._cache = hold.enter_context(DeviceCache(self.device, stream, manifest))
+        self._prefiller = Prefiller(
+            self.device, stream, prefill, self.weights.addresses, memory, manifest.head.output, self.output_size
+        )
+        hold.callback(self._prefiller.close)
+        self._decoder = Decoder(
+            self.device, stream, decode, self.weights.addresses, memory, argmax, manifest.limits.max_batch,
+            manifest.head.output, self.output_size,
+        )  # fmt: skip
+        hold.callback(self._decoder.close)
+        self._max_logits = record.max_logits
+        self._closed = False
+
+    @property
+    def device_memory_peak(self) -> int:
+        """The most bytes that this session's buffers took of the GPU's memory, the CUDA context not counted."""
+        return self.device.peak
+
+    def allocate(self, rows: int, slots: int) -> None:
+        """See :meth:`Session.allocate`."""
+        assert not self._closed, "the session is closed"
+        self.device.make_current()
+        self._decoder.forget()
+        if self._cache.reset(rows, slots):
+            self._prefiller.bind(self._cache.addresses, self._cache.shape_BGTD)
+            self._decoder.bind(self._cache.addresses, self._cache.shape_BGTD)
+
+    def forward(self, input_ids_BS: Ids, query_start_B: Ids, query_length_B: Ids, logits_index_BK: Ids) -> Logits:
+        """See :meth:`Session.forward`; more than the engine's logits per row go in several passes."""
+        S, K = input_ids_BS.shape[1], logits_index_BK.shape[1]
+        if S == K == 1 and (query_length_B == 1).all():
+            return self.step(input_ids_BS[:, 0], query_start_B)[:, None]
+        self.device.make_current()
+        self._decoder.forget()
+        if self._max_logits >= K:
+            return self._prefiller.run(input_ids_BS, query_start_B, logits_index_BK)
+        logits_BKV = np.zeros((*logits_index_BK.shape, self.output_size), np.float32)
+        for first, last in sub_chunks(logits_index_BK, S, self._max_logits):
+            inside_BK = (logits_index_BK >= first) & (logits_index_BK < last)
+            wanted = [np.unique(row[inside]) for row, inside in zip(logits_index_BK, inside_BK, strict=True)]
+            index_Bk = np.zeros((len(wanted), max(1, *map(len, wanted))), np.int64)
+            for b, positions in enumerate(wanted):
+                index_Bk[b, : len(positions)] = positions - first
+            found_BkV = self._prefiller.run(input_ids_BS[:, first:last], query_start_B + first, index_Bk)
+            for b, positions in enumerate(wanted):
+                logits_BKV[b, inside_BK[b]] = found_BkV[b, np.searchsorted(positions, logits_index_BK[b, inside_BK[b]])]
+        return logits_BKV
+
+    def step(self, tokens_B: Ids, query_start_B: Ids) -> Logits:
+        """See :meth:`Session.step`."""
+        self.device.make_current()
+        return self._decoder.step(tokens_B, query_start_B)
+
+    def greedy_step(self, tokens_B: Ids, query_start_B: Ids, advance_B: npt.NDArray[np.bool_] | None = None) -> Ids:
+        """See :meth:`Session.greedy_step`: logits stay on the GPU, and the next step starts before the host asks."""
+        self.device.make_current()
+        going_B = np.ones(len(tokens_B), np.bool_) if advance_B is None else advance_B
+        return self._decoder.greedy(tokens_B, query_start_B, going_B, self.slots)
+
+    def close(self) -> None:
+        """Frees what is on the GPU, at once and in order. Twice is allowed."""
+        if not self._closed:
+            self._closed = True
+            self.device.make_current()
+            self._held.close()
+
+
+def sub_chunks(logits_index_BK: Ids, tokens: int, most: int) -> Iterator[tuple[int, int]]:
+    """Cuts a pass of ``tokens`` positions so that no row wants more than ``most`` logits of a piece.
+
+    Returns:
+        (first, last) of each piece, the last one excluded; they cover all positions, in order.
+    """
+    rows = [np.unique(row) for row in logits_index_BK]
+    first = 0
+    while first < tokens:
+        last = tokens
+        for positions in rows:
+            ahead = positions[positions >= first]
+            if len(ahead) > most:
+                last = min(last, int(ahead[most]))
+        yield first, last
+        first = last
+
+
+def _record(bundle: Bundle) -> TensorRTRecord:
+    record = bundle.manifest.tensorrt
+    if record is None:
+        raise BundleError(
+            "no record of its engines", "the key tensorrt", "build the bundle again", where=str(bundle.directory)
+        )
+    return record
+
+
+def _check_engine(engine: Engine, bundle: Bundle, record: TensorRTRecord, row_inputs: tuple[str, ...]) -> None:
+    manifest = bundle.manifest
+    model, dtype = manifest.model, manifest.session.cache_dtype
+    names = cache_names(model.num_layers)
+    shape_BGTD = (-1, model.num_kv_heads, -1, model.head_dim)
+    tensors: dict[str, tuple[str, Any]] = {w.name: (w.dtype, w.shape) for w in record.weights}
+    tensors |= dict.fromkeys(row_inputs, ("int64", None))
+    tensors |= {name: (dtype, shape_BGTD) for pair in names.items() for name in pair}
+    tensors[manifest.head.output] = ("float32", None)
+    inputs = (*row_inputs, *names, *(weight.name for weight in record.weights))
+    engine.check(inputs, (manifest.head.output, *names.values()), tensors)
