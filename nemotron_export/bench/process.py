@@ -41,6 +41,7 @@ class ContenderProcess:
         self.spec = spec
         self.name = spec.name
         self._peak: int | None = None
+        self.device_peak_bytes: int | None = None
         cls = CONTENDERS[spec.kind]
         start = {
             "path": sys.path,
@@ -77,9 +78,10 @@ class ContenderProcess:
         return Times(**self._call("measure", **asdict(shape)))
 
     def close(self) -> int:
-        """Ends the process; gives the peak of its resident memory in bytes."""
+        """Ends the process; gives the peak of its resident memory in bytes, and keeps that of the GPU's."""
         if self._peak is None:
-            self._peak = int(self._call("close")["peak_bytes"])
+            peaks = self._call("close")
+            self._peak, self.device_peak_bytes = int(peaks["peak_bytes"]), peaks["device_peak_bytes"]
             self._end(_CLOSE_SECONDS)
         return self._peak
 

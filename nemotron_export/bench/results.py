@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from nemotron_runtime.cuda import COPY_METHOD
+
 from nemotron_export.bench.bandwidth import METHOD
 from nemotron_export.bench.contenders.base import Description
 from nemotron_export.bench.shapes import Shape, Times
@@ -44,7 +46,8 @@ class Measurement:
         decode_tokens_per_second: new tokens of all rows over the time of the decode steps.
         step_bytes: what an average decode step must read, see `bench.traffic`.
         decode_bytes_per_second: `step_bytes` times steps over their time.
-        bandwidth_share: the median of that over the machine's median read bandwidth.
+        bandwidth_share: the median of that over the median bandwidth of the memory that it reads: the machine's, or
+            the GPU's.
     """
 
     shape: Shape
@@ -86,6 +89,8 @@ class ContenderResult:
         load_seconds: from opening the files until it could compute, without imports; once, before the rounds.
         peak_bytes: high-water mark of its process's resident memory, libraries and mapped weights included.
         measurements: one per shape, shortest prompt first.
+        device: where it computed: "cpu" or "cuda".
+        device_peak_bytes: the most that it allocated of the GPU's memory; None without one.
     """
 
     name: str
@@ -96,6 +101,8 @@ class ContenderResult:
     load_seconds: float
     peak_bytes: int
     measurements: tuple[Measurement, ...]
+    device: str = "cpu"
+    device_peak_bytes: int | None = None
 
     def at(self, prompt_tokens: int) -> Measurement:
         """The measurement behind so many prompt tokens."""
@@ -118,6 +125,8 @@ class BenchResult:
         machine: processor, cores, threads used, memory, caches, system, load before the run.
         versions: of the packages that speed depends on.
         contenders: in the order they were named.
+        gpu: where a contender computed on it: name, architecture, cuda_driver, memory_bytes.
+        gpu_bytes_per_second: bandwidth of its memory, one value per round; None without one.
     """
 
     prompt_tokens: int
@@ -131,6 +140,8 @@ class BenchResult:
     machine: dict[str, Any]
     versions: dict[str, str]
     contenders: tuple[ContenderResult, ...]
+    gpu: dict[str, Any] | None = None
+    gpu_bytes_per_second: Spread | None = None
 
     @property
     def baseline(self) -> float | None:
@@ -144,4 +155,11 @@ class BenchResult:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
-        return {"format": FORMAT, "step_formula": FORMULA, "read_method": METHOD, **asdict(self)}
+        document = {"format": FORMAT, "step_formula": FORMULA, "read_method": METHOD, **asdict(self)}
+        if self.gpu is not None:
+            return {**document, "gpu_method": COPY_METHOD}
+        # a run without a GPU says nothing of one
+        del document["gpu"], document["gpu_bytes_per_second"]
+        for contender in document["contenders"]:
+            del contender["device"], contender["device_peak_bytes"]
+        return document

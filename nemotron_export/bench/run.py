@@ -17,6 +17,7 @@ from nemotron_export.bench.bandwidth import ReadBandwidth, last_level_cache
 from nemotron_export.bench.contenders import CONTENDERS
 from nemotron_export.bench.contenders.base import BenchRequest, ContenderSpec
 from nemotron_export.bench.contenders.eager import EAGER_CACHES
+from nemotron_export.bench.gpu import Gpu
 from nemotron_export.bench.process import ContenderProcess
 from nemotron_export.bench.results import BenchResult, ContenderResult, Measurement, Spread
 from nemotron_export.bench.schedule import run_rounds
@@ -43,6 +44,7 @@ class BenchOptions:
         threads: CPU threads of every contender and of the bandwidth probe; one per physical core where None.
         eager_dtypes: of eager PyTorch; float32, the bundles' own and bfloat16 where empty.
         eager_caches: of eager PyTorch.
+        eager_device: of eager PyTorch: "cpu" or "cuda".
     """
 
     prompt_tokens: int = 128
@@ -54,6 +56,7 @@ class BenchOptions:
     threads: int | None = None
     eager_dtypes: tuple[str, ...] = ()
     eager_caches: tuple[str, ...] = EAGER_CACHES
+    eager_device: str = "cpu"
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
@@ -111,6 +114,7 @@ def run_bench(
         chosen.shapes,
         chosen.eager_dtypes,
         chosen.eager_caches,
+        chosen.eager_device,
     )
     specs = [spec for kind in dict.fromkeys(("bundle", *against)) for spec in CONTENDERS[kind].specs(request)]
     return measure_specs(specs, chosen, progress)
@@ -127,6 +131,7 @@ def measure_specs(specs: Sequence[ContenderSpec], options: BenchOptions, progres
     threads = options.threads or default_threads()
     machine = _machine(threads)
     with ExitStack() as stack:
+        gpu = stack.enter_context(Gpu(specs)) if any(spec.device == "cuda" for spec in specs) else None
         processes = [stack.enter_context(ContenderProcess(spec, threads)) for spec in specs]
         # they import side by side, and load one after another
         progress("start", 0, 0)
@@ -136,23 +141,32 @@ def measure_specs(specs: Sequence[ContenderSpec], options: BenchOptions, progres
         for number, process in enumerate(processes):
             progress("load", number, len(processes))
             loaded[process.name] = process.load()
-        probe = stack.enter_context(closing(ReadBandwidth(threads)))
+        read = stack.enter_context(closing(ReadBandwidth(threads)))
+
+        def probe() -> float:
+            if gpu is not None:
+                gpu()
+            return read()
+
         times, probed = run_rounds(
             processes, options.shapes, rounds=options.rounds, warmup=options.warmup, probe=probe, progress=progress
         )
-        peaks = {process.name: process.close() for process in processes}
-        buffer_bytes = probe.buffer_bytes
+        peaks = {process.name: (process.close(), process.device_peak_bytes) for process in processes}
+        buffer_bytes = read.buffer_bytes
+        on_gpu = None if gpu is None else (gpu.describe(), Spread.of(gpu.measured(options.rounds)))
     bandwidth = Spread.of(probed)
     contenders = []
     for spec in specs:
         seconds, described = loaded[spec.name]
+        memory = on_gpu[1] if on_gpu is not None and spec.device == "cuda" else bandwidth
         found = tuple(
-            Measurement.of(shape, times[spec.name, shape], described, bandwidth.median) for shape in options.shapes
+            Measurement.of(shape, times[spec.name, shape], described, memory.median) for shape in options.shapes
         )
+        peak, device_peak = peaks[spec.name]
         contenders.append(
             ContenderResult(
                 spec.name, spec.kind, described.dtype, described.weight_bytes, described.kv_bytes_per_token, seconds,
-                peaks[spec.name], found,
+                peak, found, spec.device, device_peak,
             )
         )  # fmt: skip
     versions = machine.pop("versions")
@@ -168,6 +182,7 @@ def measure_specs(specs: Sequence[ContenderSpec], options: BenchOptions, progres
         machine,
         versions,
         tuple(contenders),
+        *(on_gpu or ()),
     )
 
 
@@ -200,6 +215,8 @@ def _check(options: BenchOptions, bundles: Sequence[str | Path], against: Sequen
 
 
 def _check_memory(specs: Sequence[ContenderSpec]) -> None:
+    # the GPU's own memory is looked at where it is opened
+    specs = [spec for spec in specs if spec.device == "cpu"]
     needed, available = sum(spec.weight_bytes for spec in specs), available_memory()
     if needed > available:
         raise ResourceError(

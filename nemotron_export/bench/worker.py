@@ -89,9 +89,9 @@ class _Worker:
         return asdict(measure(self._contender, self._description.vocab_size, Shape(**shape)))
 
     def close(self) -> dict[str, Any]:
-        peak = peak_memory()
+        peaks = {"peak_bytes": peak_memory(), "device_peak_bytes": self._contender.device_peak_bytes()}
         self._contender.close()
-        return {"peak_bytes": peak}
+        return peaks
 
 
 def _answer(call: Callable[[], dict[str, Any]]) -> dict[str, Any]:

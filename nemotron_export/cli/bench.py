@@ -38,6 +38,7 @@ def bench(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; one per physical core by default.")] = None,
     eager_dtype: Annotated[str | None, typer.Option(help="Only these dtypes of eager PyTorch, by commas.")] = None,
     eager_cache: Annotated[str, typer.Option(help="KV caches of eager PyTorch, by commas.")] = "dynamic,static",
+    eager_device: Annotated[str, typer.Option(help="Where eager PyTorch computes: cpu or cuda.")] = "cpu",
     plot: Annotated[Path | None, typer.Option(help="Draw decode speed against context into this .png or .svg.")] = None,
     weights_dir: WeightsDir = None,
     allow_unverified: AllowUnverified = False,
@@ -51,7 +52,7 @@ def bench(
         check_plot(plot)
     options = BenchOptions(
         prompt_tokens, new_tokens, batch, _numbers(context), rounds, warmup, threads, _words(eager_dtype),
-        _words(eager_cache),
+        _words(eager_cache), eager_device,
     )  # fmt: skip
     with show_progress() as progress:
         result = run_bench(
@@ -81,10 +82,12 @@ def print_bench(result: BenchResult) -> None:
             f"{found.decode_bytes_per_second.median / 1e9:.2f}", f"{share:.0%}",
             *([] if baseline is None else [f"{speed.median / baseline:.2f}x"]),
             f"{contender.load_seconds:.2f}", size_text(contender.peak_bytes),
+            *([] if result.gpu is None else [_device_memory(contender.device_peak_bytes)]),
         ])  # fmt: skip
     beside = [] if baseline is None else ["vs eager fp32"]
+    on_gpu = [] if result.gpu is None else ["GPU memory"]
     title = f"{at} prompt tokens, {result.new_tokens} new, batch {result.batch} (median of {result.rounds} rounds)"
-    print_table(title, [*columns, *beside, "load s", "peak memory"], rows)
+    print_table(title, [*columns, *beside, "load s", "peak memory", *on_gpu], rows)
     if len(result.contexts) > 1:
         typer.echo()
         print_table(
@@ -99,6 +102,8 @@ def print_bench(result: BenchResult) -> None:
 
 
 def _print_conditions(result: BenchResult) -> None:
+    from nemotron_runtime.cuda import COPY_METHOD
+
     from nemotron_export.bench.bandwidth import METHOD
     from nemotron_export.bench.traffic import FORMULA
 
@@ -107,8 +112,15 @@ def _print_conditions(result: BenchResult) -> None:
     typer.echo(
         f"Read bandwidth {read.median / 1e9:.1f} GB/s ({read.minimum / 1e9:.1f} - {read.maximum / 1e9:.1f}; {METHOD})."
     )
+    if result.gpu is not None and result.gpu_bytes_per_second is not None:
+        moved = result.gpu_bytes_per_second
+        typer.echo(
+            f"{result.gpu['name']}, {size_text(result.gpu['memory_bytes'])}, driver for CUDA "
+            f"{result.gpu['cuda_driver']}: {moved.median / 1e9:.0f} GB/s ({moved.minimum / 1e9:.0f} - "
+            f"{moved.maximum / 1e9:.0f}; {COPY_METHOD}), which shares of contenders on it are of."
+        )
     cache = machine["last_level_cache_bytes"]
-    if cache and any(c.weight_bytes < cache for c in result.contenders):
+    if cache and any(c.weight_bytes < cache for c in result.contenders if c.device == "cpu"):
         typer.echo(f"Weights smaller than the last-level cache ({size_text(cache)}) may be read faster than memory.")
     typer.echo(
         f"\n{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, "
@@ -116,6 +128,10 @@ def _print_conditions(result: BenchResult) -> None:
         f"load average before {machine['load_average']}"
     )
     typer.echo(", ".join(f"{name} {version}" for name, version in result.versions.items()))
+
+
+def _device_memory(peak: int | None) -> str:
+    return "-" if peak is None else size_text(peak)
 
 
 def _words(text: str | None) -> tuple[str, ...]:

@@ -33,6 +33,7 @@ class BenchRequest:
         shapes: what will be measured.
         eager_dtypes: dtypes of eager PyTorch; float32, the bundles' own and bfloat16 where empty.
         eager_caches: kinds of KV cache of eager PyTorch.
+        eager_device: where eager PyTorch computes: "cpu" or "cuda".
     """
 
     bundles: tuple[Bundle, ...]
@@ -42,6 +43,7 @@ class BenchRequest:
     shapes: tuple[Shape, ...]
     eager_dtypes: tuple[str, ...]
     eager_caches: tuple[str, ...]
+    eager_device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,14 @@ class ContenderSpec:
         name: what tables call it.
         options: for its constructor; plain JSON.
         weight_bytes: of all its weights, which must fit into memory beside everyone else's.
+        device: where it computes and has its weights: "cpu" or "cuda".
     """
 
     kind: str
     name: str
     options: dict[str, Any]
     weight_bytes: int
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,10 @@ class Contender(ABC):
     @abstractmethod
     def decode(self, tokens_B: Ids) -> Ids:
         """Feeds one token per row; gives the next ones [B]."""
+
+    def device_peak_bytes(self) -> int | None:
+        """The most that it allocated of the GPU's memory, CUDA's own context not counted; None without one."""
+        return None
 
     @abstractmethod
     def close(self) -> None:

@@ -24,7 +24,7 @@ __all__ = ["BundleContender"]
 
 
 class BundleContender(Contender):
-    """Options: path, weights_dir, allow_unverified."""
+    """Options: path, weights_dir, allow_unverified, kind (of the session)."""
 
     kind: ClassVar[str] = "bundle"
     _model: Model
@@ -41,15 +41,25 @@ class BundleContender(Contender):
                 "path": str(bundle.directory),
                 "weights_dir": None if request.weights_dir is None else str(request.weights_dir),
                 "allow_unverified": request.allow_unverified,
+                "kind": bundle.manifest.session.kind,
             }
+            device = "cuda" if bundle.manifest.session.kind == "tensorrt" else "cpu"
             embedding = total_parameters(config) - read_parameters(config)
             weights = _read_bytes(bundle.manifest, config) + embedding * item_bytes(bundle.manifest.dtype)
-            specs.append(ContenderSpec(cls.kind, name, options, weights))
+            specs.append(ContenderSpec(cls.kind, name, options, weights, device))
         return specs
 
     def prepare(self) -> None:
         import nemotron_runtime.model  # noqa: F401
-        import onnxruntime  # noqa: F401
+
+        if self.options["kind"] == "tensorrt":
+            from nemotron_runtime.cuda import load_driver
+            from nemotron_runtime.sessions.tensorrt_engine import load_tensorrt
+
+            load_driver()
+            load_tensorrt()
+        else:
+            import onnxruntime  # noqa: F401
 
     def load(self) -> Description:
         import nemotron_runtime
@@ -76,7 +86,10 @@ class BundleContender(Contender):
         return np.argmax(self._model.session.prefill(list(ids_BS)), axis=-1)
 
     def decode(self, tokens_B: Ids) -> Ids:
-        return np.argmax(self._model.session.decode(tokens_B), axis=-1)
+        return self._model.session.greedy_decode(tokens_B)
+
+    def device_peak_bytes(self) -> int | None:
+        return self._model.session.device_memory_peak
 
     def close(self) -> None:
         self._model.close()

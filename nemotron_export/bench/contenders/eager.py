@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from nemotron_errors import RequestError
+from nemotron_errors import MissingDependencyError, RequestError
 
 from nemotron_export.bench.contenders.base import BenchRequest, Contender, ContenderSpec, Description, Ids
 from nemotron_export.bench.traffic import ITEM_BYTES, item_bytes, kv_bytes_per_token, read_parameters, total_parameters
@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from nemotron_export.model import NemotronForCausalLM
     from nemotron_export.model.cache import Cache
 
-__all__ = ["EAGER_CACHES", "EagerContender"]
+__all__ = ["EAGER_CACHES", "EAGER_DEVICES", "EagerContender"]
 
 EAGER_CACHES = ("dynamic", "static")
+EAGER_DEVICES = ("cpu", "cuda")
 
 
 class EagerContender(Contender):
-    """Options: checkpoint, dtype, cache."""
+    """Options: checkpoint, dtype, cache, device."""
 
     kind: ClassVar[str] = "eager"
     _model: NemotronForCausalLM
@@ -44,12 +45,16 @@ class EagerContender(Contender):
         dtypes = request.eager_dtypes or tuple(dict.fromkeys(("float32", *own, "bfloat16")))
         _check_known("--eager-dtype", dtypes, tuple(ITEM_BYTES))
         _check_known("--eager-cache", request.eager_caches, EAGER_CACHES)
+        _check_known("--eager-device", (request.eager_device,), EAGER_DEVICES)
+        device = request.eager_device
+        beside = ", cuda" if device == "cuda" else ""
         return [
             ContenderSpec(
                 cls.kind,
-                f"eager {dtype}, sdpa, {cache} cache",
-                {"checkpoint": str(checkpoint.directory), "dtype": dtype, "cache": cache},
+                f"eager {dtype}, sdpa, {cache} cache{beside}",
+                {"checkpoint": str(checkpoint.directory), "dtype": dtype, "cache": cache, "device": device},
                 total_parameters(checkpoint.config, tied=checkpoint.tied) * item_bytes(dtype),
+                device,
             )
             for dtype in dict.fromkeys(dtypes)
             for cache in dict.fromkeys(request.eager_caches)
@@ -61,6 +66,11 @@ class EagerContender(Contender):
         import nemotron_export.model.load  # noqa: F401
 
         torch.set_num_threads(self.threads)
+        if self.options["device"] == "cuda" and not torch.cuda.is_available():
+            found, expected = f"PyTorch {torch.__version__} that sees no GPU", "a GPU that it can use"
+            raise MissingDependencyError(
+                found, expected, "install a build for CUDA, or --eager-device cpu", where="torch"
+            )
 
     def load(self) -> Description:
         import torch
@@ -70,7 +80,7 @@ class EagerContender(Contender):
 
         dtype = self.options["dtype"]
         checkpoint = Checkpoint.open(self.options["checkpoint"])
-        self._model = load_model(checkpoint, getattr(torch, dtype), "sdpa")
+        self._model = load_model(checkpoint, getattr(torch, dtype), "sdpa", self.options["device"])
         self._past = DynamicCache()
         config = checkpoint.config
         return Description(
@@ -88,6 +98,11 @@ class EagerContender(Contender):
     def decode(self, tokens_B: Ids) -> Ids:
         return self._next(tokens_B[:, None])
 
+    def device_peak_bytes(self) -> int | None:
+        import torch
+
+        return torch.cuda.max_memory_allocated() if self.options["device"] == "cuda" else None
+
     def close(self) -> None:
         del self._model, self._past
 
@@ -96,9 +111,10 @@ class EagerContender(Contender):
 
         with torch.inference_mode():
             logits = self._model(
-                torch.from_numpy(ids_BS), past_key_values=self._past, use_cache=True, logits_to_keep=1
-            ).logits
-            return logits[:, -1].argmax(-1).numpy()
+                torch.from_numpy(ids_BS).to(self._model.device), past_key_values=self._past, use_cache=True,
+                logits_to_keep=1,
+            ).logits  # fmt: skip
+            return logits[:, -1].argmax(-1).cpu().numpy()
 
 
 def _check_known(option: str, values: tuple[str, ...], known: tuple[str, ...]) -> None:
