@@ -59,6 +59,12 @@ def parity(
     threads: Threads = None,
     reference: Reference = "auto",
     reference_steps: ReferenceSteps = None,
+    reference_device: Annotated[
+        str | None,
+        typer.Option(
+            help="Where PyTorch computes the reference: cpu, cuda or auto; auto for a TensorRT bundle, else cpu."
+        ),
+    ] = None,
     bisect: Annotated[
         bool, typer.Option("--bisect", help="Name the first layer and op that leave PyTorch, with their errors.")
     ] = False,
@@ -79,7 +85,7 @@ def parity(
     with show_progress() as progress:
         report = check_parity(
             bundle, checkpoint=checkpoint, weights_dir=weights_dir, threads=threads, reference=reference,
-            reference_steps=reference_steps, progress=progress,
+            reference_steps=reference_steps, reference_device=reference_device, progress=progress,
         )  # fmt: skip
         document = report_document(bundle, report, threads=threads, judged_by="parity")
         if bisect or report_file is not None:

@@ -15,6 +15,7 @@ from nemotron_runtime.verification import judge_bundle
 
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.file_record import file_record
+from nemotron_export.parity.device import default_device
 from nemotron_export.parity.prompts import PromptPlan
 from nemotron_export.parity.reference import reference_for
 from nemotron_export.progress import Progress, silent
@@ -31,6 +32,7 @@ def check_parity(
     threads: int | None = None,
     reference: str = "auto",
     reference_steps: int | None = None,
+    reference_device: str | None = None,
     progress: Progress = silent,
 ) -> ParityReport:
     """Computes the reference again with torch, compares it with the stored one, judges the bundle, records it all.
@@ -44,6 +46,7 @@ def check_parity(
         threads: CPU threads of the bundle's session.
         reference: "whole", "layerwise" or "auto": how the reference is computed, see :func:`reference_for`.
         reference_steps: greedy tokens behind each prompt, for a bundle that has no reference yet.
+        reference_device: "cpu", "cuda" or "auto"; what :func:`default_device` says where None.
         progress: told (stage, done, total).
 
     Returns:
@@ -70,6 +73,7 @@ def check_parity(
         mode=reference,
         greedy_steps=reference_steps,
         wide={"wide_layers": list(opened.manifest.model.wide_layers)} if opened.manifest.model.wide_layers else None,
+        device=reference_device or default_device(opened.manifest.session.kind),
     )
     if opened.manifest.quantization is not None:
         fresh = _with_texts(fresh, stored, source, opened, reference, progress)

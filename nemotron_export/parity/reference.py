@@ -22,6 +22,7 @@ from nemotron_export.environment import environment
 from nemotron_export.model.load import load_task_model
 from nemotron_export.model.pretrained import NemotronPreTrainedModel
 from nemotron_export.model.wide import widen_mlp
+from nemotron_export.parity.device import choose_device, device_name, true_fp32
 from nemotron_export.parity.layerwise import LayerwiseModel
 from nemotron_export.parity.layerwise_reference import layerwise_reference, layerwise_rmse
 from nemotron_export.parity.prompts import GREEDY_STEPS, PromptPlan, plan_prompts
@@ -63,10 +64,12 @@ class _Run:
         self._cache: Any = None
 
     def feed(self, ids: np.ndarray, positions: np.ndarray) -> torch.Tensor:
-        """Outputs [k, V] at chosen positions of the new tokens."""
-        out = self._model.base_model(torch.from_numpy(ids)[None], past_key_values=self._cache, use_cache=True)
+        """Outputs [k, V] at chosen positions of the new tokens, on the CPU."""
+        device = self._model.device
+        ids_1S = torch.from_numpy(ids).to(device)[None]
+        out = self._model.base_model(ids_1S, past_key_values=self._cache, use_cache=True)
         self._cache = out.past_key_values
-        return self._model.head(out.last_hidden_state[:, torch.from_numpy(positions)])[0]
+        return self._model.head(out.last_hidden_state[:, torch.from_numpy(positions).to(device)])[0].cpu()
 
     def step(self, token: int) -> torch.Tensor:
         """Outputs [V] behind one more token."""
@@ -111,6 +114,7 @@ def reference_for(
     mode: str = "auto",
     greedy_steps: int | None = None,
     wide: Mapping[str, Any] | None = None,
+    device: str = "cpu",
 ) -> Reference:
     """Makes the reference of a checkpoint's bundles with that `max_seq_len` and run dtype.
 
@@ -127,29 +131,48 @@ def reference_for(
         mode: "whole", "layerwise", or "auto": layer by layer where the memory available does not hold the fp32 model.
         wide: in fp16, ``wide_layers`` (see :class:`WideLayers`): PyTorch's own run computes them in fp32 too; recorded.
         greedy_steps: behind each prompt, where no plan is given; 64 with the whole model, 8 layer by layer.
+        device: of the whole model: "cpu", "cuda", or "auto": the GPU where there is one that holds it. Layer by layer
+            it is the CPU.
 
     Raises:
         TokenizerError: a tokenizer that is broken, or gives ids that the model does not have.
+        MissingDependencyError, ResourceError: see :func:`choose_device`.
         RequestError: an unknown mode, or a number of greedy steps below 1.
     """
-    layerwise = choose_reference(mode, checkpoint.config, checkpoint.num_parameters) == "layerwise"
+    place = _choose_place(checkpoint, mode, device)
+    layerwise = place is None
     if plan is None:
         encode = encoder(tokenizer_files or checkpoint.directory, checkpoint.config.vocab_size)
         plan = _plan(checkpoint, max_seq_len, encode, layerwise, greedy_steps)
     wide = wide or {}
-    if layerwise:
+    if place is None:
         # a build in fp16 with its activations measured has the whole model in memory
         assert not wide
         prompts, rmse = _layer_by_layer(checkpoint, plan, run_dtype, progress)
     else:
-        prompts, rmse = _whole(checkpoint, plan, run_dtype, progress, wide.get("wide_layers", ()))
+        with true_fp32(place):
+            prompts, rmse = _whole(checkpoint, plan, run_dtype, progress, wide.get("wide_layers", ()), place)
     judge = {
         **plan.to_dict(),
         **wide,
-        "model": "eager PyTorch, float32, sdpa, dynamic cache" + (", layer by layer" if layerwise else ""),
+        "model": "eager PyTorch, float32, sdpa, dynamic cache"
+        + (", layer by layer" if place is None else "" if place == "cpu" else f", on {device_name(place)}"),
         "environment": environment(torch.get_num_threads()),
     }
     return Reference(prompts, eager_rmse=rmse, judge=judge, task=checkpoint.task)
+
+
+def _choose_place(checkpoint: Checkpoint, mode: str, device: str) -> str | None:
+    """The device of the whole model; None for layer by layer."""
+    if mode == "layerwise" and device == "cuda":
+        found, remedy = "a reference made layer by layer on a GPU", "leave one of the two options out"
+        raise RequestError(found, "the whole model there, or layers on the CPU", remedy, where="--reference-device")
+    if mode != "layerwise" and choose_device(device, checkpoint.num_parameters) == "cuda":
+        # the host's memory does not matter; an unknown mode is refused all the same
+        choose_reference(mode, checkpoint.config, checkpoint.num_parameters, memory=1 << 62)
+        return "cuda"
+    mode = choose_reference(mode, checkpoint.config, checkpoint.num_parameters)
+    return None if mode == "layerwise" else "cpu"
 
 
 def _plan(
@@ -172,18 +195,23 @@ def _plan(
 
 
 def _whole(
-    checkpoint: Checkpoint, plan: PromptPlan, run_dtype: str, progress: Progress, wide_layers: Collection[int]
+    checkpoint: Checkpoint,
+    plan: PromptPlan,
+    run_dtype: str,
+    progress: Progress,
+    wide_layers: Collection[int],
+    device: str,
 ) -> tuple[tuple[ReferencePrompt, ...], float | None]:
     progress("load fp32 reference", 0, 0)
     prompts = make_reference(
-        load_task_model(checkpoint, torch.float32),
+        load_task_model(checkpoint, torch.float32, device=device),
         plan,
         lambda done, total: progress("eager PyTorch, fp32", done, total),
     )
     if run_dtype == "float32":
         return prompts, None
     progress(f"eager PyTorch, {run_dtype}", 0, 0)
-    low = load_task_model(checkpoint, getattr(torch, run_dtype))
+    low = load_task_model(checkpoint, getattr(torch, run_dtype), device=device)
     widen_mlp(low, wide_layers)
     return prompts, eager_rmse(low, prompts)
 
