@@ -11,6 +11,8 @@ from typing import Any, Literal
 from nemotron_errors import BundleError
 
 from nemotron_runtime.limits import Limits
+from nemotron_runtime.manifest_part import WeightPart
+from nemotron_runtime.manifest_tensorrt import TensorRTRecord
 from nemotron_runtime.strict import read_dataclass
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "ScanRecord",
     "SessionRecord",
     "Task",
+    "TensorRTRecord",
     "WeightPart",
     "WeightsFile",
     "WeightsRecord",
@@ -87,22 +90,14 @@ class HeadRecord:
 
 
 @dataclass(frozen=True)
-class WeightPart:
-    """A piece of a weights file: ``length`` bytes from ``offset`` on."""
-
-    file: str
-    offset: int
-    length: int
-
-
-@dataclass(frozen=True)
 class SessionRecord:
     """What runs the graph.
 
     Attributes:
-        kind: "onnxruntime": the row contract; "genai": ONNX Runtime GenAI's, with an attention mask and every logit.
-        provider: ONNX Runtime's execution provider.
-        graph: file name of the graph.
+        kind: "onnxruntime": the row contract; "genai": ONNX Runtime GenAI's, with an attention mask and every logit;
+            "tensorrt": engines, see :class:`TensorRTRecord`.
+        provider: ONNX Runtime's execution provider, or "TensorRT".
+        graph: file name of the graph; of engines, the decode step's.
         cache_dtype: numpy's name of the KV cache's dtype.
         inputs: names of the graph's inputs, in order.
         outputs: names of its outputs, in order.
@@ -113,7 +108,7 @@ class SessionRecord:
             ``packed``: the bytes of a weight are those of its parts.
     """
 
-    kind: Literal["onnxruntime", "genai"]
+    kind: Literal["onnxruntime", "genai", "tensorrt"]
     provider: str
     graph: str
     cache_dtype: str
@@ -227,6 +222,7 @@ class Manifest:
         dtype: the dtype that the graph computes in.
         files: every small file of the bundle except manifest.json and parity.json.
         quantization: None where the weights are used as stored.
+        tensorrt: the engines of a bundle that has some.
     """
 
     producer: dict[str, str]
@@ -243,6 +239,7 @@ class Manifest:
     scan: ScanRecord
     parity: ParityRecord
     quantization: QuantizationRecord | None = None
+    tensorrt: TensorRTRecord | None = None
     format: int = FORMAT
 
     @classmethod
@@ -296,14 +293,24 @@ class Manifest:
             _require(value >= 1, str(value), "at least 1", f"{where}.limits.{name}")
         _require(self.weights.chunk_bytes >= 1, str(self.weights.chunk_bytes), "at least 1", f"{where}.weights")
         weights_files = (*self.weights.files, *(() if self.quantization is None else (self.quantization.file,)))
-        for name in (*self.files, *(file.name for file in weights_files), self.session.graph):
+        engines = () if self.tensorrt is None else (self.tensorrt.prefill_engine, self.tensorrt.decode_engine)
+        for name in (*self.files, *(file.name for file in weights_files), self.session.graph, *engines):
             # a name that climbs out would let a bundle point at any file
             inside = name not in ("", ".", "..") and not any(sign in name for sign in ("\\", "\0")) and ".." not in name
             _require(inside and not name.startswith("/"), repr(name), "a name inside the folder", where)
         sizes = {file.name: file.size for file in self.weights.files}
-        for part in (part for parts in self.session.packed for part in parts):
-            inside = part.file in sizes and part.offset >= 0 and 0 < part.length <= sizes[part.file] - part.offset
-            _require(inside, f"{part}", "a piece of a weights file", f"{where}.session.packed")
+        inputs = () if self.tensorrt is None else self.tensorrt.weights
+        for what, pieces in (
+            ("session.packed", self.session.packed),
+            ("tensorrt.weights", tuple(weight.parts for weight in inputs)),
+        ):
+            for part in (part for parts in pieces for part in parts):
+                inside = part.file in sizes and part.offset >= 0 and 0 < part.length <= sizes[part.file] - part.offset
+                _require(inside, f"{part}", "a piece of a weights file", f"{where}.{what}")
+        described = (self.session.kind == "tensorrt") == (self.tensorrt is not None)
+        _require(described, f"{self.session.kind} and {len(engines)} engines", "engines and their record", where)
+        for name in engines:
+            _require(name in self.files, f"no record of {name}", "its hash", f"{where}.files")
         _require(self.head.size >= 1, str(self.head.size), "at least 1", f"{where}.head.size")
         named = len(self.head.labels) in (0, self.head.size)
         _require(named, f"{len(self.head.labels)} labels", f"{self.head.size}, or none", f"{where}.head.labels")
