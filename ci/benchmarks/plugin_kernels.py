@@ -1,0 +1,274 @@
+"""Time and bandwidth of each GPU kernel at Minitron-4B's shape, and of a whole decode step of them.
+
+    python ci/benchmarks/plugin_kernels.py --output kernels.json
+    python ci/benchmarks/plugin_kernels.py --output sweep.json --sweep layernorm_linear.up.r8 linear_residual.down.r8
+
+Each figure is of one CUDA graph of many launches, one behind another over different weights or caches, which together
+are several times the L2 cache. Bytes are those that a launch must read and write once. A sweep tries block sizes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+
+import torch
+import triton
+from nemotron_plugins.kernel_spec import KernelSpec
+from nemotron_plugins.launch import GridAxis, Launch
+from nemotron_plugins.linear_rules import row_bucket
+from nemotron_plugins.torch_call import run_launch
+from support.kernel_specs import MINITRON_4B
+
+LAYERS = 32
+# of all that the launches of one figure read: several times the L2 cache of any GPU
+_COLD_BYTES = 400e6
+_MIN_LAUNCHES = 64
+_REPLAYS = 10
+_SWEEP = {
+    "BLOCK_OUT": (2, 4, 8, 16, 32, 64),
+    "BLOCK_IN": (64, 128, 256, 512, 1024),
+    "num_warps": (2, 4, 8),
+    "num_stages": (1, 3, 4),
+}
+
+Call = Callable[[], None]
+
+
+class Kernels:
+    """The launches of a model on this GPU, and tensors for them. ``bytes_of`` says what a call must move."""
+
+    def __init__(self, spec: KernelSpec, architecture: int) -> None:
+        self.spec = spec
+        self.launches = spec.launches(architecture)
+        self.dtype: torch.dtype = getattr(torch, spec.dtype)
+        self.width = spec.query_heads * spec.head_dim
+        self.packed = self.width + 2 * spec.kv_heads * spec.head_dim
+
+    def tensor(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Small random numbers."""
+        return torch.randn(shape, device="cuda", dtype=dtype or self.dtype) * 0.02
+
+    def linear(self, key: str, rows: int, launch: Launch | None = None) -> tuple[Callable[[], Call], int]:
+        """A maker of calls of a projection, each with a weight of its own, and the bytes of one."""
+        launch = launch or self.launches[key]
+        inputs, outputs = int(launch.constexprs["INPUTS"]), int(launch.constexprs["OUTPUTS"])
+        x, gamma = self.tensor(rows, inputs), self.tensor(inputs)
+        float32 = dict(launch.arguments)["out_ptr"] == "*fp32"
+        out = self.tensor(rows, outputs, dtype=torch.float32 if float32 else None)
+        residual = self.tensor(rows, outputs)
+
+        def make() -> Call:
+            weight = self.tensor(outputs, inputs)
+            if launch.kernel == "layernorm_linear_kernel":
+                arguments = (x, gamma, gamma, weight, weight, out, rows)
+            else:
+                arguments = (x, weight, weight, residual, out, rows)
+            return lambda: run_launch(launch, *arguments, B=rows, S=1)
+
+        weight_bytes = outputs * inputs * x.element_size()
+        return make, weight_bytes + (x.nbytes + out.nbytes) + (0 if "layernorm" in key else residual.nbytes)
+
+    def attention(self, rows: int, filled: int) -> tuple[Callable[[], Call], int]:
+        """Decode attention with its combination, over caches of their own with so many filled slots."""
+        spec, bucket = self.spec, row_bucket(rows)
+        decode = self.launches[f"cached_attention_decode.r{bucket}"]
+        combine = self.launches.get(f"cached_attention_combine.r{bucket}")
+        splits, slots = int(decode.constexprs["SPLITS"]), -(-filled // 256) * 256
+        q = self.tensor(rows, 1, spec.query_heads, spec.head_dim)
+        out = torch.empty_like(q)
+        start = torch.full((rows,), filled - 1, device="cuda")
+        partial = self.tensor(rows, spec.query_heads, splits, spec.head_dim, dtype=torch.float32)
+        partial_lse = self.tensor(rows, spec.query_heads, splits, dtype=torch.float32)
+
+        def make() -> Call:
+            caches = [self.tensor(rows, spec.kv_heads, slots, spec.head_dim) for _ in "kv"]
+
+            def call() -> None:
+                arguments = (q, *caches, start, start, out, partial, partial_lse, 1, slots)
+                run_launch(decode, *arguments, B=rows, S=1)
+                if combine is not None:
+                    run_launch(combine, partial, partial_lse, out, B=rows, S=1)
+
+            return call
+
+        return make, 2 * rows * spec.kv_heads * filled * spec.head_dim * q.element_size() + 2 * q.nbytes
+
+    def rotation(self, rows: int, filled: int) -> tuple[Callable[[], Call], int]:
+        """The packed rotation and cache update of one token per row."""
+        spec, launch = self.spec, self.launches["packed_rotary_kv_cache_update"]
+        slots = -(-filled // 256) * 256
+        table = self.tensor(slots, spec.rotary_dim // 2)
+        start = torch.full((rows,), filled - 1, device="cuda")
+        q_out = self.tensor(rows, spec.query_heads, spec.head_dim)
+
+        def make() -> Call:
+            qkv = self.tensor(rows, self.packed)
+            caches = [self.tensor(rows, spec.kv_heads, slots, spec.head_dim) for _ in "kv"]
+            arguments = (qkv, qkv, qkv, table, table, start, start, start, q_out, *caches, 1, rows, slots, slots)
+            return lambda: run_launch(launch, *arguments, B=rows, S=1)
+
+        return make, 2 * rows * self.packed * q_out.element_size()
+
+    def argmax(self, rows: int) -> tuple[Callable[[], Call], int]:
+        """The greedy choice: both kernels."""
+        first, second = self.launches["argmax"], self.launches["argmax_combine"]
+        parts = int(first.constexprs["PARTS"])
+        partial = self.tensor(rows, parts, dtype=torch.float32)
+        index = torch.zeros(rows, parts, dtype=torch.int64, device="cuda")
+        tokens = torch.zeros(rows, dtype=torch.int64, device="cuda")
+
+        def make() -> Call:
+            logits = self.tensor(rows, self.spec.outputs, dtype=torch.float32)
+
+            def call() -> None:
+                run_launch(first, logits, partial, index, B=rows)
+                run_launch(second, partial, index, tokens, B=rows)
+
+            return call
+
+        return make, 4 * rows * self.spec.outputs
+
+    def step(self, rows: int, filled: int) -> tuple[Callable[[], Call], int]:
+        """All kernels of a decode step, without the engine around them; nothing of one feeds the next."""
+        bucket, calls, total = row_bucket(rows), [], 0
+        layer = [
+            self.linear(f"layernorm_linear.qkv.r{bucket}", rows),
+            self.rotation(rows, filled),
+            self.attention(rows, filled),
+            self.linear(f"linear_residual.o.r{bucket}", rows),
+            self.linear(f"layernorm_linear.up.r{bucket}", rows),
+            self.linear(f"linear_residual.down.r{bucket}", rows),
+        ]
+        for make, size in [*layer * LAYERS, self.linear(f"layernorm_linear.head.r{bucket}", rows), self.argmax(rows)]:
+            calls.append(make())
+            total += size
+
+        def call_all() -> None:
+            for call in calls:
+                call()
+
+        return lambda: call_all, total
+
+
+def microseconds(make: Callable[[], Call], size: int, *, launches: int | None = None) -> float:
+    """Time of one call, in a CUDA graph of so many (or enough) calls over different memory."""
+    distinct = max(2, int(_COLD_BYTES / size) + 1) if launches is None else launches
+    distinct = min(distinct, 256)
+    calls = [make() for _ in range(distinct)]
+    repeats = 1 if launches is not None else max(1, -(-_MIN_LAUNCHES // distinct))
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for call in calls:
+            call()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for _ in range(repeats):
+            for call in calls:
+                call()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    graph.replay()
+    begin.record()
+    for _ in range(_REPLAYS):
+        graph.replay()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) * 1e3 / (_REPLAYS * repeats * distinct)
+
+
+def figure(
+    name: str, rows: int, filled: int | None, made: tuple[Callable[[], Call], int], **more: Any
+) -> dict[str, Any]:
+    """Measures, prints and returns one figure."""
+    make, size = made
+    time = microseconds(make, size, launches=1 if name == "step" else None)
+    row = {"kernel": name, "rows": rows, "context": filled, "microseconds": time, "bytes": size, **more}
+    row["gigabytes_per_second"] = size / time / 1e3
+    context = "" if filled is None else f"context {filled}"
+    print(
+        f"{name:28} rows {rows}  {context:13} {time:9.2f} µs  {row['gigabytes_per_second']:7.0f} GB/s",
+        *more.values(),
+        flush=True,
+    )
+    return row
+
+
+def kernels(made: Kernels, rows: Sequence[int], contexts: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Every kernel of a step, and the step, for each number of rows."""
+    for count in rows:
+        bucket = row_bucket(count)
+        for key in made.launches:
+            if key.endswith(f".r{bucket}") and "linear" in key:
+                yield figure(key, count, None, made.linear(key, count))
+        yield figure("argmax", count, None, made.argmax(count))
+        for filled in contexts:
+            yield figure("packed_rotary", count, filled, made.rotation(count, filled))
+            yield figure("cached_attention_decode", count, filled, made.attention(count, filled))
+            yield figure("step", count, filled, made.step(count, filled))
+            torch.cuda.empty_cache()
+
+
+def variants(launch: Launch) -> Iterator[tuple[str, Launch]]:
+    """A projection's launch with other blocks."""
+    several = int(launch.constexprs["BLOCK_ROWS"]) > 1
+    inputs, outputs = int(launch.constexprs["INPUTS"]), int(launch.constexprs["OUTPUTS"])
+    for out, tile, warps, stages in itertools.product(*_SWEEP.values()):
+        if inputs % tile or not (512 if several else 1024) <= out * tile <= 16384 or (several and out < 16):
+            continue
+        changed = dataclasses.replace(
+            launch,
+            constexprs={**launch.constexprs, "BLOCK_OUT": out, "BLOCK_IN": tile},
+            grid=(GridAxis(outputs, (), out), launch.grid[1]),
+            num_warps=warps,
+            num_stages=stages,
+        )
+        yield f"{out}x{tile}, {warps} warps, {stages} stages", changed
+
+
+def sweep(made: Kernels, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The named projections with other blocks; what a GPU cannot hold is left out."""
+    for key in keys:
+        rows = int(key.rsplit(".r", 1)[1])
+        for blocks, launch in variants(made.launches[key]):
+            try:
+                yield figure(key, rows, None, made.linear(key, rows, launch), blocks=blocks)
+            except (triton.runtime.errors.OutOfResources, triton.compiler.errors.CompilationError) as error:
+                print(f"{key}: {blocks}: {type(error).__name__}")
+
+
+def main() -> None:
+    """Measures on the first GPU and writes the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="the JSON file")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--contexts", type=int, nargs="+", default=[512, 2048])
+    parser.add_argument("--sweep", nargs="+", default=[], metavar="KEY", help="keys of the kernel library")
+    arguments = parser.parse_args()
+    properties = torch.cuda.get_device_properties(0)
+    spec = dataclasses.replace(MINITRON_4B, multiprocessors=properties.multi_processor_count)
+    made = Kernels(spec, 10 * properties.major + properties.minor)
+    found = sweep(made, arguments.sweep) if arguments.sweep else kernels(made, arguments.rows, arguments.contexts)
+    document = {
+        "device": properties.name,
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "spec": dataclasses.asdict(spec),
+        "figures": [],
+    }
+    for row in found:
+        document["figures"].append(row)
+        # what was measured is kept where a later figure fails
+        arguments.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

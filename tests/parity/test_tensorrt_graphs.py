@@ -1,0 +1,226 @@
+"""The tensorrt target's two graphs, their plugins' ops made standard again, equal the eager dialect path."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from nemotron_errors import GraphError
+from nemotron_graphs.passes import InlineDialectOpsPass
+from nemotron_graphs.targets import LoweringContext
+from nemotron_graphs.targets.tensorrt import PLUGIN_OPS, TensorRTGraphs, lower_tensorrt, tensorrt
+
+from nemotron_export.checkpoint import Checkpoint
+from nemotron_export.checkpoint.save import save_checkpoint
+from nemotron_export.config import NemotronConfig
+from nemotron_export.model import NemotronForCausalLM, rope_tables
+from nemotron_export.model.wide import widen_mlp
+from nemotron_export.tracing import trace
+
+SLOTS = 48
+BASE: dict[str, Any] = {
+    "vocab_size": 120,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 2048,
+    "architectures": ["NemotronForCausalLM"],
+    "dtype": "float16",
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "biases, tied, another epsilon": {
+        "attention_bias": True,
+        "mlp_bias": True,
+        "tie_word_embeddings": True,
+        "norm_eps": 1e-3,
+    },
+    "one key/value head": {"head_dim": 24, "num_key_value_heads": 1},
+}
+LAYER_OPS = ("PackedRotaryKVCacheUpdate", "CachedAttention")
+
+
+def make(tmp_path: Path, **changes: Any) -> tuple[NemotronForCausalLM, Checkpoint]:
+    config = NemotronConfig(**{**BASE, **changes})
+    torch.manual_seed(0)
+    dtype = getattr(torch, config.dtype or "float32")
+    model = NemotronForCausalLM(config).to(dtype).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.1)
+    save_checkpoint(tmp_path / "checkpoint", config, dict(model.state_dict()))
+    return model, Checkpoint.open(tmp_path / "checkpoint")
+
+
+def lower(checkpoint: Checkpoint, dtype: torch.dtype = torch.float16, wide: tuple[int, ...] = ()) -> TensorRTGraphs:
+    cos, sin = rope_tables(checkpoint.config, SLOTS, torch.float32)
+    context = LoweringContext(checkpoint.tensors, cos.numpy(), sin.numpy())
+    return lower_tensorrt(trace(checkpoint.config, dtype, wide_layers=wide), context)
+
+
+class Runner:
+    """One graph in ONNX Runtime; its weights are put together from the checkpoint's files as a session does."""
+
+    def __init__(self, graph: ir.Model, graphs: TensorRTGraphs, checkpoint: Checkpoint) -> None:
+        InlineDialectOpsPass()(graph)
+        proto = ir.to_proto(graph).SerializeToString()
+        self.session = onnxruntime.InferenceSession(proto, providers=["CPUExecutionProvider"])
+        files = {shard.path.name: shard.path.read_bytes() for shard in checkpoint.shards}
+        self.weights = {
+            weight.name: np.frombuffer(
+                b"".join(files[part.file][part.offset : part.offset + part.length] for part in weight.parts), np.float16
+            ).reshape(weight.shape)
+            for weight in graphs.weights
+        }
+
+    def __call__(self, feed: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        values = {name: tensor.numpy() for name, tensor in feed.items()} | self.weights
+        names = [value.name for value in self.session.get_inputs()]
+        assert set(names) == set(values)
+        outputs = [value.name for value in self.session.get_outputs()]
+        results = self.session.run(outputs, values)
+        return {name: torch.from_numpy(result) for name, result in zip(outputs, results, strict=True)}
+
+
+@torch.no_grad()
+def drive(graphs: TensorRTGraphs, model: NemotronForCausalLM, checkpoint: Checkpoint, rows: int) -> float:
+    """Largest difference from eager over padded chunks and single steps, over the logit range."""
+    torch.set_num_threads(1)
+    config = model.config
+    prefill, decode = (Runner(each.model, graphs, checkpoint) for each in (graphs.prefill, graphs.decode))
+    shape = (rows, config.num_key_value_heads, SLOTS, config.head_dim)
+    layers = range(config.num_hidden_layers)
+    caches = {f"{kind}_cache.{i}": torch.zeros(shape, dtype=torch.float16) for kind in "kv" for i in layers}
+    eager: Any = (
+        [torch.zeros(shape, dtype=torch.float16) for _ in layers],
+        [torch.zeros(shape, dtype=torch.float16) for _ in layers],
+    )
+    cos, sin = rope_tables(config, SLOTS, torch.float16)
+    generator = torch.Generator().manual_seed(1)
+    start, worst = torch.zeros(rows, dtype=torch.long), 0.0
+    for tokens, lengths in ((30, (30, 17, 1)), (5, (5, 2, 4)), (1, (1, 1, 1)), (1, (1, 1, 1))):
+        length = torch.tensor(lengths[:rows])
+        ids = torch.randint(0, config.vocab_size, (rows, tokens), generator=generator)
+        wanted = (length - 1)[:, None] if tokens == 1 else torch.stack([length - 1, (length - 2).clamp(min=0)], 1)
+        expected, *eager = model.forward_dialect(ids, start, length, wanted, cos, sin, *eager)
+        feed = {"input_ids": ids, "query_start": start, **caches}
+        found = decode(feed) if tokens == 1 else prefill({**feed, "logits_index": wanted})
+        caches = {name: found[name.replace("cache.", "cache_out.")] for name in caches}
+        assert found["logits"].dtype == torch.float32
+        assert found["logits"].shape == expected.shape
+        worst = max(worst, float((found["logits"] - expected).abs().max() / (expected.max() - expected.min())))
+        start = start + length
+    return worst
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_both_graphs_equal_eager(tmp_path: Path, name: str) -> None:
+    model, checkpoint = make(tmp_path, **MODELS[name])
+    assert drive(lower(checkpoint), model, checkpoint, rows=3) < 3e-3
+
+
+def test_the_tolerance_sees_a_wrong_graph(tmp_path: Path) -> None:
+    model, checkpoint = make(tmp_path)
+    graphs = lower(checkpoint)
+    for node in graphs.decode.model.graph:
+        if node.attributes.get_string("activation", "") == "relu_squared":
+            node.attributes["activation"] = ir.AttrString("activation", "none")
+    assert drive(graphs, model, checkpoint, rows=1) > 3e-2
+
+
+def test_what_the_graphs_consist_of(tmp_path: Path) -> None:
+    _, checkpoint = make(tmp_path)
+    graphs = lower(checkpoint)
+    decode = Counter(node.op_type for node in graphs.decode.model.graph)
+    assert {op: decode[op] for op in PLUGIN_OPS} == {
+        "PackedRotaryKVCacheUpdate": 2, "CachedAttention": 2, "LayerNormLinear": 5, "LinearResidual": 4,
+    }  # fmt: skip
+    assert not {"Gemm", "LayerNormalization", "Relu", "Mul", "Range", "Shape"} & set(decode)
+    kernels = Counter(
+        (node.op_type, node.attributes["kernel"].value)
+        for node in graphs.decode.model.graph
+        if "kernel" in node.attributes
+    )
+    assert kernels == {
+        ("LayerNormLinear", "qkv"): 2, ("LayerNormLinear", "up"): 2, ("LayerNormLinear", "head"): 1,
+        ("LinearResidual", "o"): 2, ("LinearResidual", "down"): 2,
+    }  # fmt: skip
+    prefill = Counter(node.op_type for node in graphs.prefill.model.graph)
+    assert {op: prefill[op] for op in ("Gemm", "LayerNormalization", *LAYER_OPS)} == {
+        "Gemm": 9, "LayerNormalization": 5, "PackedRotaryKVCacheUpdate": 2, "CachedAttention": 2,
+    }  # fmt: skip
+    # two for the tokens and rows of all layers, one for the chosen positions
+    assert prefill["Shape"] == 3
+    for lowered in (graphs.prefill, graphs.decode):
+        assert {node.op_type for node in lowered.model.graph if node.domain} <= set(PLUGIN_OPS)
+        assert not lowered.model.functions
+        assert set(lowered.model.graph.initializers) >= {"cos", "sin"}
+        assert not any(
+            value.const_value.shape.numpy()[-1:] == (64,) for value in lowered.model.graph.initializers.values()
+        )
+        assert lowered.session["outputs"][0] == "logits"
+        assert lowered.model.graph.outputs[0].dtype == ir.DataType.FLOAT
+
+
+def test_inputs_are_those_of_a_session(tmp_path: Path) -> None:
+    _, checkpoint = make(tmp_path)
+    graphs = lower(checkpoint)
+    rows = ["input_ids", "query_start"]
+    caches = ["k_cache.0", "k_cache.1", "v_cache.0", "v_cache.1"]
+    names = [weight.name for weight in graphs.weights]
+    assert graphs.decode.session["inputs"] == [*rows, *caches, *names]
+    assert graphs.prefill.session["inputs"] == [*rows, "logits_index", *caches, *names]
+    shapes = {value.name: str(value.shape) for value in graphs.decode.model.graph.inputs}
+    assert (shapes["input_ids"], shapes["query_start"]) == ("[batch,1]", "[batch]")
+    assert shapes["k_cache.1"] == "[batch,2,cache_len,32]"
+
+
+def test_weights_name_their_parts(tmp_path: Path) -> None:
+    _, checkpoint = make(tmp_path, attention_bias=True)
+    weights = {weight.name: weight for weight in lower(checkpoint).weights}
+    packed = [name for name in checkpoint.tensors if any(f".{part}_proj." in name for part in "qkv")]
+    assert set(weights) == (set(checkpoint.tensors) - set(packed)) | {
+        f"model.layers.{layer}.self_attn.qkv_proj.{kind}" for layer in range(2) for kind in ("weight", "bias")
+    }
+    qkv = weights["model.layers.1.self_attn.qkv_proj.weight"]
+    assert (qkv.dtype, qkv.shape) == ("float16", (256, 64))
+    assert qkv.part_names == tuple(f"model.layers.1.self_attn.{part}_proj.weight" for part in "qkv")
+    assert qkv.parts == tuple(checkpoint.tensors[name] for name in qkv.part_names)
+    norm = weights["model.norm.weight"]
+    assert norm.parts == (checkpoint.tensors["model.norm.weight"],)
+
+
+def test_a_trace_is_left_as_it_is(tmp_path: Path) -> None:
+    _, checkpoint = make(tmp_path)
+    cos, sin = rope_tables(checkpoint.config, SLOTS, torch.float32)
+    dialect = trace(checkpoint.config, torch.float16)
+    before = ir.to_proto(dialect).SerializeToString(deterministic=True)
+    lower_tensorrt(dialect, LoweringContext(checkpoint.tensors, cos.numpy(), sin.numpy()))
+    assert ir.to_proto(dialect).SerializeToString(deterministic=True) == before
+
+
+def test_a_layer_that_squares_in_fp32_keeps_its_nodes(tmp_path: Path) -> None:
+    model, checkpoint = make(tmp_path)
+    widen_mlp(model, [1])
+    graphs = lower(checkpoint, wide=(1,))
+    kernels = [n.attributes["kernel"].value for n in graphs.decode.model.graph if "kernel" in n.attributes]
+    assert sorted(kernels) == ["down", "head", "o", "o", "qkv", "qkv", "up"]
+    assert drive(graphs, model, checkpoint, rows=2) < 3e-3
+
+
+def test_a_checkpoint_of_another_dtype_is_refused(tmp_path: Path) -> None:
+    _, checkpoint = make(tmp_path)
+    with pytest.raises(GraphError, match=r"stored in float16(.|\n)*--dtype float16"):
+        lower(checkpoint, torch.bfloat16)
+    with pytest.raises(GraphError, match="float32"):
+        lower(checkpoint, torch.float32)
+    assert tensorrt.dtypes == ("bfloat16", "float16")
