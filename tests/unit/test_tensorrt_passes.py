@@ -276,3 +276,30 @@ def test_shapes_of_several_dims_are_read_from_inputs() -> None:
     passes.cleanup()(model)
     assert "Relu" not in ops(model)
     assert [o.tolist() for o in run(model, {"x": np.zeros((2, 7, 4), np.float32)})] == [[2, 7], [4, 4]]
+
+
+def test_sums_with_zero_vanish() -> None:
+    text = """g (int64[b,1] x, float[b,1] f) => (int64[b,1] y, float[b,1] g_, int64[b,3] w) {
+        none = Constant<value_ints=[0]>()
+        three = Constant<value_ints=[0, 0, 0]>()
+        one = Constant<value_ints=[1]>()
+        zero = Constant<value_floats=[0.0]>()
+        a = Add(x, none)
+        b = Add(none, a)
+        wide = Add(x, three)
+        more = Add(b, one)
+        y = Neg(more)
+        h = Add(f, zero)
+        g_ = Neg(h)
+        w = Neg(wide)
+    }"""
+    before, after = parse(text), parse(text)
+    for model in (before, after):
+        passes.cleanup()(model)
+        passes.InferShapesPass()(model)
+    assert passes.EliminateZeroSumsPass()(after).modified
+    # what broadcasts, what adds something, and a float's zero stay
+    assert ops(after).count("Add") == 3
+    feed = random_feed(before, x=np.array([[3], [5]]))
+    assert_same(after, before, feed)
+    assert not passes.EliminateZeroSumsPass()(after).modified

@@ -6,6 +6,7 @@ from nemotron_graphs.passes.canonicalize_shapes import CanonicalizeShapesPass
 from nemotron_graphs.passes.check_cache_readers import CheckCacheReadersPass
 from nemotron_graphs.passes.cleanup import cleanup
 from nemotron_graphs.passes.drop_unused_inputs import DropUnusedInputsPass
+from nemotron_graphs.passes.eliminate_zero_sums import EliminateZeroSumsPass
 from nemotron_graphs.passes.fix_dim import FixDimPass
 from nemotron_graphs.passes.fold_constants import FoldConstantsPass
 from nemotron_graphs.passes.form_group_query_attention import FormGroupQueryAttentionPass
@@ -29,6 +30,7 @@ __all__ = [
     "CanonicalizeShapesPass",
     "CheckCacheReadersPass",
     "DropUnusedInputsPass",
+    "EliminateZeroSumsPass",
     "FixDimPass",
     "FoldConstantsPass",
     "FormGroupQueryAttentionPass",

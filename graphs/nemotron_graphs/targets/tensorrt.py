@@ -131,6 +131,7 @@ def _passes(context: LoweringContext, *, decode: bool) -> Sequence[ir.passes.Pas
         passes.InlineDialectOpsPass(("Linear",)),
         passes.CanonicalizeShapesPass(),
         passes.cleanup(),
+        passes.EliminateZeroSumsPass(),
         passes.DropUnusedInputsPass(),
         passes.InferShapesPass(),
         passes.BindRopeTablesPass(context.cos, context.sin),
