@@ -69,7 +69,7 @@ class TensorRT:
 
 @cache
 def load_tensorrt() -> TensorRT:
-    """Imports TensorRT, and the plugins, which register themselves; once per process.
+    """Imports TensorRT and registers the plugins; once per process.
 
     Raises:
         MissingDependencyError: no TensorRT.
@@ -81,6 +81,7 @@ def load_tensorrt() -> TensorRT:
         raise MissingDependencyError(
             f"no tensorrt ({error})", "TensorRT, which runs this bundle", _INSTALL, where="tensorrt"
         ) from error
+    plugins.register()
     return TensorRT(trt, plugins)
 
 
