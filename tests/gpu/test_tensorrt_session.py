@@ -144,10 +144,12 @@ def test_decode_of_rows_of_different_lengths(built: Built) -> None:
         for b, logits_V in enumerate(built.session.decode(tokens)):
             found[b].append(logits_V.copy())
     kept = [np.arange(n - 1, n + steps) for n in lengths]
-    own = rmse([(a[k], b[k]) for a, b, k in zip(low, exact, kept, strict=True)])
-    assert rmse([(np.stack(f), b[k]) for f, b, k in zip(found, exact, kept, strict=True)]) <= SHAPE_RATIO * own
-    for f, b, k in zip(found, exact, kept, strict=True):
-        assert rmse([(np.stack(f), b[k])]) <= SHAPE_RATIO * own
+    own = rmse([(w[k], a[k]) for w, a, k in zip(low, exact, kept, strict=True)])
+    pairs = [(np.stack(f), a[k]) for f, a, k in zip(found, exact, kept, strict=True)]
+    # few positions: their ratio varies more than that of a whole prompt
+    assert rmse(pairs) <= SHAPE_RATIO * own
+    for pair in pairs:
+        assert rmse([pair]) <= SHAPE_RATIO * own
 
 
 @pytest.mark.parametrize("rows", [1, 3])

@@ -62,8 +62,9 @@ class TensorRTSession(Session):
 
     def _open(self, bundle: Bundle, record: TensorRTRecord) -> None:
         manifest, hold = bundle.manifest, self._held
-        tensorrt = load_tensorrt()
+        # first: without a driver TensorRT's own runtime crashes
         self.device = hold.enter_context(Device())
+        tensorrt = load_tensorrt()
         check_machine(bundle, record, tensorrt.trt.__version__, self.device)
         # other tasks choose no tokens
         argmax = hold.enter_context(Argmax(bundle, record, self.device)) if manifest.task == "causal-lm" else None
