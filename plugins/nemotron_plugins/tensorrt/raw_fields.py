@@ -59,9 +59,10 @@ def field_reader(trt: Any) -> Callable[[Any], Field]:
     sample = Field("sample", "INT8", b"two items and more")
     made = FieldCollection(trt, [sample])
     (field,) = made.collection
-    for read in (_read_data, _read_structure):
-        if read(field) == sample:
-            return read
+    if _read_data(field) == sample:
+        return _read_data
+    if _structure(field) is not None and _read_structure(field) == sample:
+        return _read_structure
     found = f"TensorRT {trt.__version__} beside NumPy {np.__version__}, whose plugin fields cannot be read"
     raise MissingDependencyError(
         found, "bindings that fit NumPy", "install TensorRT 10.6 or a later one of version 10", where="tensorrt"
@@ -73,12 +74,20 @@ def _read_data(field: Any) -> Field:
     return Field(field.name, kind, np.ascontiguousarray(field.data).tobytes() if kind in _ARRAYS else b"")
 
 
-def _read_structure(field: Any) -> Field:
-    # pybind11 keeps the pointer behind the header that all Python objects have
+def _structure(field: Any) -> _PluginField | None:
+    """The C++ object of a field; None where it is not where pybind11 keeps it, or says what Python does not."""
+    if type(type(field)).__name__ != "pybind11_type":
+        return None
+    # the pointer to it follows the header that all Python objects have
     address = ctypes.c_void_p.from_address(id(field) + object.__basicsize__).value
-    assert address is not None, "a field has a C++ object"
-    found = _PluginField.from_address(address)
-    kind = field.type.name
-    assert (found.type, found.length) == (field.type.value, field.size), "another layout than TensorRT 10's"
+    found = _PluginField.from_address(address) if address else None
+    if found is None or (found.type, found.length) != (field.type.value, field.size):
+        return None
+    return found
+
+
+def _read_structure(field: Any) -> Field:
+    found, kind = _structure(field), field.type.name
+    assert found is not None, "a field like those that the reader was chosen with"
     size = found.length * np.dtype(_ARRAYS[kind]).itemsize if kind in _ARRAYS else 0
     return Field(field.name, kind, ctypes.string_at(found.data, size) if size else b"")
