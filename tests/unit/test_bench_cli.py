@@ -212,7 +212,7 @@ import sys
 from nemotron_export.bench import worker
 from nemotron_export.bench.contenders import CONTENDERS
 from nemotron_export.bench.shapes import Shape
-options = {{"path": {bundles[0]!r}, "weights_dir": None, "allow_unverified": False}}
+options = {{"path": {bundles[0]!r}, "weights_dir": None, "allow_unverified": False, "kind": "onnxruntime"}}
 contender = CONTENDERS["bundle"](options, 1)
 contender.prepare()
 worker.measure(contender, contender.load().vocab_size, Shape(4, 2, 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -143,3 +144,16 @@ def test_a_bundle_without_the_record_is_refused(fakes: Any, tmp_path: Path) -> N
     opened = Bundle.open(bundle)
     with pytest.raises(BundleError, match="no record of its engines"):
         TensorRTSession(replace(opened, manifest=replace(opened.manifest, tensorrt=None)))
+
+
+def test_the_session_imports_neither_torch_nor_triton_nor_what_it_may_lack() -> None:
+    code = """
+import sys
+blocked = ("torch", "triton", "onnx", "tensorrt", "cuda")
+for name in blocked:
+    sys.modules[name] = None
+import nemotron_plugins.driver, nemotron_plugins.library, nemotron_runtime.cuda, nemotron_runtime.sessions.tensorrt
+print([name for name in sys.modules if name.partition(".")[0] in blocked and sys.modules[name] is not None])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "[]\n"
