@@ -15,7 +15,7 @@ from nemotron_graphs import passes
 from nemotron_graphs.targets.record import OnStage, PassRecord, run_passes
 from nemotron_graphs.weights import QuantizedWeight, WeightRef
 
-__all__ = ["LoweredGraph", "LoweringContext", "Target"]
+__all__ = ["DTYPE_NAMES", "LoweredGraph", "LoweringContext", "Target"]
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Target:
         caches = [v for v in model.graph.inputs if (v.name or "").startswith("k_cache.")]
         assert caches
         assert caches[0].dtype is not None
-        cache_dtype = _NAMES[caches[0].dtype]
+        cache_dtype = DTYPE_NAMES[caches[0].dtype]
         self.check_dtype(cache_dtype)
         chosen = self.passes(context)
         model, records = run_passes(model, chosen, on_stage)
@@ -137,7 +137,7 @@ class Target:
         return LoweredGraph(model, session, records)
 
 
-_NAMES = {
+DTYPE_NAMES = {
     ir.DataType.FLOAT: "float32",
     ir.DataType.FLOAT16: "float16",
     ir.DataType.BFLOAT16: "bfloat16",

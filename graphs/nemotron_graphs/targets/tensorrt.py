@@ -13,7 +13,7 @@ from nemotron_graphs import passes
 from nemotron_graphs.ops import DOMAIN
 from nemotron_graphs.passes.pack_qkv import PARTS
 from nemotron_graphs.targets.record import OnStage, run_passes
-from nemotron_graphs.targets.target import LoweredGraph, LoweringContext, Target
+from nemotron_graphs.targets.target import DTYPE_NAMES, LoweredGraph, LoweringContext, Target
 from nemotron_graphs.weights import SAFETENSORS_DTYPES, WeightRef
 
 __all__ = ["PLUGIN_OPS", "TensorRTGraphs", "WeightInput", "lower_tensorrt", "tensorrt"]
@@ -104,7 +104,7 @@ def lower_tensorrt(
     caches = [v for v in model.graph.inputs if (v.name or "").startswith("k_cache.")]
     assert caches
     assert caches[0].dtype is not None
-    dtype = caches[0].dtype.name.lower()
+    dtype = DTYPE_NAMES[caches[0].dtype]
     tensorrt.check_dtype(dtype)
     prefill = _lower(model.clone(), _passes(context, decode=False), dtype, "prefill.onnx", on_prefill_stage)
     decode = _lower(model.clone(), _passes(context, decode=True), dtype, "decode.onnx", on_decode_stage)
@@ -167,7 +167,7 @@ def _weights(model: ir.Model, context: LoweringContext) -> tuple[WeightInput, ..
         assert value.dtype is not None
         stored = {SAFETENSORS_DTYPES[part.dtype] for part in parts}
         if stored != {value.dtype}:
-            run, disk = value.dtype.name.lower(), ", ".join(sorted(dtype.name.lower() for dtype in stored))
+            run, disk = DTYPE_NAMES[value.dtype], ", ".join(sorted(DTYPE_NAMES[dtype] for dtype in stored))
             raise GraphError(
                 f"weight '{value.name}' stored in {disk}",
                 f"{run}: an engine reads the checkpoint's weights as they are",
@@ -180,5 +180,5 @@ def _weights(model: ir.Model, context: LoweringContext) -> tuple[WeightInput, ..
                 f"weight '{value.name}': found shape {list(shape)} on disk; "
                 f"expected {value.shape}; check the checkpoint against its config"
             )
-        found.append(WeightInput(value.name, value.dtype.name.lower(), shape, names, parts))
+        found.append(WeightInput(value.name, DTYPE_NAMES[value.dtype], shape, names, parts))
     return tuple(found)
