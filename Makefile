@@ -28,7 +28,8 @@ $(STAMP):
 	@# a .venv that uv made has no pip
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip --upgrade >/dev/null
 	@$(BIN)/python -m pip install --quiet uv
-	@$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[$(EXTRAS)]"
+	@# compiled here once: where the environment forbids Python to keep its bytecode, every start would compile torch anew
+	@$(BIN)/python -m uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e ".[$(EXTRAS)]"
 	@rm -f $(VENV)/.setup-* && touch $@
 
 demo: setup ## Build the embedded checkpoint, prove its numbers, generate text, measure it beside PyTorch.
