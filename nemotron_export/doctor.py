@@ -11,21 +11,35 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
 
-from nemotron_export.extras import EXTRAS, install_command
+from nemotron_export.extras import EXTRAS, PROVEN, install_command
 
-__all__ = ["Machine", "Package", "Report", "TargetState", "cpu_name", "examine"]
+__all__ = ["Machine", "Package", "Report", "TargetState", "cpu_name", "driver_version", "examine"]
 
 _BASE = ("numpy", "safetensors", "tokenizers", "sentencepiece", "typer", "rich", "psutil")
 
 # Target -> the extra that its session needs. Every target needs the extra `build` to be made.
-_SESSION_EXTRA = {"onnx": "ort", "ort-cpu": "ort", "genai-cpu": "genai", "genai-cuda": "genai-cuda"}
+_SESSION_EXTRA = {
+    "onnx": "ort", "ort-cpu": "ort", "genai-cpu": "genai", "genai-cuda": "genai-cuda", "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt-rtx",
+}  # fmt: skip
+
+# Targets that are built by what runs them, so that they need its extra too.
+_BUILT_BY_SESSION = ("tensorrt", "tensorrt-rtx")
+# Targets that are built and run on a GPU alone; and those whose bundles NVIDIA's own runtime runs.
+_NEED_GPU = ("tensorrt",)
+_RUN_ELSEWHERE = ("tensorrt-rtx",)
 
 # Extra -> groups of packages, of each of which one must be there. A GPU build holds the CPU provider too.
 _SESSION_PACKAGES = {
     "ort": (("onnxruntime", "onnxruntime-gpu"),),
     "genai": (("onnxruntime", "onnxruntime-gpu"), ("onnxruntime-genai", "onnxruntime-genai-cuda")),
     "genai-cuda": (("onnxruntime-gpu",), ("onnxruntime-genai-cuda",)),
-}
+    "tensorrt": (("tensorrt-cu12", "tensorrt", "tensorrt-cu12-bindings", "tensorrt-cu13"), ("cuda-bindings",)),
+    "tensorrt-rtx": (
+        ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings"),
+        ("tensorrt-rtx-cu13-libs", "tensorrt-rtx-cu12-libs"),
+    ),
+}  # fmt: skip
 
 # Distributions that hold the same files, with the extras that bring them.
 _EXCLUSIVE = (
@@ -36,11 +50,19 @@ _EXCLUSIVE = (
 
 @dataclass(frozen=True)
 class Package:
-    """A package of the base install or an extra; `version` is None where it is not installed."""
+    """A package of the base install or an extra.
+
+    Attributes:
+        name: of the distribution.
+        version: None where it is not installed.
+        extra: what brings it; None for the base install.
+        proven: the version that this project was run with, where that matters.
+    """
 
     name: str
     version: str | None
     extra: str | None
+    proven: str | None = None
 
 
 @dataclass(frozen=True)
@@ -84,11 +106,19 @@ def examine() -> Report:
     """Looks at the installed distributions and the hardware; imports none of the optional packages."""
     packages = [Package("nemotron-export", _version("nemotron-export"), None)]
     packages += [Package(name, _version(name), None) for name in _BASE]
-    packages += [Package(dist, _version(dist), extra) for extra, names in EXTRAS.items() for dist in names.values()]
+    packages += [
+        Package(dist, _version(dist), extra, PROVEN.get(extra) if dist.startswith("tensorrt") else None)
+        for extra, names in EXTRAS.items()
+        for dist in names.values()
+    ]
     packages.append(Package("onnxruntime-gpu", _version("onnxruntime-gpu"), "ort-gpu"))
+    machine = _machine()
     installed = {p.name: p.version for p in packages}
-    targets = tuple(_target(name, extra, installed) for name, extra in _SESSION_EXTRA.items())
-    return Report(tuple(packages), targets, _machine(), tuple(_problems(installed)))
+    # other distributions that bring the same modules
+    others = {name for groups in _SESSION_PACKAGES.values() for group in groups for name in group} - set(installed)
+    installed |= {name: _version(name) for name in others}
+    targets = tuple(_target(name, extra, installed, bool(machine.gpus)) for name, extra in _SESSION_EXTRA.items())
+    return Report(tuple(packages), targets, machine, tuple(_problems(installed)))
 
 
 def _version(name: str) -> str | None:
@@ -98,11 +128,20 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _target(name: str, extra: str, installed: dict[str, str | None]) -> TargetState:
+def _target(name: str, extra: str, installed: dict[str, str | None], gpu: bool) -> TargetState:
     builds = all(installed[dist] for dist in EXTRAS["build"].values())
     runs = all(any(installed[dist] for dist in group) for group in _SESSION_PACKAGES[extra])
     missing = [e for e, there in (("build", builds), (extra, runs)) if not there]
-    return TargetState(name, builds, runs, install_command(*missing) if missing else None)
+    remedies = [install_command(*missing)] if missing else []
+    if name in _BUILT_BY_SESSION:
+        builds = builds and runs
+    if name in _NEED_GPU and not gpu:
+        builds = runs = False
+        remedies.append("an NVIDIA GPU and its driver")
+    if name in _RUN_ELSEWHERE:
+        runs = False
+        remedies.append("NVIDIA's TensorRT for RTX runs its engines")
+    return TargetState(name, builds, runs, "; ".join(remedies) or None)
 
 
 def _problems(installed: dict[str, str | None]) -> list[str]:
@@ -167,6 +206,13 @@ def _instructions() -> str:
     flags = set(_cpuinfo("flags", "Features").split())
     wanted = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
     return " ".join(flag for flag in wanted if flag in flags)
+
+
+def driver_version() -> str | None:
+    """Version of the NVIDIA driver; None where nvidia-smi does not tell."""
+    gpus = _gpus()
+    fields = gpus[0].split(", ") if gpus else []
+    return fields[2] if len(fields) == 3 else None
 
 
 def _gpus() -> tuple[str, ...]:

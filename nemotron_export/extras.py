@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 from nemotron_errors import MissingDependencyError
 
-__all__ = ["EXTRAS", "extra_of", "install_command", "missing_dependency", "require"]
+__all__ = ["EXTRAS", "PROVEN", "extra_of", "install_command", "missing_dependency", "require"]
 
 # Extra -> {import name: distribution name}.
 EXTRAS: dict[str, dict[str, str]] = {
@@ -22,8 +22,16 @@ EXTRAS: dict[str, dict[str, str]] = {
     "ort": {"onnxruntime": "onnxruntime"},
     "genai": {"onnxruntime_genai": "onnxruntime-genai"},
     "genai-cuda": {"onnxruntime_genai": "onnxruntime-genai-cuda"},  # the same module, for CUDA
+    "tensorrt": {"tensorrt": "tensorrt-cu12", "cuda": "cuda-bindings"},
+    "tensorrt-rtx": {
+        "tensorrt_rtx_bindings": "tensorrt-rtx-cu13-bindings",
+        "tensorrt_rtx_libs": "tensorrt-rtx-cu13-libs",
+    },
     "report": {"matplotlib": "matplotlib"},
 }
+
+# Extra -> the version (major.minor) of NVIDIA's builder that this project was run with; others are used with a warning.
+PROVEN = {"tensorrt": "10.6", "tensorrt-rtx": "1.7"}
 
 
 def extra_of(module: str) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from nemotron_graphs.targets import LoweredGraph, Target
 from nemotron_runtime.limits import Limits
-from nemotron_runtime.manifest import QuantizationRecord
+from nemotron_runtime.manifest import QuantizationRecord, TensorRTRecord
 
 from nemotron_export.building.head import head_record
 from nemotron_export.checkpoint import Checkpoint, ScanReport
@@ -60,6 +60,7 @@ def manifest_document(
     weights_directory: str,
     files: dict[str, dict[str, Any]],
     quantization: QuantizationRecord | None = None,
+    tensorrt: TensorRTRecord | None = None,
 ) -> dict[str, Any]:
     """The manifest as JSON, its parity still pending."""
     config = checkpoint.config
@@ -108,6 +109,7 @@ def manifest_document(
         "scan": {"done": scanned is not None},
         "parity": {"state": "pending", "reason": "not checked yet", "checked": None},
         "quantization": None if quantization is None else asdict(quantization),
+        "tensorrt": None if tensorrt is None else asdict(tensorrt),
     }
 
 

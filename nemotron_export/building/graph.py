@@ -7,6 +7,7 @@ from collections.abc import Collection
 import torch
 from nemotron_graphs.targets import LoweredGraph, LoweringContext, Target
 from nemotron_graphs.targets.record import OnStage
+from nemotron_graphs.targets.tensorrt import TensorRTGraphs, lower_tensorrt
 from nemotron_runtime.limits import Limits
 
 from nemotron_export.building.weights import WEIGHTS_FOLDER
@@ -15,7 +16,7 @@ from nemotron_export.model import rope_tables
 from nemotron_export.quantization.layout import QuantizedLayout
 from nemotron_export.tracing import trace
 
-__all__ = ["make_graph"]
+__all__ = ["make_graph", "make_tensorrt_graphs"]
 
 
 def make_graph(
@@ -44,11 +45,29 @@ def make_graph(
     Raises:
         GraphError: RoPE types that such a length does not allow, or a model that the target cannot run.
     """
+    context = _context(checkpoint, limits, weights_mode, quantized)
+    dialect = trace(checkpoint.config, getattr(torch, dtype), checkpoint.task, wide_layers)
+    return target.lower(dialect, context, on_stage)
+
+
+def make_tensorrt_graphs(
+    checkpoint: Checkpoint, dtype: str, limits: Limits, *, wide_layers: Collection[int] = ()
+) -> TensorRTGraphs:
+    """Traces the model and lowers it to the two graphs of a TensorRT bundle; arguments as of :func:`make_graph`.
+
+    Raises:
+        GraphError: as :func:`make_graph`, or weights that are stored in another dtype than the run's.
+    """
+    context = _context(checkpoint, limits, "reference", None)
+    return lower_tensorrt(trace(checkpoint.config, getattr(torch, dtype), checkpoint.task, wide_layers), context)
+
+
+def _context(
+    checkpoint: Checkpoint, limits: Limits, weights_mode: str, quantized: QuantizedLayout | None
+) -> LoweringContext:
     cos_Ph, sin_Ph = rope_tables(checkpoint.config, limits.max_seq_len, torch.float32)
     folder = "" if weights_mode == "reference" else WEIGHTS_FOLDER
     weights, codes = checkpoint.tensors, {}
     if quantized is not None:
         weights, codes = {**weights, **quantized.entries}, quantized.weights
-    context = LoweringContext(weights, cos_Ph.numpy(), sin_Ph.numpy(), folder, codes)
-    dialect = trace(checkpoint.config, getattr(torch, dtype), checkpoint.task, wide_layers)
-    return target.lower(dialect, context, on_stage)
+    return LoweringContext(weights, cos_Ph.numpy(), sin_Ph.numpy(), folder, codes)

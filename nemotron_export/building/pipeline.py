@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nemotron_errors import BundleError, RequestError
-from nemotron_graphs.targets import Target, get_target
+from nemotron_graphs.targets import LoweredGraph, Target, get_target
 from nemotron_runtime.bundle import write_manifest
 from nemotron_runtime.limits import Limits
-from nemotron_runtime.manifest import Manifest, QuantizationRecord
+from nemotron_runtime.manifest import Manifest, QuantizationRecord, TensorRTRecord
 from nemotron_runtime.reference import REFERENCE_FILE, write_reference
 
 from nemotron_export.building.files import copy_small_files, describe_files, manifest_document
 from nemotron_export.building.genai import check_genai_request, is_genai, write_genai_config
-from nemotron_export.building.graph import make_graph
+from nemotron_export.building.graph import make_graph, make_tensorrt_graphs
 from nemotron_export.building.limits import choose_limits
+from nemotron_export.building.tensorrt import (
+    EngineMachine,
+    EnginePlan,
+    find_machine,
+    is_tensorrt,
+    kernel_spec,
+    plan_engines,
+    write_engines,
+)
 from nemotron_export.building.weights import choose_weight_mode, place_weights
 from nemotron_export.building.wide import choose_wide_layers
 from nemotron_export.building.workspace import check_output, staging
 from nemotron_export.checkpoint import Checkpoint, ScanReport, scan
 from nemotron_export.extras import require
 from nemotron_export.parity import ParityFailedError, reference_for
+from nemotron_export.parity.device import default_device
 from nemotron_export.preflight import check_resources, choose_reference, estimate
 from nemotron_export.progress import Progress, silent
 from nemotron_export.quantization import (
@@ -47,6 +58,7 @@ class _Plan:
     reference: str
     quantized: QuantizedLayout | None
     held_out: HeldOut | None
+    engines: EnginePlan | None
 
 
 def build(
@@ -66,6 +78,7 @@ def build(
     quantize: str | None = None,
     group_size: int | None = None,
     eval_text: str | Path | None = None,
+    architectures: Sequence[str] = (),
     scan: bool = True,
     overwrite: bool = False,
     keep_failed: bool = False,
@@ -94,6 +107,7 @@ def build(
         group_size: 32, 64 or 128 weights that share a scale; by default 128 for int8 and 32 for int4.
         eval_text: a text file to measure the perplexity on; by default `eval.txt` beside the checkpoint, or a fixed
             English text.
+        architectures: GPU architectures ("sm_80", …) beside this machine's that a TensorRT bundle has kernels for.
         scan: read every weight once for NaN, Inf and chunk hashes; without, loading cannot check contents.
         overwrite: replace a bundle at `output`, once the new one is whole.
         keep_failed: keep, as pending, a bundle that fails its parity; the error is raised all the same.
@@ -109,13 +123,15 @@ def build(
     """
     place = Path(output).absolute()
     check_output(place, overwrite=overwrite)
-    if parity:
+    chosen = get_target(target)
+    machine = find_machine() if is_tensorrt(chosen) else None
+    if parity and machine is None:
         require("onnxruntime", "which runs the bundle for its parity check (or build with --no-parity)")
     progress("open checkpoint", 0, 0)
     plan = _plan(
         Checkpoint.resolve(checkpoint, revision),
         place,
-        target,
+        chosen,
         task,
         dtype,
         (max_seq_len, max_batch, prefill_chunk),
@@ -123,6 +139,8 @@ def build(
         parity,
         reference,
         (quantize, group_size, eval_text),
+        machine,
+        architectures,
     )
     failed: ParityFailedError | None = None
     with staging(place, overwrite=overwrite) as folder:
@@ -142,7 +160,7 @@ def build(
 def _plan(
     source: Path,
     place: Path,
-    target_name: str,
+    target: Target,
     task: str | None,
     dtype: str | None,
     limits: tuple[int | None, int | None, int | None],
@@ -150,12 +168,19 @@ def _plan(
     parity: bool,
     reference: str,
     quantization: tuple[str | None, int | None, str | Path | None],
+    machine: EngineMachine | None,
+    architectures: Sequence[str],
 ) -> _Plan:
-    target = get_target(target_name)
     mode = choose_weight_mode(weights, target)
-    run_dtype = target.dtypes[0] if dtype is None else dtype
-    target.check_dtype(run_dtype)
+    if dtype is not None:
+        target.check_dtype(dtype)
+    if architectures and machine is None:
+        found, expected = f"architectures for target {target.name}", "them for target tensorrt, which has kernels"
+        raise RequestError(found, expected, "leave the option out", where="--architectures")
     opened = Checkpoint.open(source, task=task)
+    # engines read the weights as they are stored
+    stored = opened.dtype if machine and opened.dtype in target.dtypes else target.dtypes[0]
+    run_dtype = stored if dtype is None else dtype
     check_genai_request(target, opened.task, parity)
     if opened.directory.resolve().is_relative_to(place.resolve()):
         raise BundleError(
@@ -168,6 +193,7 @@ def _plan(
     if eval_text is not None and not (quantized and parity):
         found, remedy = "a text and no perplexity to measure", "add --quantize, and leave --no-parity out"
         raise RequestError(found, "a quantized bundle that is judged", remedy, where="--eval-text")
+    engines = None if machine is None else plan_engines(machine, opened, run_dtype, chosen, architectures)
     held_out = None
     if parity:
         reference = choose_reference(reference, opened.config, opened.num_parameters)
@@ -185,8 +211,11 @@ def _plan(
         reference=reference,
         quantized_bytes=0 if quantized is None else quantized.size,
     )
+    if engines is not None:
+        # those are on the GPU
+        needed = replace(needed, weights=0, caches=0)
     check_resources(needed, place)
-    return _Plan(opened, target, run_dtype, chosen, mode, reference, quantized, held_out)
+    return _Plan(opened, target, run_dtype, chosen, mode, reference, quantized, held_out, engines)
 
 
 def _scan(plan: _Plan, progress: Progress) -> ScanReport:
@@ -205,11 +234,7 @@ def _write(
         plan.checkpoint, plan.dtype, plan.limits.max_seq_len, measure=parity, mode=plan.reference, progress=progress
     )
     progress("trace and lower", 0, 0)
-    lowered = make_graph(
-        plan.checkpoint, plan.target, plan.dtype, plan.limits,
-        weights_mode=plan.weights, wide_layers=wide.layers, quantized=plan.quantized,
-    )  # fmt: skip
-    lowered.save(folder / lowered.session["graph"])
+    lowered, engines = _lower(plan, wide.layers, folder, progress)
     copy_small_files(plan.checkpoint, folder)
     if is_genai(plan.target):
         write_genai_config(folder, plan.checkpoint, plan.limits, lowered)
@@ -222,6 +247,7 @@ def _write(
         reference = reference_for(
             plan.checkpoint, plan.limits.max_seq_len, plan.dtype, progress,
             mode=plan.reference, greedy_steps=reference_steps, wide=wide.to_dict(),
+            device=default_device(lowered.session["kind"]),
         )  # fmt: skip
         if plan.held_out is not None:
             reference = plan.held_out.add_to(reference, plan.checkpoint, plan.reference, progress)
@@ -229,11 +255,26 @@ def _write(
     document = manifest_document(
         plan.checkpoint, plan.target, plan.dtype, plan.limits, lowered, scanned, wide_layers=wide.layers,
         weights_mode=plan.weights, weights_directory=directory, files=describe_files(folder),
-        quantization=quantization,
+        quantization=quantization, tensorrt=engines,
     )  # fmt: skip
     if not parity:
         document["parity"]["reason"] = "built with --no-parity"
     write_manifest(folder, Manifest.from_dict(document))
+
+
+def _lower(
+    plan: _Plan, wide_layers: Sequence[int], folder: Path, progress: Progress
+) -> tuple[LoweredGraph, TensorRTRecord | None]:
+    if plan.engines is not None:
+        graphs = make_tensorrt_graphs(plan.checkpoint, plan.dtype, plan.limits, wide_layers=wide_layers)
+        spec = kernel_spec(plan.checkpoint, plan.dtype, plan.limits, plan.engines.machine.gpu.multiprocessors)
+        return write_engines(plan.engines, graphs, spec, plan.limits, folder, progress)
+    lowered = make_graph(
+        plan.checkpoint, plan.target, plan.dtype, plan.limits,
+        weights_mode=plan.weights, wide_layers=wide_layers, quantized=plan.quantized,
+    )  # fmt: skip
+    lowered.save(folder / lowered.session["graph"])
+    return lowered, None
 
 
 def _quantize(plan: _Plan, layout: QuantizedLayout, folder: Path, progress: Progress) -> QuantizationRecord:

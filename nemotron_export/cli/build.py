@@ -53,6 +53,12 @@ def build(
     eval_text: Annotated[
         Path | None, typer.Option(help="Text to measure a quantized bundle's perplexity on; a fixed one by default.")
     ] = None,
+    architectures: Annotated[
+        str | None,
+        typer.Option(
+            help="GPU architectures, as sm_80,sm_89, that a tensorrt bundle has kernels for beside this GPU's."
+        ),
+    ] = None,
     scan: Annotated[bool, typer.Option(help="Read every weight: NaN, Inf, chunk hashes.")] = True,
     overwrite: Annotated[bool, typer.Option(help="Replace a bundle that is there.")] = False,
     keep_failed: Annotated[bool, typer.Option(help="Keep, as pending, a bundle whose parity failed.")] = False,
@@ -71,7 +77,8 @@ def build(
                 checkpoint, output, target=target, task=task, dtype=dtype, max_seq_len=max_seq_len, max_batch=max_batch,
                 prefill_chunk=prefill_chunk, weights=weights, parity=parity, reference=reference,
                 reference_steps=reference_steps, quantize=quantize, group_size=group_size, eval_text=eval_text,
-                scan=scan, overwrite=overwrite, keep_failed=keep_failed, revision=revision, progress=progress,
+                architectures=architectures.split(",") if architectures else (), scan=scan, overwrite=overwrite,
+                keep_failed=keep_failed, revision=revision, progress=progress,
             )  # fmt: skip
     except ParityFailedError as error:
         if json_output:

@@ -38,8 +38,8 @@ def doctor(
         typer.echo()
         print_table(
             "Packages",
-            ("package", "version", "for"),
-            [(p.name, p.version or "not installed", p.extra or "base") for p in report.packages],
+            ("package", "version", "for", "proven"),
+            [(p.name, p.version or "not installed", p.extra or "base", p.proven or "") for p in report.packages],
         )
         typer.echo()
         print_table(

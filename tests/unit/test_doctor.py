@@ -30,9 +30,13 @@ def test_every_target_is_known_and_works_in_a_full_environment() -> None:
     report = doctor.examine()
     assert {target.name for target in report.targets} == set(TARGETS)
     for target in report.targets:
+        if target.name == "tensorrt":
+            # needs a GPU and NVIDIA's packages
+            assert target.builds is target.runs
+            continue
         assert target.builds
-        # a GPU's packages and a CPU's exclude each other
-        assert target.runs is not target.name.endswith("-cuda")
+        # a GPU's packages and a CPU's exclude each other; engines for RTX run elsewhere
+        assert target.runs is not target.name.endswith(("-cuda", "-rtx"))
         assert (target.remedy is None) is target.runs
     assert report.problems == ()
 
@@ -48,7 +52,7 @@ def test_missing_extras_are_named_by_their_install_command(monkeypatch: pytest.M
 def test_the_gpu_build_of_onnx_runtime_runs_cpu_targets(monkeypatch: pytest.MonkeyPatch) -> None:
     _installed(monkeypatch, without=("onnxruntime",), plus=("onnxruntime-gpu",))
     report = doctor.examine()
-    assert all(target.runs for target in report.targets if target.name != "genai-cuda")
+    assert all(target.runs for target in report.targets if not target.name.endswith(("-cuda", "tensorrt", "-rtx")))
     assert report.problems == ()
 
 
@@ -76,6 +80,28 @@ def test_genai_targets_need_their_own_extras(
     assert {name for name in ("ort-cpu", "genai-cpu", "genai-cuda") if states[name].runs} == runs
     for name, extra in remedy.items():
         assert states[name].remedy == f'pip install "nemotron-export[{extra}]"'
+
+
+def test_a_tensorrt_target_needs_packages_and_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def state() -> doctor.TargetState:
+        return next(target for target in doctor.examine().targets if target.name == "tensorrt")
+
+    _installed(monkeypatch, without=("tensorrt-cu12", "tensorrt", "tensorrt-cu12-bindings", "tensorrt-cu13"))
+    monkeypatch.setattr(doctor, "_gpus", lambda: ())
+    assert not state().builds
+    assert state().remedy == 'pip install "nemotron-export[tensorrt]"; an NVIDIA GPU and its driver'
+    assert doctor.driver_version() is None
+    _installed(monkeypatch, plus=("tensorrt-cu12-bindings", "cuda-bindings"))
+    assert state().remedy == "an NVIDIA GPU and its driver"
+    monkeypatch.setattr(doctor, "_gpus", lambda: ("NVIDIA H100 80GB HBM3, 81559 MiB, 570.86.15",))
+    assert (state().builds, state().runs, state().remedy) == (True, True, None)
+    assert doctor.driver_version() == "570.86.15"
+
+
+def test_proven_versions_are_named() -> None:
+    proven = {package.name: package.proven for package in doctor.examine().packages if package.proven}
+    assert proven["tensorrt-cu12"] == "10.6"
+    assert set(proven) == {"tensorrt-cu12", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu13-libs"}
 
 
 def test_both_builds_of_onnx_runtime_are_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:

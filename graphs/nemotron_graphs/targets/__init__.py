@@ -8,10 +8,11 @@ from nemotron_graphs.targets.genai import genai_cpu, genai_cuda
 from nemotron_graphs.targets.onnx import onnx
 from nemotron_graphs.targets.ort_cpu import ort_cpu
 from nemotron_graphs.targets.target import LoweredGraph, LoweringContext, Target
+from nemotron_graphs.targets.tensorrt import tensorrt
 
 __all__ = ["TARGETS", "LoweredGraph", "LoweringContext", "Target", "get_target"]
 
-TARGETS: dict[str, Target] = {target.name: target for target in (onnx, ort_cpu, genai_cpu, genai_cuda)}
+TARGETS: dict[str, Target] = {target.name: target for target in (onnx, ort_cpu, genai_cpu, genai_cuda, tensorrt)}
 
 
 def get_target(name: str) -> Target:
