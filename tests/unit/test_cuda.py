@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from nemotron_errors import MissingDependencyError, ResourceError
 from nemotron_runtime.cuda import CopyBandwidth, Device, load_driver
+from nemotron_runtime.cuda.driver import _LOST, _NO_DRIVER
 from support.cuda_driver import CUresult, FakeCuda
 
 
@@ -154,6 +156,24 @@ def test_copies_count_reads_and_writes(cuda: Any) -> None:
         assert probe.buffer_bytes == 4096
         probe.close()
     assert cuda.leaks() == (0, 0, 0, 0)
+
+
+def test_the_fake_has_the_functions_and_parameters_of_the_real_one() -> None:
+    real = pytest.importorskip("cuda.bindings.driver")
+    for name in dir(FakeCuda):
+        if name.startswith("cu") and name not in ("current",):
+            signature = getattr(real, name).__doc__.splitlines()[0]
+            parameters = [p for p in signature.partition("(")[2].rpartition(")")[0].split(",") if p.strip()]
+            found = inspect.signature(getattr(FakeCuda, name)).parameters
+            assert len(parameters) == len(found) - 1, signature
+    for name in (*(result.name for result in CUresult), *_LOST, *_NO_DRIVER):
+        assert hasattr(real.CUresult, name), name
+    for kind in (FakeCuda.CUstreamCaptureMode, FakeCuda.CUdevice_attribute):
+        for name, value in vars(kind).items():
+            owner = real.CUstreamCaptureMode if "CAPTURE" in name else real.CUdevice_attribute
+            assert int(getattr(owner, name)) == value
+    # handles as TensorRT and this layer take them
+    assert int(real.CUstream(7)) == int(real.CUdeviceptr(7)) == 7
 
 
 def test_the_layer_asks_for_nothing_before_it_is_used() -> None:
