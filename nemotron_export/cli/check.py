@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from nemotron_errors import RequestError
 
 from nemotron_export.cli.console import print_json, print_table, show_progress
 from nemotron_export.cli.loading import BundleArgument, JsonOutput, Reference, ReferenceSteps, Threads, WeightsDir
@@ -80,6 +81,10 @@ def parity(
     from nemotron_export.parity import check_parity
     from nemotron_export.verification import amend, report_document
 
+    if report_file is not None and not report_file.absolute().parent.is_dir():
+        raise RequestError(
+            f"no folder {report_file.absolute().parent}", "a folder that exists", "make it first", where="--report"
+        )
     held = _read_baseline(bundle, baseline)
     examination = None
     with show_progress() as progress:

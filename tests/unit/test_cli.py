@@ -209,3 +209,10 @@ app()
     assert child.returncode == code
     assert (tmp_path / "unwound").exists()
     assert "Traceback" not in err
+
+
+def test_a_report_into_a_missing_folder_is_refused_before_any_work(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["parity", str(tmp_path), "--report", str(tmp_path / "missing" / "page.html")])
+    assert result.exit_code == 2
+    assert "--report" in result.stderr
+    assert "make it first" in result.stderr
