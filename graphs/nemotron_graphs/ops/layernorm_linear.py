@@ -56,14 +56,29 @@ def _fake(
 
 def _body(present: Collection[str], epsilon: float, activation: str, output: str, kernel: str) -> str:
     names = ["normed", "weight", *(["bias"] if "bias" in present else [])]
+    # in fp32 and rounded once, as PyTorch has it; what LayerNormalization does in 16 bits differs among runtimes
     text = f"""
   one_f = Constant<value_float=1.0>()
   one = CastLike(one_f, norm_weight)
   gamma = Add(norm_weight, one)
-  normed = LayerNormalization<axis=-1, epsilon={epsilon:.9e}, stash_type=1>(x, gamma, norm_bias)"""
+  gamma_32 = Cast<to=1>(gamma)
+  beta_32 = Cast<to=1>(norm_bias)
+  x_32 = Cast<to=1>(x)
+  last = Constant<value_ints=[-1]>()
+  mean = ReduceMean(x_32, last)
+  centred = Sub(x_32, mean)
+  squares = Mul(centred, centred)
+  variance = ReduceMean(squares, last)
+  epsilon = Constant<value_float={epsilon:.9e}>()
+  shifted = Add(variance, epsilon)
+  deviation = Sqrt(shifted)
+  scaled = Div(centred, deviation)
+  weighted = Mul(scaled, gamma_32)
+  normed_32 = Add(weighted, beta_32)
+  normed = CastLike(normed_32, x)"""
     if output == "float32":
-        text += "".join(f"\n  {name}_32 = Cast<to=1>({name})" for name in names)
-        names = [f"{name}_32" for name in names]
+        text += "".join(f"\n  {name}_wide = Cast<to=1>({name})" for name in names)
+        names = [f"{name}_wide" for name in names]
     result = "product" if activation == "relu_squared" else "y"
     text += f"\n  {result} = nemotron.Linear({', '.join(names)})"
     if activation == "relu_squared":
