@@ -51,6 +51,7 @@ class FakeTensorRT(ModuleType):
     """The module ``tensorrt`` over a :class:`FakeCuda`.
 
     Attributes:
+        batch: the caches' first dim as engines tell it.
         passes: (engine, B, S, K) of each pass that was given to a stream, captured ones included.
         expected: what the weights must be: name → array.
         fails: a message that the next pass fails with.
@@ -65,6 +66,7 @@ class FakeTensorRT(ModuleType):
         self.logger = None
         self.memory = {"prefill": 5000, "decode": 3000}
         self.renamed = {}
+        self.batch = -1
         module = self
 
         class ILogger:
@@ -121,7 +123,7 @@ class _Engine(_Living):
 
     def get_tensor_shape(self, name):
         if "cache" in name:
-            return (-1, G, -1, D)
+            return (self.module.batch, G, -1, D)
         return _shape(name) if name in WEIGHTS else (-1,)
 
     def create_execution_context(self, strategy):

@@ -176,7 +176,7 @@ class Engine:
         Args:
             inputs: names of all inputs.
             outputs: names of all outputs.
-            tensors: dtype and shape (None where it is dynamic) of some of them.
+            tensors: dtype and shape of some of them; None where any shape will do, -1 where any size will.
 
         Raises:
             BundleError: another interface.
@@ -186,7 +186,7 @@ class Engine:
                 odd = ", ".join(sorted(set(found) ^ expected)[:8])
                 self._refuse(f"{what} missing or unknown: {odd}", f"the {what} that the manifest names")
         for name, (dtype, shape) in tensors.items():
-            if self.dtype(name) != dtype or (shape is not None and self.shape(name) != tuple(shape)):
+            if self.dtype(name) != dtype or (shape is not None and not _fits(self.shape(name), tuple(shape))):
                 wanted = f"{dtype} {list(shape) if shape is not None else ''}".strip()
                 self._refuse(f"{name} of {self.dtype(name)} {list(self.shape(name))}", wanted)
 
@@ -205,6 +205,11 @@ class Engine:
 
     def _refuse(self, found: str, expected: str) -> None:
         raise BundleError(found, expected, "build the bundle again", where=self.where)
+
+
+def _fits(found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    # a dim that can have one size alone may be told as that size
+    return len(found) == len(expected) and all(e in (-1, f) for f, e in zip(found, expected, strict=True))
 
 
 class Context:
