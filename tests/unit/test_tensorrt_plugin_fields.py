@@ -39,7 +39,7 @@ KEYS = {
 def trt(request: pytest.FixtureRequest) -> Any:
     if request.param == "fake":
         return FakeTensorRT()
-    module = pytest.importorskip("tensorrt", reason="needs TensorRT's Python bindings")
+    module = pytest.importorskip("tensorrt", reason="needs TensorRT's Python bindings", exc_type=ImportError)
     if not hasattr(module, "IPluginV3OneBuildV2"):
         pytest.skip("TensorRT is older than 10.6")
     return module
@@ -136,7 +136,7 @@ def test_registering_twice_registers_once(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_real_tensorrt_knows_the_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
-    trt = pytest.importorskip("tensorrt", reason="needs TensorRT's Python bindings")
+    trt = pytest.importorskip("tensorrt", reason="needs TensorRT's Python bindings", exc_type=ImportError)
     register()
     for name in OPS:
         assert trt.get_plugin_registry().get_creator(name, "1", "").name == name
