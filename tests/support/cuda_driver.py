@@ -26,6 +26,7 @@ CUresult = IntEnum(
 )  # fmt: skip
 _OK = (CUresult.CUDA_SUCCESS,)
 _GARBAGE, _FREED = 0xCD, 0xDD
+_CONTEXT = 77
 
 
 @dataclass
@@ -64,6 +65,7 @@ class FakeCuda:
     Attributes:
         buffers: address → array, of device memory that is not freed.
         pinned: likewise of pinned memory.
+        current: the current context, whatever the thread.
         handles: streams, events and graphs that were not destroyed.
         graphs: how many graphs were instantiated; launches: how often one was launched.
     """
@@ -82,7 +84,7 @@ class FakeCuda:
         self.handles: set[int] = set()
         self.streams: dict[int, _Stream] = {}
         self.contexts = self.graphs = self.launches = self.host_copies = 0
-        self.current = False
+        self.current = 0
         self.pinned_limit = 1 << 40
         self._kept: list[np.ndarray] = []
         self._number = 1000
@@ -133,15 +135,18 @@ class FakeCuda:
 
     def cuDevicePrimaryCtxRetain(self, device):
         self.contexts += 1
-        return *_OK, "context"
+        return *_OK, _CONTEXT
 
     def cuDevicePrimaryCtxRelease(self, device):
         self.contexts -= 1
         return _OK
 
     def cuCtxSetCurrent(self, context):
-        self.current = True
+        self.current = int(context)
         return _OK
+
+    def cuCtxGetCurrent(self):
+        return *_OK, self.current
 
     # memory
 

@@ -33,6 +33,18 @@ def test_a_device_says_what_it_is(cuda: Any) -> None:
     assert cuda.contexts == 0, "closing twice releases once"
 
 
+def test_closing_makes_the_context_of_before_current_again(cuda: Any) -> None:
+    for before in (0, 5):
+        cuda.current = before
+        with Device():
+            assert cuda.current not in (0, 5)
+        assert cuda.current == before
+        device = Device()
+        cuda.current = 9
+        device.close()
+        assert cuda.current == 9, "what somebody else made current stays"
+
+
 def test_copies_there_and_back_keep_every_byte_in_order(cuda: Any) -> None:
     with (
         Device() as device, device.allocate(64, "a test") as buffer, device.pinned(64) as there,

@@ -257,7 +257,7 @@ def test_engines_for_one_row_may_say_so(fakes: Any, tmp_path: Path) -> None:
 
 def test_any_thread_may_call(session: Any, fakes: Any) -> None:
     session.reset(1, 8)
-    fakes[0].current = False
+    fakes[0].current = 0
     session.prefill([ids(3)])
     assert fakes[0].current
 

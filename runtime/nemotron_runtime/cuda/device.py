@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,7 +21,8 @@ class Device:
     """Retains a GPU's primary context, which PyTorch and TensorRT use too, and makes it current.
 
     CUDA's current context belongs to a thread: whoever may be called by another one calls :meth:`make_current` first.
-    The context is released by :meth:`close`; close what was made of the device before.
+    :meth:`close` releases the context, and makes that current again which was before in the thread that opened it;
+    close what was made of the device before.
 
     Attributes:
         allocated: bytes of its device buffers that are not closed.
@@ -38,6 +40,8 @@ class Device:
             remedy = "`nvidia-smi` tells what the driver sees, CUDA_VISIBLE_DEVICES what this process may use"
             raise MissingDependencyError(f"{count} GPUs", f"a GPU number {ordinal}", remedy, where="CUDA")
         self._handle = self.driver("DeviceGet", ordinal)
+        self._thread = threading.get_ident()
+        self._before: Any = self.driver("CtxGetCurrent")
         self._context: Any = self.driver("DevicePrimaryCtxRetain", self._handle)
         self.allocated = 0
         self.peak = 0
@@ -104,7 +108,10 @@ class Device:
     def close(self) -> None:
         """Releases the context; twice is allowed."""
         if self._context is not None:
-            self._context = None
+            context, self._context = self._context, None
+            # a thread must not be left with a context that may be gone
+            if threading.get_ident() == self._thread and int(self.driver("CtxGetCurrent")) == int(context):
+                self.driver("CtxSetCurrent", self._before)
             self.driver("DevicePrimaryCtxRelease", self._handle)
 
     def __enter__(self) -> Self:
