@@ -121,7 +121,9 @@ def test_missing_packages_are_named(fakes: Any, tmp_path: Path, monkeypatch: pyt
 def test_errors_of_passes_and_plugins_are_raised(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     errors: list[Exception] = []
     _, trt = install(monkeypatch, cuda=FakeCuda(), plugin_errors=errors)
-    with open_session(Bundle.open(make_tensorrt_bundle(tmp_path, trt))) as session:
+    bundle = Bundle.open(make_tensorrt_bundle(tmp_path, trt))
+    errors.append(KeyError("of a build before"))
+    with open_session(bundle) as session:
         session.reset(1, 20)
         trt.fails = "enqueue: no such tactic"
         with pytest.raises(ResourceError, match="a pass that fails: enqueue: no such tactic"):

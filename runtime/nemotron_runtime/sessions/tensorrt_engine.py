@@ -43,7 +43,8 @@ class TensorRT:
 
     def fail(self, what: str) -> NemotronError:
         """The error for a call that said it failed: a plugin's own, or TensorRT's last words."""
-        error, words = self._plugins.take_error(), self.last_words()
+        error, words = self._plugins.take_error(), "; ".join(self._messages)
+        self.forget()
         if isinstance(error, NemotronError):
             return error
         reason = words if error is None else str(error)
@@ -61,10 +62,10 @@ class TensorRT:
         if error is not None:
             raise ResourceError(f"{what}: {error}", "plugins that run", _REBUILD, where="TensorRT") from error
 
-    def last_words(self) -> str:
-        """TensorRT's last errors, which are forgotten then."""
-        words, self._messages[:] = "; ".join(self._messages[-_KEPT_MESSAGES:]), []
-        return words
+    def forget(self) -> None:
+        """Drops errors that are nobody's any more."""
+        self._plugins.take_error()
+        self._messages.clear()
 
 
 @cache
@@ -143,7 +144,7 @@ class Engine:
     def __init__(self, tensorrt: TensorRT, bundle: Bundle, name: str) -> None:
         self.tensorrt = tensorrt
         self.where = str(bundle.file(name))
-        tensorrt.last_words()
+        tensorrt.forget()
         self._engine: Any = tensorrt.runtime.deserialize_cuda_engine(bundle.file(name).read_bytes())
         if self._engine is None:
             error = tensorrt.fail("an engine that TensorRT refuses")
@@ -151,6 +152,7 @@ class Engine:
             raise BundleError(
                 error.found, expected, "build the bundle again on this machine", where=self.where
             ) from error
+        tensorrt.check(self.where)
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         inputs = {n for n in names if self._engine.get_tensor_mode(n) == tensorrt.trt.TensorIOMode.INPUT}
         self.inputs = tuple(n for n in names if n in inputs)
@@ -197,6 +199,7 @@ class Engine:
         if made is None or not made.set_optimization_profile_async(0, int(stream)):
             raise self.tensorrt.fail(f"{self.where}: no execution context")
         made.set_device_memory(memory, size)
+        self.tensorrt.check(self.where)
         return Context(self, made)
 
     def close(self) -> None:
