@@ -102,23 +102,41 @@ def run_cancellable(work: Callable[[], _Result], cancel: Callable[[], None]) -> 
     """
     results: list[_Result] = []
     errors: list[BaseException] = []
+    lock, ended = threading.Lock(), threading.Event()
+    state = {"begun": False, "stopped": False}
 
     def run() -> None:
+        with lock:
+            if state["stopped"]:
+                return
+            state["begun"] = True
         try:
             results.append(work())
         except BaseException as error:
             errors.append(error)
+        finally:
+            ended.set()
 
     thread = threading.Thread(target=run, name="engine build")
-    thread.start()
     interrupt: BaseException | None = None
-    while thread.is_alive():
+    started = False
+    while True:
+        # an interrupt may come anywhere in here, while the thread is started too
         try:
+            if not started:
+                started = True
+                thread.start()
             # a wait without an end cannot be interrupted everywhere
-            thread.join(0.1)
+            while not ended.wait(0.1):
+                pass
+            break
         except BaseException as error:
             interrupt = interrupt or error
             cancel()
+            with lock:
+                state["stopped"] = True
+                if not state["begun"]:
+                    break
     if interrupt is not None:
         raise interrupt
     if errors:

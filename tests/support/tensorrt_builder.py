@@ -1,0 +1,193 @@
+"""A TensorRT that builds nothing: it reads the ONNX graph, and notes what the builder is told."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from enum import IntEnum
+from types import SimpleNamespace
+from typing import Any
+
+import onnx
+
+__all__ = ["FakeBuilderModule"]
+
+
+class _Severity(IntEnum):
+    INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
+
+
+class _Logger:
+    Severity = _Severity
+
+    def __init__(self) -> None:
+        self.made = True
+
+
+class _Monitor:
+    def __init__(self) -> None:
+        self.made = True
+
+
+class FakeBuilderModule:
+    """What ``import tensorrt`` would give.
+
+    Attributes:
+        parser_errors: (node, name, op, text) of each; the parser refuses where there are some.
+        build_errors: said to the logger; the builder gives nothing where there are some.
+        load_errors: likewise when an engine is loaded.
+        steps: of the builder's phase; ``on_step`` is called before each.
+        refuses_cache: a timing cache that is not taken.
+        builds: what each build was told.
+    """
+
+    ILogger = _Logger
+    IProgressMonitor = _Monitor
+    NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
+    PreviewFeature = SimpleNamespace(ALIASED_PLUGIN_IO_10_03="aliased")
+    ComputeCapability = SimpleNamespace(SM86="SM86", SM89="SM89", SM120="SM120")
+
+    def __init__(self, version: str = "10.6.0.post1") -> None:
+        self.__version__ = version
+        self.parser_errors: list[tuple[int, str, str, str]] = []
+        self.build_errors: list[str] = []
+        self.load_errors: list[str] = []
+        self.steps = 4
+        self.on_step: Callable[[int], None] = lambda step: None
+        self.refuses_cache: bytes | None = None
+        self.builds: list[SimpleNamespace] = []
+        self.cancelled_at: int | None = None
+
+    def Builder(self, logger: Any) -> Any:  # noqa: N802 (TensorRT's names)
+        assert logger.made
+        return _Builder(self, logger)
+
+    def OnnxParser(self, network: Any, logger: Any) -> Any:  # noqa: N802
+        return _Parser(self, network)
+
+    def Runtime(self, logger: Any) -> Any:  # noqa: N802
+        def load(plan: bytes) -> Any:
+            for text in self.load_errors:
+                logger.log(_Severity.ERROR, text)
+            return None if self.load_errors else SimpleNamespace(device_memory_size_v2=4321)
+
+        return SimpleNamespace(deserialize_cuda_engine=load)
+
+
+class _Parser:
+    def __init__(self, module: FakeBuilderModule, network: Any) -> None:
+        self._module, self._network = module, network
+        self.num_errors = 0
+
+    def parse(self, data: bytes) -> bool:
+        graph = onnx.load_from_string(data).graph
+        self._network.inputs = [value.name for value in graph.input]
+        self._network.outputs = [value.name for value in graph.output]
+        self.num_errors = len(self._module.parser_errors)
+        return not self.num_errors
+
+    def get_error(self, index: int) -> Any:
+        node, name, operator, text = self._module.parser_errors[index]
+        return SimpleNamespace(
+            node=lambda: node, node_name=lambda: name, node_operator=lambda: operator, desc=lambda: text
+        )
+
+
+class _Network:
+    inputs: list[str]
+    outputs: list[str]
+
+    @property
+    def num_inputs(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.outputs)
+
+    def get_input(self, index: int) -> Any:
+        return SimpleNamespace(name=self.inputs[index])
+
+    def get_output(self, index: int) -> Any:
+        return SimpleNamespace(name=self.outputs[index])
+
+
+class _Config:
+    def __init__(self, module: FakeBuilderModule) -> None:
+        self._module = module
+        self.progress_monitor: Any = None
+        self.max_aux_streams: int | None = None
+        self.features: dict[str, bool] = {}
+        self.profiles: list[dict[str, Any]] = []
+        self.capabilities: list[Any] = [None]
+        self.cache: bytes | None = None
+
+    @property
+    def num_compute_capabilities(self) -> int:
+        return len(self.capabilities)
+
+    @num_compute_capabilities.setter
+    def num_compute_capabilities(self, count: int) -> None:
+        self.capabilities = [None] * count
+
+    def set_compute_capability(self, capability: Any, index: int) -> bool:
+        self.capabilities[index] = capability
+        return True
+
+    def set_preview_feature(self, feature: str, on: bool) -> None:
+        self.features[feature] = on
+
+    def add_optimization_profile(self, profile: Any) -> int:
+        self.profiles.append(profile.shapes)
+        return len(self.profiles) - 1
+
+    def create_timing_cache(self, data: bytes) -> Any:
+        return SimpleNamespace(data=data)
+
+    def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
+        assert ignore_mismatch is False
+        if cache.data and cache.data == self._module.refuses_cache:
+            return False
+        self.cache = cache.data
+        return True
+
+    def get_timing_cache(self) -> Any:
+        return SimpleNamespace(serialize=lambda: (self.cache or b"") + b"measured;")
+
+
+class _Builder:
+    def __init__(self, module: FakeBuilderModule, logger: Any) -> None:
+        self._module, self._logger = module, logger
+
+    def create_network(self, flags: int) -> _Network:
+        assert flags == 1 << 1
+        return _Network()
+
+    def create_builder_config(self) -> _Config:
+        return _Config(self._module)
+
+    def create_optimization_profile(self) -> Any:
+        shapes: dict[str, Any] = {}
+        return SimpleNamespace(
+            shapes=shapes, set_shape=lambda name, *sizes: shapes.__setitem__(name, tuple(map(tuple, sizes)))
+        )
+
+    def build_serialized_network(self, network: _Network, config: _Config) -> bytes | None:
+        module, monitor = self._module, config.progress_monitor
+        module.builds.append(
+            SimpleNamespace(network=network, config=config, thread=threading.current_thread(), cache=config.cache)
+        )
+        monitor.phase_start("Building Engine", None, 2)
+        monitor.phase_start("Choosing kernels", "Building Engine", module.steps)
+        for step in range(module.steps):
+            module.on_step(step)
+            if not monitor.step_complete("Choosing kernels", step):
+                module.cancelled_at = step
+                return None
+        monitor.phase_finish("Choosing kernels")
+        monitor.step_complete("Building Engine", 0)
+        monitor.step_complete("Building Engine", 1)
+        monitor.phase_finish("Building Engine")
+        for text in module.build_errors:
+            self._logger.log(_Severity.ERROR, text)
+        return None if module.build_errors else b"plan of " + ", ".join(network.outputs).encode()
