@@ -1,0 +1,124 @@
+"""Everything that needs an NVIDIA GPU, in one go: tests, kernels' times, builds, parity, the bench.
+
+    python ci/gpu/run.py --output results [--only tests kernels parity bench] [--work /dev/shm/nemotron]
+
+Needs the `build` and `tensorrt` extras. A step that fails is named and the next one runs; the exit code is the
+number of steps that failed. `results` gets each step's log, the measurements as JSON, and summary.json with every
+step's seconds, peak memory and exit code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+CLI = [sys.executable, "-m", "nemotron_export"]
+MAKE = [sys.executable, str(ROOT / "ci/gpu/random_checkpoint.py")]
+
+# a thinner Nemotron-4-340B: its head_dim and rotary width, two layers
+SLICE = ["--model", "Nemotron-4-340B", "--layers", "2", "--set", "hidden_size=4608", "intermediate_size=18432",
+         "num_attention_heads=24", "num_key_value_heads=4", "vocab_size=32000"]  # fmt: skip
+# what the parity step builds: name, arguments of random_checkpoint.py, run dtypes
+PARITY = (
+    ("slice of 340B", SLICE, ("bfloat16", "float16")),
+    ("Minitron-4B", ["--model", "Minitron-4B"], ("bfloat16",)),
+    ("multi-head, 4 layers of 3-8B", ["--model", "nemotron-3-8b", "--layers", "4"], ("bfloat16", "float16")),
+    ("Minitron-8B", ["--model", "Minitron-8B"], ("bfloat16",)),
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command, and the seconds that it may take."""
+
+    name: str
+    command: list[str]
+    seconds: int = 300
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a step; `peak_bytes` is the resident memory of its largest process so far in this run."""
+
+    name: str
+    command: str
+    code: int
+    seconds: float
+    peak_bytes: int
+
+
+def steps(output: Path, work: Path, only: set[str]) -> list[Step]:
+    """All steps of the chosen kinds, in order."""
+    found: list[Step] = []
+    if "tests" in only:
+        for path in sorted((ROOT / "tests/gpu").glob("test_*.py")):
+            command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(path)]
+            found.append(Step(path.stem, command, 400))
+    if "kernels" in only:
+        command = [sys.executable, str(ROOT / "ci/benchmarks/plugin_kernels.py"), "--output"]
+        found.append(Step("kernels", [*command, str(output / "kernels.json")], 200))
+    for number, (name, arguments, dtypes) in enumerate(PARITY if "parity" in only else ()):
+        for dtype in dtypes:
+            checkpoint, bundle = work / f"{number}-{dtype}", work / f"{number}-{dtype}-bundle"
+            found.append(Step(f"{name}, {dtype}: weights", [*MAKE, str(checkpoint), *arguments, "--dtype", dtype]))
+            command = [*CLI, "build", str(checkpoint), "-o", str(bundle), "--target", "tensorrt", "--dtype", dtype]
+            found.append(Step(f"{name}, {dtype}: build and parity", command, 500))
+    if "bench" in only:
+        checkpoint, bundle = work / "bench-4B", work / "bench-4B-bundle"
+        found.append(Step("4B: weights", [*MAKE, str(checkpoint), "--model", "Minitron-4B"]))
+        command = [*CLI, "build", str(checkpoint), "-o", str(bundle), "--target", "tensorrt", "--dtype", "bfloat16"]
+        found.append(Step("4B: build alone", [*command, "--no-parity", "--no-scan"]))
+        bench = [*CLI, "bench", str(bundle), "--allow-unverified", "--new-tokens", "64"]
+        against = ["--against", "eager", "--eager-dtype", "bfloat16"]
+        arguments = ["--prompt-tokens", "512", "--context", "2048", "--rounds", "3"]
+        found.append(Step("4B: bench", [*bench, *arguments, *against, "--json", str(output / "bench.json")], 400))
+        arguments = ["--prompt-tokens", "128", "--batch", "8", "--rounds", "3"]
+        found.append(Step("4B: batch of 8", [*bench, *arguments, "--json", str(output / "bench-b8.json")]))
+    return found
+
+
+def run(step: Step, output: Path) -> Outcome:
+    """Runs a step, its output in a log of its own."""
+    log = output / ("".join(c if c.isalnum() else "-" for c in step.name) + ".log")
+    began = time.monotonic()
+    with log.open("w", encoding="utf-8") as file:
+        try:
+            done = subprocess.run(step.command, stdout=file, stderr=subprocess.STDOUT, timeout=step.seconds, cwd=ROOT)
+            code = done.returncode
+        except subprocess.TimeoutExpired:
+            code = 124
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    outcome = Outcome(step.name, shlex.join(step.command), code, round(time.monotonic() - began, 1), peak)
+    print(f"{'ok  ' if code == 0 else 'FAIL'} {outcome.seconds:6.1f} s  {step.name}", flush=True)
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-(6 if code == 0 else 30) :]:
+        print(f"      {line[:220]}", flush=True)
+    return outcome
+
+
+def main() -> int:
+    """All steps; the number of those that failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("/dev/shm/nemotron"), help="60 GB for the checkpoints")
+    kinds = ("tests", "kernels", "parity", "bench")
+    parser.add_argument("--only", nargs="+", choices=kinds, default=kinds)
+    parser.add_argument("--match", default="", help="steps whose names hold this")
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    chosen = steps(arguments.output, arguments.work, set(arguments.only))
+    outcomes = [run(step, arguments.output) for step in chosen if arguments.match in step.name]
+    text = json.dumps([asdict(outcome) for outcome in outcomes], indent=1)
+    (arguments.output / "summary.json").write_text(text + "\n", encoding="utf-8")
+    return sum(outcome.code != 0 for outcome in outcomes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
