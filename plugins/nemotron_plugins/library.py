@@ -68,7 +68,9 @@ class KernelLibrary(Mapping[str, CompiledKernel]):
         remedy = "build the bundle again on the GPU that shall run it"
         records = sorted(place.glob("*.json")) if place.is_dir() else []
         if not records:
-            raise BundleError("no kernels", f"kernels for {architecture}", remedy, where=str(place))
+            held = sorted({path.parent.name for path in folder.glob("*/*.json")})
+            found = f"kernels for {', '.join(held)}" if held else "no kernels"
+            raise BundleError(found, f"kernels for {architecture}", remedy, where=str(folder))
         kernels = {}
         for path in records:
             record = LaunchRecord.from_json(path.read_text(encoding="utf-8"), where=str(path))

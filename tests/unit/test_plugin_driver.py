@@ -10,6 +10,7 @@ import struct
 import sys
 from collections.abc import Iterator
 from enum import IntEnum
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,8 @@ import pytest
 from nemotron_errors import BundleError, MissingDependencyError, NemotronError, ResourceError
 from nemotron_plugins import driver as plugin_driver
 from nemotron_plugins.driver import LoadedKernel, copy_on_device
-from nemotron_plugins.launch import GridAxis, LaunchRecord
+from nemotron_plugins.launch import CompiledKernel, GridAxis, LaunchRecord
+from nemotron_plugins.library import KernelLibrary
 
 CUBIN = b"\x7fELF\0cubin\0"
 RECORD = LaunchRecord(
@@ -173,6 +175,18 @@ def test_a_kernel_that_is_not_its_records_is_refused(driver: RecordingDriver) ->
     with pytest.raises(BundleError, match="found kernels for sm_80; expected kernels for sm_90, this GPU's; build"):
         _launch(architecture="sm_80")
     assert driver.launches == []
+
+
+def test_a_library_without_the_architecture_names_those_that_it_holds(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="found no kernels; expected kernels for sm_90"):
+        KernelLibrary.load(tmp_path, "sm_90")
+    for architecture in ("sm_86", "sm_80"):
+        record = dataclasses.replace(RECORD, architecture=architecture)
+        library = KernelLibrary(architecture, {"a": CompiledKernel(CUBIN, record)})
+        library.save(tmp_path)
+        assert KernelLibrary.load(tmp_path, architecture) == library
+    with pytest.raises(BundleError, match="found kernels for sm_80, sm_86; expected kernels for sm_90; build"):
+        KernelLibrary.load(tmp_path, "sm_90")
 
 
 @pytest.mark.parametrize(
