@@ -17,6 +17,7 @@ from nemotron_graphs.targets import LoweringContext
 from nemotron_graphs.targets.tensorrt import PLUGIN_OPS, TensorRTGraphs, lower_tensorrt, tensorrt
 
 from nemotron_export.checkpoint import Checkpoint
+from nemotron_export.checkpoint.safetensors_header import TensorEntry
 from nemotron_export.checkpoint.save import save_checkpoint
 from nemotron_export.config import NemotronConfig
 from nemotron_export.model import NemotronForCausalLM, rope_tables
@@ -225,6 +226,34 @@ def test_a_layer_that_squares_in_fp32_keeps_its_nodes(tmp_path: Path) -> None:
     kernels = [n.attributes["kernel"].value for n in graphs.decode.model.graph if "kernel" in n.attributes]
     assert sorted(kernels) == ["down", "head", "o", "o", "qkv", "qkv", "up"]
     assert drive(graphs, model, checkpoint, rows=2) < 3e-3
+
+
+@pytest.mark.parametrize(
+    ("task", "last"),
+    [
+        ("token-classification", "LayerNormLinear"),
+        ("question-answering", "LayerNormLinear"),
+        ("sequence-classification", "LayerNormLinear"),
+        ("feature-extraction", "Cast"),
+    ],
+)
+def test_every_task_has_its_two_graphs(task: str, last: str) -> None:
+    config = NemotronConfig(**BASE)
+    dialect = trace(config, torch.bfloat16, task)
+    names = {v.name: v for v in dialect.graph.inputs if (v.name or "").endswith((".weight", ".bias"))}
+    weights = {
+        name: TensorEntry(name or "", "BF16", tuple(value.shape.numpy()), "model.safetensors", 0, 0)  # type: ignore[union-attr]
+        for name, value in names.items()
+    }
+    cos, sin = rope_tables(config, SLOTS, torch.float32)
+    graphs = lower_tensorrt(dialect, LoweringContext(weights, cos.numpy(), sin.numpy()))  # type: ignore[arg-type]
+    output = graphs.decode.model.graph.outputs[0]
+    node = output.producer()
+    assert node is not None
+    assert (node.op_type, output.dtype) == (last, ir.DataType.FLOAT)
+    if last == "LayerNormLinear":
+        assert (node.attributes["kernel"].value, node.attributes["output"].value) == ("head", "float32")
+    assert graphs.prefill.model.graph.outputs[0].name == output.name
 
 
 def test_a_checkpoint_of_another_dtype_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -66,14 +67,19 @@ def run_kernel(case: LinearCase, inputs: tuple[torch.Tensor, ...]) -> torch.Tens
     return torch_linear.linear_residual(*inputs)
 
 
-def run_linear_interpreted(case: LinearCase, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel and definition in one dtype, under the interpreter."""
+def run_linear_interpreted(
+    case: LinearCase, dtype: torch.dtype, *, wide: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel and definition in one dtype, under the interpreter; ``wide`` takes the blocks of a vocabulary's head."""
     import triton
+    from nemotron_plugins import linear_rules
 
     assert triton.knobs.runtime.interpret, "Triton was imported without its interpreter"
     torch.set_num_threads(1)
     inputs = linear_inputs(case, dtype)
-    return run_kernel(case, inputs).numpy(), definition(case, inputs).numpy()
+    with mock.patch.object(linear_rules, "_WIDE", 1 if wide else linear_rules._WIDE):
+        got = run_kernel(case, inputs)
+    return got.numpy(), definition(case, inputs).numpy()
 
 
 def run_argmax(logits: np.ndarray, device: str = "cpu") -> np.ndarray:
