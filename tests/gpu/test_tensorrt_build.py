@@ -1,0 +1,126 @@
+"""build --target tensorrt on a GPU: a tiny bundle passes, engines come and go, broken ones are refused."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nemotron_errors import BundleError
+from nemotron_runtime.bundle import Bundle, write_manifest
+from nemotron_runtime.cuda import Device
+from nemotron_runtime.manifest import Manifest
+from nemotron_runtime.sessions.open import open_session
+from support.checkpoints import write_checkpoint
+
+from nemotron_export.building import build
+from nemotron_export.building import tensorrt as building
+from nemotron_export.engine.timing_cache import TimingCacheFile
+from nemotron_export.file_record import file_record
+from nemotron_export.verification import verify_bundle
+
+pytest.importorskip("tensorrt")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="engines are built on an NVIDIA GPU")
+
+# what one load may leave in CUDA's own pools; a leak of twenty loads is above it
+SLACK = 64 << 20
+LIMITS = {"max_seq_len": 1536, "max_batch": 7, "prefill_chunk": 512}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    folder = tmp_path_factory.mktemp("build")
+    write_checkpoint(folder / "checkpoint", torch.bfloat16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(building, "default_cache_folder", lambda: cache)
+        return build(folder / "checkpoint", folder / "bundle", target="tensorrt", **LIMITS)
+
+
+def copied(bundle: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(bundle, folder / "bundle"))
+
+
+def test_the_bundle_passes_its_own_check_and_the_next(bundle: Path) -> None:
+    manifest = Manifest.read(bundle)
+    assert manifest.parity.state == "passed"
+    record = manifest.tensorrt
+    assert record is not None
+    assert record.prefill_workspace > 0
+    with Device() as device:
+        assert (record.architecture, record.gpu) == (device.architecture, device.name)
+    report = verify_bundle(bundle)
+    assert report.passed, report.to_dict()
+
+
+def test_measurements_are_kept_for_the_next_build(bundle: Path, cache: Path, tmp_path: Path) -> None:
+    (file,) = cache.iterdir()
+    record = Manifest.read(bundle).tensorrt
+    assert record is not None
+    timing = TimingCacheFile(cache, record.version, record.gpu, record.driver)
+    assert timing.path == file
+    assert timing.read()
+    file.write_bytes(b"\0" * 100)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(building, "default_cache_folder", lambda: cache)
+        checkpoint = Manifest.read(bundle).weights.directory
+        again = build(checkpoint, tmp_path / "again", target="tensorrt", parity=False, **LIMITS)
+    assert Manifest.read(again).tensorrt is not None
+    assert timing.read()
+
+
+def test_an_engine_is_loaded_and_dropped_twenty_times_without_a_leak(bundle: Path) -> None:
+    free: list[int] = []
+    with Device() as watcher:
+        for _ in range(20):
+            with open_session(Bundle.open(bundle)) as session:
+                session.reset(2, 600)
+                session.prefill([[2, 9, 11], [2, 7]])
+                session.decode([5, 6])
+            gc.collect()
+            watcher.make_current()
+            free.append(watcher.memory()[0])
+    # the first loads fill CUDA's pools
+    assert free[2] - min(free[3:]) <= SLACK, free
+
+
+def test_an_engine_that_changed_is_refused(bundle: Path, tmp_path: Path) -> None:
+    broken = copied(bundle, tmp_path)
+    manifest = Manifest.read(broken)
+    assert manifest.tensorrt is not None
+    name = manifest.tensorrt.decode_engine
+    engine = broken / name
+    data = bytearray(engine.read_bytes())
+    data[: len(data) // 2] = bytes(len(data) // 2)
+    engine.write_bytes(data)
+    with pytest.raises(BundleError, match="SHA-256"):
+        Bundle.open(broken)
+    files = {**manifest.files, name: file_record(engine)}
+    write_manifest(broken, replace(manifest, files=files))
+    # a file that is what its record says, and no engine
+    with pytest.raises(BundleError, match="refuses"):
+        open_session(Bundle.open(broken))
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [({"version": "10.5.0"}, r"expected TensorRT 10\.5\.0"), ({"architecture": "sm_75"}, "a GPU of sm_75")],
+)
+def test_another_version_or_gpu_than_the_manifests_is_refused(
+    bundle: Path, tmp_path: Path, changes: dict[str, Any], match: str
+) -> None:
+    other = copied(bundle, tmp_path)
+    manifest = Manifest.read(other)
+    assert manifest.tensorrt is not None
+    write_manifest(other, replace(manifest, tensorrt=replace(manifest.tensorrt, **changes)))
+    with pytest.raises(BundleError, match=match) as caught:
+        open_session(Bundle.open(other))
+    assert all((caught.value.found, caught.value.expected, caught.value.remedy))
