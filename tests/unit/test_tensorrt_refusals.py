@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from nemotron_errors import BundleError, MissingDependencyError, NemotronError, ResourceError
+from nemotron_errors import BundleError, MissingDependencyError, NemotronError, RequestError, ResourceError
 from nemotron_runtime.bundle import Bundle, write_manifest
 from nemotron_runtime.manifest import Manifest
 from nemotron_runtime.sessions.open import open_session
@@ -89,6 +89,8 @@ def test_too_little_memory_is_refused_and_gives_back_what_it_took(fakes: Any, tm
     with open_session(Bundle.open(bundle)) as session:
         with pytest.raises(ResourceError, match="for the KV cache of 4 rows of 600 tokens"):
             session.reset(4, 600)
+        with pytest.raises(RequestError, match="found 4 prompts; expected 0"):
+            session.prefill([[1]] * 4)
         session.reset(1, 20)
         np.testing.assert_array_equal(session.prefill([[1, 2, 3]])[0], toy().logits([1, 2, 3])[-1])
 

@@ -107,7 +107,13 @@ class TensorRTSession(Session):
         assert not self._closed, "the session is closed"
         self.device.make_current()
         self._decoder.forget()
-        if self._cache.reset(rows, slots):
+        try:
+            moved = self._cache.reset(rows, slots)
+        except BaseException:
+            # there is no cache: nothing may be fed before a reset that succeeds
+            self._lengths_B, self._slots = np.zeros(0, np.int64), 0
+            raise
+        if moved:
             self._prefiller.bind(self._cache.addresses, self._cache.shape_BGTD)
             self._decoder.bind(self._cache.addresses, self._cache.shape_BGTD)
 
