@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 from nemotron_graphs.targets import LoweredGraph, Target
 from nemotron_runtime.limits import Limits
-from nemotron_runtime.manifest import QuantizationRecord, TensorRTRecord
+from nemotron_runtime.manifest import QuantizationRecord, RTXRecord, TensorRTRecord
 
 from nemotron_export.building.head import head_record
 from nemotron_export.checkpoint import Checkpoint, ScanReport
@@ -60,9 +60,9 @@ def manifest_document(
     weights_directory: str,
     files: dict[str, dict[str, Any]],
     quantization: QuantizationRecord | None = None,
-    tensorrt: TensorRTRecord | None = None,
+    engines: Mapping[str, TensorRTRecord | RTXRecord] | None = None,
 ) -> dict[str, Any]:
-    """The manifest as JSON, its parity still pending."""
+    """The manifest as JSON, its parity still pending; ``engines`` are its records of engines, by their keys."""
     config = checkpoint.config
     shards = [
         {
@@ -109,7 +109,7 @@ def manifest_document(
         "scan": {"done": scanned is not None},
         "parity": {"state": "pending", "reason": "not checked yet", "checked": None},
         "quantization": None if quantization is None else asdict(quantization),
-        "tensorrt": None if tensorrt is None else asdict(tensorrt),
+        **{name: asdict(record) for name, record in (engines or {}).items()},
     }
 
 

@@ -8,6 +8,7 @@ import torch
 from nemotron_graphs.targets import LoweredGraph, LoweringContext, Target
 from nemotron_graphs.targets.record import OnStage
 from nemotron_graphs.targets.tensorrt import TensorRTGraphs, lower_tensorrt
+from nemotron_graphs.targets.tensorrt_rtx import lower_native
 from nemotron_runtime.limits import Limits
 
 from nemotron_export.building.weights import WEIGHTS_FOLDER
@@ -51,15 +52,20 @@ def make_graph(
 
 
 def make_tensorrt_graphs(
-    checkpoint: Checkpoint, dtype: str, limits: Limits, *, wide_layers: Collection[int] = ()
-) -> TensorRTGraphs:
-    """Traces the model and lowers it to the two graphs of a TensorRT bundle; arguments as of :func:`make_graph`.
+    checkpoint: Checkpoint, target: Target, dtype: str, limits: Limits, *, wide_layers: Collection[int] = (),
+    native: bool = False,
+) -> TensorRTGraphs:  # fmt: skip
+    """Traces the model and lowers it to the two graphs of engines; arguments as of :func:`make_graph`.
+
+    Args:
+        native: TensorRT's own layers in place of plugins.
 
     Raises:
         GraphError: as :func:`make_graph`, or weights that are stored in another dtype than the run's.
     """
     context = _context(checkpoint, limits, "reference", None)
-    return lower_tensorrt(trace(checkpoint.config, getattr(torch, dtype), checkpoint.task, wide_layers), context)
+    dialect = trace(checkpoint.config, getattr(torch, dtype), checkpoint.task, wide_layers)
+    return lower_native(dialect, context, target) if native else lower_tensorrt(dialect, context)
 
 
 def _context(

@@ -5,27 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from nemotron_errors import BundleError, RequestError
 from nemotron_graphs.targets import LoweredGraph, Target, get_target
 from nemotron_runtime.bundle import write_manifest
 from nemotron_runtime.limits import Limits
-from nemotron_runtime.manifest import Manifest, QuantizationRecord, TensorRTRecord
+from nemotron_runtime.manifest import Manifest, QuantizationRecord, RTXRecord, TensorRTRecord
 from nemotron_runtime.reference import REFERENCE_FILE, write_reference
 
+from nemotron_export.building.engines import EngineOptions, find_builder, plan_target_engines, write_target_engines
 from nemotron_export.building.files import copy_small_files, describe_files, manifest_document
 from nemotron_export.building.genai import check_genai_request, is_genai, write_genai_config
-from nemotron_export.building.graph import make_graph, make_tensorrt_graphs
+from nemotron_export.building.graph import make_graph
 from nemotron_export.building.limits import choose_limits
-from nemotron_export.building.tensorrt import (
-    EngineMachine,
-    EnginePlan,
-    find_machine,
-    is_tensorrt,
-    kernel_spec,
-    plan_engines,
-    write_engines,
-)
+from nemotron_export.building.tensorrt import EnginePlan
+from nemotron_export.building.tensorrt_rtx import RTXPlan
 from nemotron_export.building.weights import choose_weight_mode, place_weights
 from nemotron_export.building.wide import choose_wide_layers
 from nemotron_export.building.workspace import check_output, staging
@@ -58,7 +53,7 @@ class _Plan:
     reference: str
     quantized: QuantizedLayout | None
     held_out: HeldOut | None
-    engines: EnginePlan | None
+    engines: EnginePlan | RTXPlan | None
 
 
 def build(
@@ -79,6 +74,7 @@ def build(
     group_size: int | None = None,
     eval_text: str | Path | None = None,
     architectures: Sequence[str] = (),
+    plugins: bool = True,
     scan: bool = True,
     overwrite: bool = False,
     keep_failed: bool = False,
@@ -107,7 +103,9 @@ def build(
         group_size: 32, 64 or 128 weights that share a scale; by default 128 for int8 and 32 for int4.
         eval_text: a text file to measure the perplexity on; by default `eval.txt` beside the checkpoint, or a fixed
             English text.
-        architectures: GPU architectures ("sm_80", …) beside this machine's that a TensorRT bundle has kernels for.
+        architectures: GPU architectures ("sm_80", …): beside this machine's, those that a tensorrt bundle has kernels
+            for; those that the engines of a tensorrt-rtx bundle are for.
+        plugins: whether a tensorrt bundle computes with the project's own kernels, or with layers of TensorRT 10.15.
         scan: read every weight once for NaN, Inf and chunk hashes; without, loading cannot check contents.
         overwrite: replace a bundle at `output`, once the new one is whole.
         keep_failed: keep, as pending, a bundle that fails its parity; the error is raised all the same.
@@ -124,8 +122,9 @@ def build(
     place = Path(output).absolute()
     check_output(place, overwrite=overwrite)
     chosen = get_target(target)
-    machine = find_machine() if is_tensorrt(chosen) else None
-    if parity and machine is None:
+    options = EngineOptions(architectures, plugins)
+    builder = find_builder(chosen, options, parity)
+    if parity and builder is None:
         require("onnxruntime", "which runs the bundle for its parity check (or build with --no-parity)")
     progress("open checkpoint", 0, 0)
     plan = _plan(
@@ -139,8 +138,7 @@ def build(
         parity,
         reference,
         (quantize, group_size, eval_text),
-        machine,
-        architectures,
+        (builder, options),
     )
     failed: ParityFailedError | None = None
     with staging(place, overwrite=overwrite) as folder:
@@ -168,18 +166,15 @@ def _plan(
     parity: bool,
     reference: str,
     quantization: tuple[str | None, int | None, str | Path | None],
-    machine: EngineMachine | None,
-    architectures: Sequence[str],
+    engine_builder: tuple[Any, EngineOptions],
 ) -> _Plan:
     mode = choose_weight_mode(weights, target)
     if dtype is not None:
         target.check_dtype(dtype)
-    if architectures and machine is None:
-        found, expected = f"architectures for target {target.name}", "them for target tensorrt, which has kernels"
-        raise RequestError(found, expected, "leave the option out", where="--architectures")
+    builder, options = engine_builder
     opened = Checkpoint.open(source, task=task)
     # engines read the weights as they are stored
-    stored = opened.dtype if machine and opened.dtype in target.dtypes else target.dtypes[0]
+    stored = opened.dtype if builder and opened.dtype in target.dtypes else target.dtypes[0]
     run_dtype = stored if dtype is None else dtype
     check_genai_request(target, opened.task, parity)
     if opened.directory.resolve().is_relative_to(place.resolve()):
@@ -193,7 +188,7 @@ def _plan(
     if eval_text is not None and not (quantized and parity):
         found, remedy = "a text and no perplexity to measure", "add --quantize, and leave --no-parity out"
         raise RequestError(found, "a quantized bundle that is judged", remedy, where="--eval-text")
-    engines = None if machine is None else plan_engines(machine, opened, run_dtype, chosen, architectures)
+    engines = plan_target_engines(builder, opened, run_dtype, chosen, options)
     held_out = None
     if parity:
         reference = choose_reference(reference, opened.config, opened.num_parameters)
@@ -255,7 +250,7 @@ def _write(
     document = manifest_document(
         plan.checkpoint, plan.target, plan.dtype, plan.limits, lowered, scanned, wide_layers=wide.layers,
         weights_mode=plan.weights, weights_directory=directory, files=describe_files(folder),
-        quantization=quantization, tensorrt=engines,
+        quantization=quantization, engines=engines,
     )  # fmt: skip
     if not parity:
         document["parity"]["reason"] = "built with --no-parity"
@@ -264,17 +259,17 @@ def _write(
 
 def _lower(
     plan: _Plan, wide_layers: Sequence[int], folder: Path, progress: Progress
-) -> tuple[LoweredGraph, TensorRTRecord | None]:
+) -> tuple[LoweredGraph, dict[str, TensorRTRecord | RTXRecord]]:
     if plan.engines is not None:
-        graphs = make_tensorrt_graphs(plan.checkpoint, plan.dtype, plan.limits, wide_layers=wide_layers)
-        spec = kernel_spec(plan.checkpoint, plan.dtype, plan.limits, plan.engines.machine.gpu.multiprocessors)
-        return write_engines(plan.engines, graphs, spec, plan.limits, folder, progress)
+        return write_target_engines(
+            plan.engines, plan.target, plan.checkpoint, plan.dtype, plan.limits, wide_layers, folder, progress
+        )
     lowered = make_graph(
         plan.checkpoint, plan.target, plan.dtype, plan.limits,
         weights_mode=plan.weights, wide_layers=wide_layers, quantized=plan.quantized,
     )  # fmt: skip
     lowered.save(folder / lowered.session["graph"])
-    return lowered, None
+    return lowered, {}
 
 
 def _quantize(plan: _Plan, layout: QuantizedLayout, folder: Path, progress: Progress) -> QuantizationRecord:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-from nemotron_errors import GraphError, RequestError
+from nemotron_errors import GraphError, MissingDependencyError, RequestError
 from nemotron_graphs.targets import LoweredGraph, Target
 from nemotron_graphs.targets.tensorrt import TensorRTGraphs
 from nemotron_plugins.kernel_spec import KernelSpec
@@ -39,11 +39,13 @@ __all__ = [
     "is_tensorrt",
     "kernel_spec",
     "plan_engines",
+    "weight_records",
     "write_engines",
 ]
 
 PREFILL_ENGINE, DECODE_ENGINE = "prefill.engine", "decode.engine"
 KERNELS_FOLDER, GRAPHS_FOLDER = "kernels", "graphs"
+_FIRST_NATIVE = (10, 15)
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,12 @@ class EnginePlan:
     Attributes:
         machine: what builds.
         architectures: what kernels are compiled for: the GPU's first, then others (90, …).
+        plugins: whether the project's own kernels compute, or layers that TensorRT has.
     """
 
     machine: EngineMachine
     architectures: tuple[int, ...]
+    plugins: bool = True
 
 
 def is_tensorrt(target: Target) -> bool:
@@ -103,25 +107,33 @@ def check_stored_dtype(checkpoint: Checkpoint, dtype: str) -> None:
         )  # fmt: skip
 
 
-def find_machine(cache_folder: Path | None = None) -> EngineMachine:
+def find_machine(plugins: bool = True) -> EngineMachine:
     """Looks for what a build of engines needs here; nothing else is read or made before.
 
     Args:
-        cache_folder: of what TensorRT measures; the user's where None.
+        plugins: whether the project's own kernels will compute, or layers that a later TensorRT has.
 
     Raises:
-        MissingDependencyError: no GPU, driver, cuda-python, TensorRT or Triton.
+        MissingDependencyError: no GPU, driver, cuda-python, TensorRT or Triton, or a TensorRT without these layers.
     """
     # first of all: TensorRT's own way to say that there is no GPU is to end the process
     gpu = find_gpu()
     trt = load_product("tensorrt")
     require("triton", "which compiles the kernels")
-    return EngineMachine(trt, gpu, cache_folder or default_cache_folder())
+    machine = EngineMachine(trt, gpu, default_cache_folder())
+    if not plugins and tuple(map(int, machine.version.split(".")[:2])) < _FIRST_NATIVE:
+        least = ".".join(map(str, _FIRST_NATIVE))
+        raise MissingDependencyError(
+            f"TensorRT {machine.version}", f"{least} or later, whose parser has layers for rotation and KV cache",
+            f"leave --no-plugins out, or install TensorRT {least}", where="--no-plugins",
+        )  # fmt: skip
+    return machine
 
 
 def plan_engines(
-    machine: EngineMachine, checkpoint: Checkpoint, dtype: str, limits: Limits, architectures: Sequence[str] = ()
-) -> EnginePlan:
+    machine: EngineMachine, checkpoint: Checkpoint, dtype: str, limits: Limits, architectures: Sequence[str] = (), *,
+    plugins: bool = True,
+) -> EnginePlan:  # fmt: skip
     """Checks whether these engines can be built and run here, before anything is made.
 
     Args:
@@ -130,6 +142,7 @@ def plan_engines(
         dtype: run dtype.
         limits: of the bundle.
         architectures: more that kernels are compiled for: "sm_80" or "80".
+        plugins: whether the project's own kernels will compute.
 
     Raises:
         GraphError: weights in another dtype, or a GPU that kernels are not compiled for.
@@ -139,7 +152,7 @@ def plan_engines(
     check_stored_dtype(checkpoint, dtype)
     chosen = _architectures(machine.gpu, architectures)
     check_device_memory(estimate_device(checkpoint.config, checkpoint.num_bytes, limits, dtype), machine.gpu)
-    return EnginePlan(machine, chosen)
+    return EnginePlan(machine, chosen, plugins)
 
 
 def _architectures(gpu: Gpu, wanted: Sequence[str]) -> tuple[int, ...]:
@@ -207,9 +220,9 @@ def write_engines(
         libraries[architecture].save(folder / KERNELS_FOLDER)
         progress("compile kernels", done, len(plan.architectures))
     library = libraries[plan.machine.gpu.capability]
-    prefill = _build(plan.machine, "prefill", graphs.prefill, prefill_ranges(limits), library, progress)
+    prefill = _build(plan, "prefill", graphs.prefill, prefill_ranges(limits), library, progress)
     (folder / PREFILL_ENGINE).write_bytes(prefill.plan)
-    decode = _build(plan.machine, "decode", graphs.decode, decode_ranges(limits), library, progress)
+    decode = _build(plan, "decode", graphs.decode, decode_ranges(limits), library, progress)
     (folder / DECODE_ENGINE).write_bytes(decode.plan)
     record = TensorRTRecord(
         version=plan.machine.version,
@@ -219,28 +232,35 @@ def write_engines(
         prefill_engine=PREFILL_ENGINE,
         decode_engine=DECODE_ENGINE,
         max_logits=MAX_LOGITS,
-        weights=tuple(
-            TensorRTWeight(
-                weight.name, weight.dtype, weight.shape,
-                tuple(WeightPart(part.file, part.offset, part.length) for part in weight.parts),
-            )
-            for weight in graphs.weights
-        ),
+        weights=weight_records(graphs),
         prefill_workspace=prefill.workspace,
         decode_workspace=decode.workspace,
         kernels=tuple(f"sm_{architecture}" for architecture in plan.architectures),
-    )  # fmt: skip
+        cache_slots=0 if plan.plugins else limits.max_seq_len,
+    )
     session = {**graphs.decode.session, "graph": files["decode"]}
     return replace(graphs.decode, session=session), record
 
 
+def weight_records(graphs: TensorRTGraphs) -> tuple[TensorRTWeight, ...]:
+    """The engines' weights as a manifest names them."""
+    return tuple(
+        TensorRTWeight(
+            weight.name, weight.dtype, weight.shape,
+            tuple(WeightPart(part.file, part.offset, part.length) for part in weight.parts),
+        )
+        for weight in graphs.weights
+    )  # fmt: skip
+
+
 def _build(
-    machine: EngineMachine, name: str, graph: LoweredGraph, ranges: dict[str, Any], library: KernelLibrary,
+    plan: EnginePlan, name: str, graph: LoweredGraph, ranges: dict[str, Any], library: KernelLibrary,
     progress: Progress,
 ) -> BuiltEngine:  # fmt: skip
     from nemotron_plugins.tensorrt import register, take_error, use_library
 
-    register()
+    if plan.plugins:
+        register()
 
     @contextmanager
     def around() -> Iterator[None]:
@@ -253,10 +273,12 @@ def _build(
         graph=ir.to_proto(graph.model).SerializeToString(),
         profiles=(shapes,),
         nodes=node_ops(graph.model.graph),
-        in_place=True,
+        in_place=plan.plugins,
+        parser_flags=() if plan.plugins else ("ENABLE_PLUGIN_OVERRIDE",),
         around=around,
         plugin_error=take_error,
     )
+    machine = plan.machine
     timing = TimingCacheFile(machine.cache_folder, machine.version, machine.gpu.name, machine.gpu.driver)
     built = build_engine(machine.trt, job, timing=timing, progress=progress)
     expected = [value.name for value in graph.model.graph.inputs]

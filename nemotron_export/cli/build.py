@@ -56,9 +56,13 @@ def build(
     architectures: Annotated[
         str | None,
         typer.Option(
-            help="GPU architectures, as sm_80,sm_89, that a tensorrt bundle has kernels for beside this GPU's."
+            help="GPU architectures, as sm_80,sm_89: beside this GPU's, what a tensorrt bundle has kernels for; what a "
+            "tensorrt-rtx bundle has engines for (sm_86, sm_89 and sm_120 by default)."
         ),
     ] = None,
+    plugins: Annotated[
+        bool, typer.Option(help="Our own kernels in a tensorrt bundle; without, layers that TensorRT 10.15 has.")
+    ] = True,
     scan: Annotated[bool, typer.Option(help="Read every weight: NaN, Inf, chunk hashes.")] = True,
     overwrite: Annotated[bool, typer.Option(help="Replace a bundle that is there.")] = False,
     keep_failed: Annotated[bool, typer.Option(help="Keep, as pending, a bundle whose parity failed.")] = False,
@@ -77,8 +81,8 @@ def build(
                 checkpoint, output, target=target, task=task, dtype=dtype, max_seq_len=max_seq_len, max_batch=max_batch,
                 prefill_chunk=prefill_chunk, weights=weights, parity=parity, reference=reference,
                 reference_steps=reference_steps, quantize=quantize, group_size=group_size, eval_text=eval_text,
-                architectures=architectures.split(",") if architectures else (), scan=scan, overwrite=overwrite,
-                keep_failed=keep_failed, revision=revision, progress=progress,
+                architectures=architectures.split(",") if architectures else (), plugins=plugins, scan=scan,
+                overwrite=overwrite, keep_failed=keep_failed, revision=revision, progress=progress,
             )  # fmt: skip
     except ParityFailedError as error:
         if json_output:

@@ -30,6 +30,7 @@ class EngineJob:
         profiles: for each optimization profile, shapes of the inputs that are dynamic.
         nodes: name of each node → its op, for messages.
         in_place: whether plugins write into their inputs.
+        parser_flags: names of flags of the ONNX parser.
         options: more that is said to the builder's config.
         around: entered in the thread that builds, for example for a GPU's context and plugins' kernels.
         plugin_error: gives what a plugin raised since it was asked last.
@@ -41,6 +42,7 @@ class EngineJob:
     profiles: Sequence[InputShapes]
     nodes: Mapping[str, str] = field(default_factory=dict)
     in_place: bool = False
+    parser_flags: Sequence[str] = ()
     options: Callable[[Any], None] = lambda config: None
     around: Callable[[], AbstractContextManager[object]] = nullcontext
     plugin_error: Callable[[], Exception | None] = _no_error
@@ -101,6 +103,8 @@ def _build(
     builder = trt.Builder(messages.logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, messages.logger)
+    for flag in job.parser_flags:
+        parser.set_flag(getattr(trt.OnnxParserFlag, flag))
     if not parser.parse(job.graph):
         messages.take()
         raise parser_error(parser, str(trt.__version__), what, job.plugin_error())

@@ -96,7 +96,8 @@ def node_ops(nodes: Iterable[Any]) -> dict[str, str]:
 def _logger_class(trt: Any, errors: list[str]) -> type:
     severity = trt.ILogger.Severity
     failures = (severity.INTERNAL_ERROR, severity.ERROR)
-    levels = {severity.WARNING: logging.WARNING, severity.INFO: logging.DEBUG}
+    # its warnings are for those who write the graph: most come with every build
+    levels = {severity.WARNING: logging.INFO, severity.INFO: logging.DEBUG}
 
     class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:

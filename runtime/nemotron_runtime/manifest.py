@@ -12,7 +12,7 @@ from nemotron_errors import BundleError
 
 from nemotron_runtime.limits import Limits
 from nemotron_runtime.manifest_part import WeightPart
-from nemotron_runtime.manifest_tensorrt import TensorRTRecord
+from nemotron_runtime.manifest_tensorrt import RTXRecord, TensorRTRecord, TensorRTWeight
 from nemotron_runtime.strict import read_dataclass
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "ParityRecord",
     "ParityState",
     "QuantizationRecord",
+    "RTXRecord",
     "ScanRecord",
     "SessionRecord",
     "Task",
@@ -95,8 +96,9 @@ class SessionRecord:
 
     Attributes:
         kind: "onnxruntime": the row contract; "genai": ONNX Runtime GenAI's, with an attention mask and every logit;
-            "tensorrt": engines, see :class:`TensorRTRecord`.
-        provider: ONNX Runtime's execution provider, or "TensorRT".
+            "tensorrt": engines, see :class:`TensorRTRecord`; "tensorrt-rtx": engines that NVIDIA's runtime for RTX
+            runs, see :class:`RTXRecord`.
+        provider: ONNX Runtime's execution provider, or NVIDIA's runtime.
         graph: file name of the graph; of engines, the decode step's.
         cache_dtype: numpy's name of the KV cache's dtype.
         inputs: names of the graph's inputs, in order.
@@ -108,7 +110,7 @@ class SessionRecord:
             ``packed``: the bytes of a weight are those of its parts.
     """
 
-    kind: Literal["onnxruntime", "genai", "tensorrt"]
+    kind: Literal["onnxruntime", "genai", "tensorrt", "tensorrt-rtx"]
     provider: str
     graph: str
     cache_dtype: str
@@ -223,6 +225,7 @@ class Manifest:
         files: every small file of the bundle except manifest.json and parity.json.
         quantization: None where the weights are used as stored.
         tensorrt: the engines of a bundle that has some.
+        tensorrt_rtx: those for RTX.
     """
 
     producer: dict[str, str]
@@ -240,6 +243,7 @@ class Manifest:
     parity: ParityRecord
     quantization: QuantizationRecord | None = None
     tensorrt: TensorRTRecord | None = None
+    tensorrt_rtx: RTXRecord | None = None
     format: int = FORMAT
 
     @classmethod
@@ -293,13 +297,12 @@ class Manifest:
             _require(value >= 1, str(value), "at least 1", f"{where}.limits.{name}")
         _require(self.weights.chunk_bytes >= 1, str(self.weights.chunk_bytes), "at least 1", f"{where}.weights")
         weights_files = (*self.weights.files, *(() if self.quantization is None else (self.quantization.file,)))
-        engines = () if self.tensorrt is None else (self.tensorrt.prefill_engine, self.tensorrt.decode_engine)
+        engines, inputs = _engines(self.tensorrt, self.tensorrt_rtx)
         for name in (*self.files, *(file.name for file in weights_files), self.session.graph, *engines):
             # a name that climbs out would let a bundle point at any file
             inside = name not in ("", ".", "..") and not any(sign in name for sign in ("\\", "\0")) and ".." not in name
             _require(inside and not name.startswith("/"), repr(name), "a name inside the folder", where)
         sizes = {file.name: file.size for file in self.weights.files}
-        inputs = () if self.tensorrt is None else self.tensorrt.weights
         for what, pieces in (
             ("session.packed", self.session.packed),
             ("tensorrt.weights", tuple(weight.parts for weight in inputs)),
@@ -307,8 +310,14 @@ class Manifest:
             for part in (part for parts in pieces for part in parts):
                 inside = part.file in sizes and part.offset >= 0 and 0 < part.length <= sizes[part.file] - part.offset
                 _require(inside, f"{part}", "a piece of a weights file", f"{where}.{what}")
-        described = (self.session.kind == "tensorrt") == (self.tensorrt is not None)
-        _require(described, f"{self.session.kind} and {len(engines)} engines", "engines and their record", where)
+        records = {"tensorrt": self.tensorrt, "tensorrt-rtx": self.tensorrt_rtx}
+        described = [kind for kind, record in records.items() if record is not None]
+        _require(
+            described == [kind for kind in records if kind == self.session.kind],
+            f"{self.session.kind} and {len(engines)} engines",
+            "engines and their record",
+            where,
+        )
         for name in engines:
             _require(name in self.files, f"no record of {name}", "its hash", f"{where}.files")
         _require(self.head.size >= 1, str(self.head.size), "at least 1", f"{where}.head.size")
@@ -320,6 +329,15 @@ class Manifest:
             if file.chunks is not None:
                 what = f"{where}.weights.{file.name}"
                 _require(len(file.chunks) == count, f"{len(file.chunks)} chunk digests", f"{count}", what)
+
+
+def _engines(
+    tensorrt: TensorRTRecord | None, rtx: RTXRecord | None
+) -> tuple[tuple[str, ...], tuple[TensorRTWeight, ...]]:
+    """File names of all engines, and their weights."""
+    if tensorrt is not None:
+        return (tensorrt.prefill_engine, tensorrt.decode_engine), tensorrt.weights
+    return ((), ()) if rtx is None else (tuple(rtx.engines.values()), rtx.weights)
 
 
 def _require(condition: bool, found: str, expected: str, where: str) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from nemotron_runtime.manifest_part import WeightPart
 
-__all__ = ["TensorRTRecord", "TensorRTWeight"]
+__all__ = ["RTXRecord", "TensorRTRecord", "TensorRTWeight"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class TensorRTRecord:
         prefill_workspace: bytes of activations that the prefill engine needs; 0 where unknown.
         decode_workspace: likewise the decode engine.
         kernels: architectures that the bundle has kernels for.
+        cache_slots: of a row, where the engines take no other number; 0 where they take any up to max_seq_len.
     """
 
     version: str
@@ -55,3 +56,23 @@ class TensorRTRecord:
     prefill_workspace: int = 0
     decode_workspace: int = 0
     kernels: tuple[str, ...] = ()
+    cache_slots: int = 0
+
+
+@dataclass(frozen=True)
+class RTXRecord:
+    """One engine of TensorRT for RTX per architecture; each takes prompts (profile 0) and decode steps (profile 1).
+
+    Attributes:
+        version: of TensorRT for RTX, for example "1.7.1".
+        engines: architecture, for example "sm_89" → file name.
+        cache_slots: of a row, no more and no fewer.
+        max_logits: positions of a row, at most, whose logits one pass gives.
+        weights: in the order in which the engines take them.
+    """
+
+    version: str
+    engines: dict[str, str]
+    cache_slots: int
+    max_logits: int
+    weights: tuple[TensorRTWeight, ...]

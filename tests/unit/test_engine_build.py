@@ -255,7 +255,7 @@ def test_messages_go_to_logging(caplog: pytest.LogCaptureFixture) -> None:
     severity = messages.logger.Severity
     for kind, text in ((severity.WARNING, "careful"), (severity.INFO, "by the way"), (severity.VERBOSE, "chatter")):
         messages.logger.log(kind, text)
-    assert [(r.levelname, r.message) for r in caplog.records] == [("WARNING", "careful"), ("DEBUG", "by the way")]
+    assert [(r.levelname, r.message) for r in caplog.records] == [("INFO", "careful"), ("DEBUG", "by the way")]
     messages.logger.log(severity.ERROR, "one\n two")
     messages.logger.log(severity.ERROR, "one\n two")
     assert messages.take() == "one two"

@@ -19,9 +19,13 @@ from nemotron_graphs.passes.genai_full_logits import GenaiFullLogitsPass
 from nemotron_graphs.passes.genai_names import GenaiNamesPass
 from nemotron_graphs.passes.infer_shapes import InferShapesPass
 from nemotron_graphs.passes.inline_dialect_ops import InlineDialectOpsPass
+from nemotron_graphs.passes.lower_cached_attention import LowerCachedAttentionPass
+from nemotron_graphs.passes.lower_kv_cache_update import LowerKVCacheUpdatePass
 from nemotron_graphs.passes.lower_linear_to_fused_matmul import LowerLinearToFusedMatMulPass
 from nemotron_graphs.passes.lower_linear_to_matmul_nbits import LowerLinearToMatMulNBitsPass
+from nemotron_graphs.passes.lower_partial_rotary_embedding import LowerPartialRotaryEmbeddingPass
 from nemotron_graphs.passes.pack_qkv import PackQKVPass
+from nemotron_graphs.passes.set_opset import SetOpsetPass
 from nemotron_graphs.passes.widen_output import WidenOutputPass
 
 __all__ = [
@@ -43,9 +47,13 @@ __all__ = [
     "GenaiNamesPass",
     "InferShapesPass",
     "InlineDialectOpsPass",
+    "LowerCachedAttentionPass",
+    "LowerKVCacheUpdatePass",
     "LowerLinearToFusedMatMulPass",
     "LowerLinearToMatMulNBitsPass",
+    "LowerPartialRotaryEmbeddingPass",
     "PackQKVPass",
+    "SetOpsetPass",
     "WidenOutputPass",
     "cleanup",
 ]

@@ -8,7 +8,7 @@ from nemotron_graphs.ops import DOMAIN
 
 __all__ = ["CheckCacheReadersPass"]
 
-# GroupQueryAttention is update and reader in one node; the Scatter ops are what KVCacheUpdate is lowered to.
+# GroupQueryAttention is update and reader in one node; the scatter ops are what KVCacheUpdate is lowered to.
 _UPDATES = {
     (DOMAIN, "KVCacheUpdate"),
     (DOMAIN, "RotaryKVCacheUpdate"),
@@ -16,6 +16,7 @@ _UPDATES = {
     ("com.microsoft", "GroupQueryAttention"),
     ("", "ScatterElements"),
     ("", "ScatterND"),
+    ("", "TensorScatter"),
 }
 
 

@@ -9,10 +9,13 @@ from nemotron_graphs.targets.onnx import onnx
 from nemotron_graphs.targets.ort_cpu import ort_cpu
 from nemotron_graphs.targets.target import LoweredGraph, LoweringContext, Target
 from nemotron_graphs.targets.tensorrt import tensorrt
+from nemotron_graphs.targets.tensorrt_rtx import tensorrt_rtx
 
 __all__ = ["TARGETS", "LoweredGraph", "LoweringContext", "Target", "get_target"]
 
-TARGETS: dict[str, Target] = {target.name: target for target in (onnx, ort_cpu, genai_cpu, genai_cuda, tensorrt)}
+TARGETS: dict[str, Target] = {
+    target.name: target for target in (onnx, ort_cpu, genai_cpu, genai_cuda, tensorrt, tensorrt_rtx)
+}
 
 
 def get_target(name: str) -> Target:

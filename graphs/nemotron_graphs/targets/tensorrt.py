@@ -16,7 +16,7 @@ from nemotron_graphs.targets.record import OnStage, run_passes
 from nemotron_graphs.targets.target import DTYPE_NAMES, LoweredGraph, LoweringContext, Target
 from nemotron_graphs.weights import SAFETENSORS_DTYPES, WeightRef
 
-__all__ = ["PLUGIN_OPS", "TensorRTGraphs", "WeightInput", "lower_tensorrt", "tensorrt"]
+__all__ = ["PLUGIN_OPS", "TensorRTGraphs", "WeightInput", "lower_tensorrt", "tensorrt", "weight_inputs"]
 
 # ops of the dialect that stay: each is a plugin
 PLUGIN_OPS = ("PackedRotaryKVCacheUpdate", "CachedAttention", "LayerNormLinear", "LinearResidual")
@@ -108,8 +108,8 @@ def lower_tensorrt(
     tensorrt.check_dtype(dtype)
     prefill = _lower(model.clone(), _passes(context, decode=False), dtype, "prefill.onnx", on_prefill_stage)
     decode = _lower(model.clone(), _passes(context, decode=True), dtype, "decode.onnx", on_decode_stage)
-    weights = _weights(prefill.model, context)
-    assert [w.name for w in weights] == [w.name for w in _weights(decode.model, context)]
+    weights = weight_inputs(prefill.model, context)
+    assert [w.name for w in weights] == [w.name for w in weight_inputs(decode.model, context)]
     return TensorRTGraphs(prefill, decode, weights)
 
 
@@ -155,7 +155,7 @@ def _lower(
     return LoweredGraph(model, session, records)
 
 
-def _weights(model: ir.Model, context: LoweringContext) -> tuple[WeightInput, ...]:
+def weight_inputs(model: ir.Model, context: LoweringContext) -> tuple[WeightInput, ...]:
     """The inputs that are weights, or packed of weights."""
     found = []
     for value in model.graph.inputs:

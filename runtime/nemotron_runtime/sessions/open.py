@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from nemotron_errors import BundleError
+
 from nemotron_runtime.bundle import Bundle
 from nemotron_runtime.sessions.base import Session
 from nemotron_runtime.sessions.genai import GenaiSession
@@ -19,11 +21,19 @@ def _open_tensorrt(bundle: Bundle, threads: int | None) -> Session:
     return TensorRTSession(bundle, threads)
 
 
+def _refuse_rtx(bundle: Bundle, threads: int | None) -> Session:
+    raise BundleError(
+        "engines of TensorRT for RTX", "a bundle that this runtime runs",
+        "run them with NVIDIA's TensorRT for RTX, or build for another target", where=str(bundle.directory),
+    )  # fmt: skip
+
+
 # what a manifest's session.kind may be; the strict reader refuses others
 _KINDS: dict[str, Callable[[Bundle, int | None], Session]] = {
     "onnxruntime": OnnxRuntimeSession,
     "genai": GenaiSession,
     "tensorrt": _open_tensorrt,
+    "tensorrt-rtx": _refuse_rtx,
 }
 
 
