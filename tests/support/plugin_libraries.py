@@ -112,7 +112,7 @@ class FakeTensorRT(ModuleType):
     """What plugins use of the module ``tensorrt``."""
 
     __version__ = "10.6.0"
-    PluginFieldType, PluginField, PluginFieldCollection = _FieldType, _Field, list
+    PluginFieldType, PluginField, PluginFieldCollection, PluginFieldCollection_ = _FieldType, _Field, list, list
     DataType, TensorFormat = _DataType, _TensorFormat
 
     def __init__(self) -> None:

@@ -21,7 +21,8 @@ class FieldCollection:
     """TensorRT's collection of fields, and what it points into: it must live as long as TensorRT may read it.
 
     Attributes:
-        collection: a ``PluginFieldCollection``.
+        collection: the C++ collection itself: to make one of a Python list of fields, as TensorRT would, the bindings
+            need a call of theirs on this thread, and TensorRT may ask from another.
     """
 
     def __init__(self, trt: Any, fields: Iterable[Field]) -> None:
@@ -32,8 +33,9 @@ class FieldCollection:
             array = np.frombuffer(field.data, _ARRAYS[field.type])
             made.append(trt.PluginField(field.name, array, getattr(trt.PluginFieldType, field.type)))
             self._kept += [field.name, field.data, array]
-        self._kept += made
-        self.collection: Any = trt.PluginFieldCollection(made)
+        fields_vector = trt.PluginFieldCollection(made)
+        self._kept += [*made, fields_vector]
+        self.collection: Any = trt.PluginFieldCollection_(fields_vector)
 
 
 class _PluginField(ctypes.Structure):
