@@ -45,6 +45,7 @@ class FakeBuilderModule:
     IProgressMonitor = _Monitor
     NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
     PreviewFeature = SimpleNamespace(ALIASED_PLUGIN_IO_10_03="aliased")
+    OnnxParserFlag = SimpleNamespace(ENABLE_PLUGIN_OVERRIDE="override")
     ComputeCapability = SimpleNamespace(SM86="SM86", SM89="SM89", SM120="SM120")
 
     def __init__(self, version: str = "10.6.0.post1") -> None:
@@ -78,6 +79,10 @@ class _Parser:
     def __init__(self, module: FakeBuilderModule, network: Any) -> None:
         self._module, self._network = module, network
         self.num_errors = 0
+        network.flags = []
+
+    def set_flag(self, flag: str) -> None:
+        self._network.flags.append(flag)
 
     def parse(self, data: bytes) -> bool:
         graph = onnx.load_from_string(data).graph
@@ -96,6 +101,7 @@ class _Parser:
 class _Network:
     inputs: list[str]
     outputs: list[str]
+    flags: list[str]
 
     @property
     def num_inputs(self) -> int:

@@ -38,6 +38,8 @@ class DeviceCache:
         self._heads, self._head_dim = manifest.model.num_kv_heads, manifest.model.head_dim
         self._item_bytes = _ITEM_BYTES[manifest.session.cache_dtype]
         self._max_slots = manifest.limits.max_seq_len
+        # of engines that take one number of slots alone
+        self._fixed_slots = 0 if manifest.tensorrt is None else manifest.tensorrt.cache_slots
         self._buffer: DeviceBuffer | None = None
         self.addresses: dict[str, int] = {}
         self.shape_BGTD = (0, self._heads, 0, self._head_dim)
@@ -55,7 +57,7 @@ class DeviceCache:
             assert self._buffer is not None
         else:
             # the engines take no more slots than max_seq_len, which need not be a multiple
-            self._make(rows, min(-(-slots // _SLOTS) * _SLOTS, self._max_slots))
+            self._make(rows, self._fixed_slots or min(-(-slots // _SLOTS) * _SLOTS, self._max_slots))
         assert self._buffer is not None
         self._buffer.zero(self._stream)
         return not fits
