@@ -217,12 +217,13 @@ def kernels(made: Kernels, rows: Sequence[int], contexts: Sequence[int]) -> Iter
             torch.cuda.empty_cache()
 
 
-def variants(launch: Launch) -> Iterator[tuple[str, Launch]]:
-    """A projection's launch with other blocks."""
+def variants(launch: Launch, chosen: Sequence[Sequence[int]]) -> Iterator[tuple[str, Launch]]:
+    """A projection's launch with other blocks: the chosen ones, or all that make sense."""
     several = int(launch.constexprs["BLOCK_ROWS"]) > 1
     inputs, outputs = int(launch.constexprs["INPUTS"]), int(launch.constexprs["OUTPUTS"])
-    for out, tile, warps, stages in itertools.product(*_SWEEP.values()):
-        if inputs % tile or not (512 if several else 1024) <= out * tile <= 16384 or (several and out < 16):
+    for out, tile, warps, stages in chosen or itertools.product(*_SWEEP.values()):
+        fits = (512 if several else 1024) <= out * tile <= 16384 and (out >= 16 or not several)
+        if inputs % tile or not (chosen or fits):
             continue
         changed = dataclasses.replace(
             launch,
@@ -234,14 +235,18 @@ def variants(launch: Launch) -> Iterator[tuple[str, Launch]]:
         yield f"{out}x{tile}, {warps} warps, {stages} stages", changed
 
 
-def sweep(made: Kernels, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
+def sweep(made: Kernels, keys: Sequence[str], chosen: Sequence[Sequence[int]]) -> Iterator[dict[str, Any]]:
     """The named projections with other blocks; what a GPU cannot hold is left out."""
     for key in keys:
         rows = int(key.rsplit(".r", 1)[1])
-        for blocks, launch in variants(made.launches[key]):
+        for blocks, launch in variants(made.launches[key], chosen):
             try:
                 yield figure(key, rows, None, made.linear(key, rows, launch), blocks=blocks)
-            except (triton.runtime.errors.OutOfResources, triton.compiler.errors.CompilationError) as error:
+            except (
+                triton.runtime.errors.OutOfResources,
+                triton.compiler.errors.CompilationError,
+                RuntimeError,
+            ) as error:
                 print(f"{key}: {blocks}: {type(error).__name__}")
 
 
@@ -252,11 +257,19 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--contexts", type=int, nargs="+", default=[512, 2048])
     parser.add_argument("--sweep", nargs="+", default=[], metavar="KEY", help="keys of the kernel library")
+    parser.add_argument(
+        "--blocks", nargs="+", default=[], metavar="OxIxWARPSxSTAGES",
+        type=lambda text: tuple(map(int, text.split("x"))),
+        help="of the sweep; all that make sense by default",
+    )  # fmt: skip
     arguments = parser.parse_args()
     properties = torch.cuda.get_device_properties(0)
     spec = dataclasses.replace(MINITRON_4B, multiprocessors=properties.multi_processor_count)
     made = Kernels(spec, 10 * properties.major + properties.minor)
-    found = sweep(made, arguments.sweep) if arguments.sweep else kernels(made, arguments.rows, arguments.contexts)
+    chosen = arguments.blocks
+    found = (
+        sweep(made, arguments.sweep, chosen) if arguments.sweep else kernels(made, arguments.rows, arguments.contexts)
+    )
     document = {
         "device": properties.name,
         "torch": torch.__version__,

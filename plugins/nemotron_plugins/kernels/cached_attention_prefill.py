@@ -45,7 +45,8 @@ def cached_attention_prefill_kernel(
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     row = tl.program_id(1) // KV_HEADS
     kv_head = tl.program_id(1) % KV_HEADS
-    start = tl.load(query_start_ptr + row).to(tl.int32)
+    # never negative; an engine's builder, though, times its layers on memory that nobody wrote
+    start = tl.maximum(tl.load(query_start_ptr + row).to(tl.int32), 0)
     first_token = tile * BLOCK_M // GROUP
     last_token = tl.minimum((tile * BLOCK_M + BLOCK_M - 1) // GROUP, tokens - 1)
     end = tl.minimum(start + last_token + 1, slots)
