@@ -14,6 +14,7 @@ __all__ = ["EngineError", "Messages", "node_ops", "parser_error"]
 _log = logging.getLogger(__name__)
 
 _KEPT = 4
+_loggers: list[Any] = []
 _NO_MEMORY = re.compile(r"out ?of ?memory|insufficient (?:device )?memory|cudaErrorMemoryAllocation", re.IGNORECASE)
 _PARSE_REMEDY = (
     "install a version of it that `nemotron-export doctor` names as proven; `nemotron-export inspect --passes "
@@ -30,12 +31,14 @@ class Messages:
     """Keeps TensorRT's errors for ours, and passes all it says to Python's logging.
 
     Attributes:
-        logger: what TensorRT is given; keep this object as long as anything that was made with it.
+        logger: what TensorRT is given.
     """
 
     def __init__(self, trt: Any) -> None:
         self.errors: list[str] = []
         self.logger: Any = _logger_class(trt, self.errors)()
+        # TensorRT keeps the first logger that it is given for what belongs to no builder
+        _loggers.append(self.logger)
 
     def take(self) -> str:
         """The first errors since the last call, each once, as one line."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from enum import IntEnum
+from importlib.machinery import ModuleSpec
 from types import SimpleNamespace
 from typing import Any
 
@@ -41,6 +42,8 @@ class FakeBuilderModule:
         builds: what each build was told.
     """
 
+    # whoever looks for the package (torch does) finds one
+    __spec__ = ModuleSpec("tensorrt", None)
     ILogger = _Logger
     IProgressMonitor = _Monitor
     NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
