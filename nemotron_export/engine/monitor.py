@@ -58,7 +58,7 @@ class BuildWatch:
     def started(self, phase: str, parent: str | None, steps: int) -> None:
         """A phase begins."""
         with self._lock:
-            self._phases[phase] = _Phase(parent, max(1, steps))
+            self._phases[phase] = _Phase(parent or None, max(1, steps))
         self._show()
 
     def stepped(self, phase: str, step: int) -> bool:

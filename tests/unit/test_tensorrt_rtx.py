@@ -70,6 +70,21 @@ def test_engines_for_three_architectures_are_built_without_a_gpu(checkpoint: Pat
         open_session(opened)
 
 
+def test_the_builder_stops_when_it_is_told_to(checkpoint: Path, tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def progress(stage: str, done: int, total: int) -> None:
+        seen.append(stage)
+        if stage == "build sm_89 engine":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(checkpoint, tmp_path / "here" / "bundle", progress=progress)
+    assert seen.count("build sm_89 engine") == 1
+    assert "build sm_120 engine" not in seen
+    assert list(tmp_path.iterdir()) == []
+
+
 def refuse(checkpoint: Path, output: Path, error: type[NemotronError], match: str, **options: Any) -> None:
     with pytest.raises(error, match=match) as caught:
         make(checkpoint, output, **options)
