@@ -14,7 +14,13 @@ from nemotron_plugins.attention_rules import (
 )
 from nemotron_plugins.launch import Launch
 from nemotron_plugins.launch_rules import rotary_kv_cache_update_rule
-from nemotron_plugins.linear_rules import ROW_BUCKETS, layernorm_linear_rule, linear_residual_rule, row_bucket
+from nemotron_plugins.linear_rules import (
+    ROW_BUCKETS,
+    layernorm_linear_rule,
+    layernorm_rows_rule,
+    linear_residual_rule,
+    row_bucket,
+)
 
 __all__ = ["KernelSpec"]
 
@@ -81,6 +87,8 @@ class KernelSpec:
         for rows in self.row_buckets:
             found |= self._decode_attention(heads, rows, pdl)
             found |= self._linears(rows, pdl)
+        if self.max_batch > 1:
+            found["layernorm_rows"] = layernorm_rows_rule(inputs=self.hidden, epsilon=self.epsilon, pdl=pdl)
         if self.outputs:
             found["argmax"] = argmax_rule(vocab=self.outputs, multiprocessors=self.multiprocessors, pdl=pdl)
             parts = int(found["argmax"].constexprs["PARTS"])

@@ -29,6 +29,8 @@ class KernelLibrary(Mapping[str, CompiledKernel]):
           ``cached_attention_combine.rR`` behind it; ``cached_attention_prefill`` for any number of tokens;
         - ``layernorm_linear.NAME.rR`` with the names ``qkv``, ``up`` (with relu²) and ``head`` (giving float32), and
           ``linear_residual.NAME.rR`` with the names ``o`` and ``down``: NAME is the attribute ``kernel`` of the node;
+          ``layernorm_rows`` for any number of rows goes in front of a ``layernorm_linear`` whose constexpr ``HAS_NORM``
+          is false;
         - ``argmax`` and, behind it, ``argmax_combine``.
     """
 

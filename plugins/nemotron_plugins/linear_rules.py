@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from nemotron_plugins.launch import Constant, GridAxis, Launch
 from nemotron_plugins.launch_rules import ITEM_BYTES, next_power_of_two
 
-__all__ = ["ROW_BUCKETS", "layernorm_linear_rule", "linear_residual_rule", "row_bucket"]
+__all__ = ["ROW_BUCKETS", "layernorm_linear_rule", "layernorm_rows_rule", "linear_residual_rule", "row_bucket"]
 
 # rows that one block computes; more rows take more blocks, which read the weight again
 ROW_BUCKETS = (1, 2, 4, 8)
@@ -15,8 +15,8 @@ ROW_BUCKETS = (1, 2, 4, 8)
 _MIN_TILE = 16
 # a head is wide enough to fill the GPU with the smallest blocks
 _WIDE = 65536
-# values of x of one row that a block holds at once for a norm's statistics, alone or beside other rows
-_STATISTICS_TILE = {True: 4096, False: 512}
+# values of x of one row that a block holds at once for a norm's statistics
+_STATISTICS_TILE = 4096
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,18 @@ def row_bucket(rows: int) -> int:
 
 
 def _blocks(rows: int, inputs: int, outputs: int, dtype: str, *, normed: bool) -> _Blocks:
-    """Block sizes: for one row those measured on an H100; for several, tiles of tensor cores with loads in flight."""
+    """Block sizes, as measured on an H100; several rows have no norm and fit 99 KB of shared memory everywhere."""
     if rows > 1:
-        # blocks of a wide head share a norm among more outputs; others are small, so that all run at once
-        width = 4 * _MIN_TILE if outputs >= _WIDE else _MIN_TILE
-        tile = 128 if ITEM_BYTES[dtype] == 2 else 32
-        return _Blocks(width, min(tile, max(_MIN_TILE, next_power_of_two(inputs))), 4, 4)
+        if ITEM_BYTES[dtype] == 4:
+            chosen = _Blocks(_MIN_TILE, 32, 4, 4)
+        elif outputs >= _WIDE:
+            chosen = _Blocks(4 * _MIN_TILE, 256, 8, 3)
+        else:
+            chosen = _Blocks(_MIN_TILE, 256, 2, 5)
+        tile = min(chosen.inputs, max(_MIN_TILE, next_power_of_two(inputs)))
+        return _Blocks(chosen.outputs, tile, chosen.num_warps, chosen.num_stages)
     if outputs >= _WIDE:
-        chosen = _Blocks(2, 1024, 2, 3)
+        chosen = _Blocks(8, 1024, 4, 3)
     elif normed:
         chosen = _Blocks(8, 512, 4, 1 if outputs < 8192 else 3)
     else:
@@ -96,7 +100,7 @@ def layernorm_linear_rule(
     has_bias: bool = False,
     pdl: bool = False,
 ) -> Launch:
-    """The launch of ``layernorm_linear_kernel``.
+    """The launch of ``layernorm_linear_kernel``; for several rows, behind that of :func:`layernorm_rows_rule`.
 
     Args:
         inputs: width of x.
@@ -112,7 +116,8 @@ def layernorm_linear_rule(
     blocks = _blocks(rows, inputs, outputs, dtype, normed=True)
     constexprs = _constexprs(blocks, rows, inputs, outputs, has_bias, pdl) | {
         "EPSILON": epsilon,
-        "BLOCK_STATISTICS": min(next_power_of_two(inputs), _STATISTICS_TILE[rows == 1]),
+        "BLOCK_STATISTICS": min(next_power_of_two(inputs), _STATISTICS_TILE),
+        "HAS_NORM": rows == 1,
         "RELU_SQUARED": activation == "relu_squared",
     }
     arguments = (
@@ -124,6 +129,25 @@ def layernorm_linear_rule(
         ("out_ptr", "*fp32" if output == "float32" else "*T"),
     )
     return _launch("layernorm_linear_kernel", arguments, constexprs, blocks, outputs, rows, pdl)
+
+
+def layernorm_rows_rule(*, inputs: int, epsilon: float, pdl: bool = False) -> Launch:
+    """The launch of ``layernorm_rows_kernel``, for any number of rows; see :func:`layernorm_linear_rule`."""
+    return Launch(
+        kernel="layernorm_rows_kernel",
+        arguments=(("x_ptr", "*T"), ("norm_weight_ptr", "*T"), ("norm_bias_ptr", "*T"), ("out_ptr", "*T")),
+        constexprs={
+            "INPUTS": inputs,
+            "EPSILON": epsilon,
+            "BLOCK_IN": min(next_power_of_two(inputs), _STATISTICS_TILE),
+            "PDL": pdl,
+        },
+        grid=(GridAxis(1, ("B", "S")),),
+        num_warps=8,
+        num_stages=1,
+        fp_fusion=True,
+        pdl=pdl,
+    )
 
 
 def linear_residual_rule(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from nemotron_plugins.argmax_rules import argmax_combine_rule, argmax_rule
-from nemotron_plugins.linear_rules import layernorm_linear_rule, linear_residual_rule, row_bucket
+from nemotron_plugins.linear_rules import layernorm_linear_rule, layernorm_rows_rule, linear_residual_rule, row_bucket
 from nemotron_plugins.torch_call import check_tensor, has_pdl, multiprocessors_of, run_launch
 
 __all__ = ["argmax", "layernorm_linear", "linear_residual"]
@@ -61,6 +61,11 @@ def layernorm_linear(
         has_bias=bias is not None,
         pdl=has_pdl(x),
     )
+    if not launch.constexprs["HAS_NORM"]:
+        normed = torch.empty_like(x)
+        rows = layernorm_rows_rule(inputs=inputs, epsilon=epsilon, pdl=has_pdl(x))
+        run_launch(rows, x, norm_weight, norm_bias, normed, B=B, S=S)
+        x = normed
     out = x.new_empty((B, S, outputs), dtype=torch.float32 if output == "float32" else x.dtype)
     run_launch(launch, x, norm_weight, norm_bias, weight, weight if bias is None else bias, out, B * S, B=B, S=S)
     return out

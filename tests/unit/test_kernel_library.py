@@ -29,6 +29,7 @@ def test_a_model_has_every_kernel_of_its_steps() -> None:
         "cached_attention_decode",
         "cached_attention_combine",
         "cached_attention_prefill",
+        "layernorm_rows",
         "layernorm_linear.qkv",
         "layernorm_linear.up",
         "layernorm_linear.head",

@@ -28,7 +28,7 @@ CASES = {
     "norm, two rows, relu\u00b2, bias": LinearCase(
         B=2, inputs=256, outputs=48, normed=True, activation="relu_squared", bias=True
     ),
-    "norm, seven rows past the statistics' tile": LinearCase(B=7, inputs=1100, outputs=20, normed=True),
+    "norm, seven rows past the statistics' tile": LinearCase(B=7, inputs=4900, outputs=20, normed=True),
     "norm, eight rows, float32": LinearCase(B=8, inputs=128, outputs=33, normed=True, output="float32", bias=True),
     "norm, rows and tokens": LinearCase(B=3, S=4, inputs=200, outputs=18, normed=True),
 }

@@ -30,7 +30,7 @@ KEYS = {
         "cached_attention_prefill",
         *(f"cached_attention_{part}.r{rows}" for part in ("decode", "combine") for rows in (1, 2, 4, 8)),
     ],
-    "LayerNormLinear": [f"layernorm_linear.up.r{rows}" for rows in (1, 2, 4, 8)],
+    "LayerNormLinear": ["layernorm_rows", *(f"layernorm_linear.up.r{rows}" for rows in (1, 2, 4, 8))],
     "LinearResidual": [f"linear_residual.down.r{rows}" for rows in (1, 2, 4, 8)],
 }
 

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 from nemotron_errors import GraphError
+from nemotron_plugins.library import KernelLibrary
 from nemotron_plugins.tensorrt import operator, packed_rotary_kv_cache_update, take_error
 from nemotron_plugins.tensorrt.operator import Tensor
 from support.plugin_cases import (
@@ -127,19 +128,32 @@ def test_one_split_needs_neither_workspace_nor_a_second_launch() -> None:
 def test_projections_run_by_their_number_of_rows(B: int, bucket: int) -> None:
     _run("up", normed_call(96, B))
     _run("head", normed_call(40, B))
-    up, head, down = _run("down", residual_call(B))
-    assert [up[0], head[0], down[0]] == [
-        f"layernorm_linear.up.r{bucket}", f"layernorm_linear.head.r{bucket}", f"linear_residual.down.r{bucket}"
+    *normed, down = _run("down", residual_call(B))
+    assert [key for key, *_ in normed if key != "layernorm_rows"] == [
+        f"layernorm_linear.up.r{bucket}", f"layernorm_linear.head.r{bucket}"
     ]  # fmt: skip
-    assert up[3] == head[3] == down[3] == {"B": B, "S": 1}
-    normed = {
-        "x_ptr": 0x1000, "norm_weight_ptr": 0x2000, "norm_bias_ptr": 0x3000, "weight_ptr": 0x4000, "bias_ptr": 0,
-        "out_ptr": 0x64000, "rows": B,
-    }  # fmt: skip
-    assert up[2] == head[2] == normed
+    assert down[3] == {"B": B, "S": 1}
+    assert all(sizes == down[3] for *_, sizes in normed)
+    norm = {"x_ptr": 0x1000, "norm_weight_ptr": 0x2000, "norm_bias_ptr": 0x3000}
+    # several rows are normalised into the workspace first
+    front = [{**norm, "out_ptr": 0x99000}] if B > 1 else []
+    x = 0x99000 if B > 1 else 0x1000
+    linear = {**norm, "x_ptr": x, "weight_ptr": 0x4000, "bias_ptr": 0, "out_ptr": 0x64000, "rows": B}
+    assert [values for _, _, values, _ in normed] == [*front, linear] * 2
+    assert down[0] == f"linear_residual.down.r{bucket}"
     assert down[2] == {
         "x_ptr": 0x1000, "weight_ptr": 0x2000, "bias_ptr": 0, "residual_ptr": 0x3000, "out_ptr": 0x64000, "rows": B,
     }  # fmt: skip
+
+
+def test_normalised_rows_have_their_place_in_the_workspace() -> None:
+    op = make_plugin_op("LayerNormLinear", UP)
+    sizes = [op.workspace([Tensor(dtype, shape) for dtype, shape in normed_call(96, B)]) for B in (1, 2, 5)]
+    assert sizes == [0, 2 * 64 * 2, 5 * 64 * 2]
+    library = library_of()
+    kernels = {key: library[key] for key in library if key != "layernorm_rows"}
+    with pytest.raises(GraphError, match=r"layernorm_rows: found no such kernel; expected one in front of .*up\.r2"):
+        make_plugin_op("LayerNormLinear", UP, KernelLibrary("sm_90", kernels))
 
 
 def test_biases_are_passed_where_the_kernels_read_them() -> None:
@@ -154,4 +168,5 @@ def test_biases_are_passed_where_the_kernels_read_them() -> None:
         op.enqueue(tensors, placed(outputs, 100), 0, 7)
         with pytest.raises(GraphError, match=r"HAS_BIAS = True; expected False, by the node's inputs"):
             op.configure(tensors[:-1])
-    assert [values["bias_ptr"] for _, _, values, _ in RecordingKernel.launches] == [0x5000, 0x4000]
+    biases = [values["bias_ptr"] for key, _, values, _ in RecordingKernel.launches if key != "layernorm_rows"]
+    assert biases == [0x5000, 0x4000]

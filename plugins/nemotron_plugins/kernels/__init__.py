@@ -11,6 +11,7 @@ from nemotron_plugins.kernels.cached_attention_decode import (
 )
 from nemotron_plugins.kernels.cached_attention_prefill import cached_attention_prefill_kernel
 from nemotron_plugins.kernels.layernorm_linear import layernorm_linear_kernel
+from nemotron_plugins.kernels.layernorm_rows import layernorm_rows_kernel
 from nemotron_plugins.kernels.linear_residual import linear_residual_kernel
 from nemotron_plugins.kernels.rotary_kv_cache_update import rotary_kv_cache_update_kernel
 
@@ -23,6 +24,7 @@ KERNELS: dict[str, Any] = {
         cached_attention_decode_kernel,
         cached_attention_combine_kernel,
         cached_attention_prefill_kernel,
+        layernorm_rows_kernel,
         layernorm_linear_kernel,
         linear_residual_kernel,
         argmax_kernel,

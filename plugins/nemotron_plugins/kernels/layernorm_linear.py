@@ -1,7 +1,7 @@
-"""LayerNorm1P, projection, bias and relu² of few rows in one launch.
+"""LayerNorm1P, projection, bias and relu² of one row in one launch; of several rows without the norm.
 
-Numbers: gamma, which is the stored weight plus one, is rounded to the run dtype, and so is the normalised x; statistics
-and the product are fp32; bias and activation follow on fp32 numbers, rounded once when they are stored.
+Numbers: the norm's are those of ``layernorm_tile``; the product is fp32; bias and activation follow on fp32 numbers,
+rounded once when they are stored.
 
 Shapes: O outputs of a block, I input features of a tile; rows are [I] or [R, I], see ``row_tiles``.
 """
@@ -12,14 +12,12 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from nemotron_plugins.kernels.layernorm_tile import norm_parameters, normalised, row_statistics
 from nemotron_plugins.kernels.row_tiles import (
     accumulate,
     beside_outputs,
-    beside_rows,
-    features,
     new_accumulator,
     output_places,
-    row_statistics,
     rows_tile,
     totals,
     weight_tile,
@@ -29,27 +27,10 @@ __all__ = ["layernorm_linear_kernel"]
 
 
 @triton.jit
-def _norm_parameters(
-    norm_weight_ptr,
-    norm_bias_ptr,
-    first,
-    RUN_DTYPE: tl.constexpr,
-    INPUTS: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_IN: tl.constexpr,
-):
-    """gamma and beta of input features from ``first`` on, as they stand beside rows."""
-    weight_I = features(norm_weight_ptr, first, INPUTS, BLOCK_IN).to(tl.float32)
-    gamma_I = (weight_I + 1.0).to(RUN_DTYPE).to(tl.float32)
-    beta_I = features(norm_bias_ptr, first, INPUTS, BLOCK_IN).to(tl.float32)
-    return beside_rows(gamma_I, BLOCK_ROWS), beside_rows(beta_I, BLOCK_ROWS)
-
-
-@triton.jit
 def layernorm_linear_kernel(
-    x_ptr,  # [rows, INPUTS]
-    norm_weight_ptr,  # [INPUTS]: gamma - 1
-    norm_bias_ptr,  # [INPUTS]
+    x_ptr,  # [rows, INPUTS]; normalised where not HAS_NORM
+    norm_weight_ptr,  # [INPUTS]: gamma - 1, read where HAS_NORM: then ROWS is 1
+    norm_bias_ptr,  # [INPUTS], likewise
     weight_ptr,  # [OUTPUTS, INPUTS]
     bias_ptr,  # [OUTPUTS], read where HAS_BIAS
     out_ptr,  # [rows, OUTPUTS], of the run dtype or fp32
@@ -62,6 +43,7 @@ def layernorm_linear_kernel(
     BLOCK_OUT: tl.constexpr,
     BLOCK_IN: tl.constexpr,
     BLOCK_STATISTICS: tl.constexpr,
+    HAS_NORM: tl.constexpr,
     RELU_SQUARED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     PDL: tl.constexpr,
@@ -71,20 +53,26 @@ def layernorm_linear_kernel(
     out_O = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     first_row = tl.program_id(1) * ROWS
     weight_OI = weight_tile(weight_ptr, out_O, 0, INPUTS, OUTPUTS, BLOCK_OUT, BLOCK_IN)
-    gamma, beta = _norm_parameters(norm_weight_ptr, norm_bias_ptr, 0, run_dtype, INPUTS, BLOCK_ROWS, BLOCK_IN)
+    row_ptr = x_ptr + first_row.to(tl.int64) * INPUTS
+    if HAS_NORM:
+        gamma, beta = norm_parameters(norm_weight_ptr, norm_bias_ptr, 0, run_dtype, INPUTS, BLOCK_IN)
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    mean, scale = row_statistics(x_ptr, first_row, rows, INPUTS, EPSILON, ROWS, BLOCK_ROWS, BLOCK_STATISTICS)
-    x = rows_tile(x_ptr, first_row, rows, 0, INPUTS, ROWS, BLOCK_ROWS, BLOCK_IN).to(tl.float32)
-    normed = ((x - mean) * scale * gamma + beta).to(run_dtype)
-    acc = accumulate(new_accumulator(BLOCK_ROWS, BLOCK_OUT, BLOCK_IN), weight_OI, normed, BLOCK_ROWS)
+    if HAS_NORM:
+        mean, scale = row_statistics(row_ptr, INPUTS, EPSILON, BLOCK_STATISTICS)
+        x = normalised(row_ptr, 0, mean, scale, gamma, beta, run_dtype, INPUTS, BLOCK_IN)
+    else:
+        x = rows_tile(x_ptr, first_row, rows, 0, INPUTS, ROWS, BLOCK_ROWS, BLOCK_IN)
+    acc = accumulate(new_accumulator(BLOCK_ROWS, BLOCK_OUT, BLOCK_IN), weight_OI, x, BLOCK_ROWS)
     for first in range(BLOCK_IN, INPUTS, BLOCK_IN):
         weight_OI = weight_tile(weight_ptr, out_O, first, INPUTS, OUTPUTS, BLOCK_OUT, BLOCK_IN)
-        x = rows_tile(x_ptr, first_row, rows, first, INPUTS, ROWS, BLOCK_ROWS, BLOCK_IN).to(tl.float32)
-        gamma, beta = _norm_parameters(norm_weight_ptr, norm_bias_ptr, first, run_dtype, INPUTS, BLOCK_ROWS, BLOCK_IN)
-        normed = ((x - mean) * scale * gamma + beta).to(run_dtype)
-        acc = accumulate(acc, weight_OI, normed, BLOCK_ROWS)
+        if HAS_NORM:
+            gamma, beta = norm_parameters(norm_weight_ptr, norm_bias_ptr, first, run_dtype, INPUTS, BLOCK_IN)
+            x = normalised(row_ptr, first, mean, scale, gamma, beta, run_dtype, INPUTS, BLOCK_IN)
+        else:
+            x = rows_tile(x_ptr, first_row, rows, first, INPUTS, ROWS, BLOCK_ROWS, BLOCK_IN)
+        acc = accumulate(acc, weight_OI, x, BLOCK_ROWS)
     y = totals(acc, BLOCK_ROWS)
     if HAS_BIAS:
         bias_O = tl.load(bias_ptr + out_O, mask=out_O < OUTPUTS, other=0.0).to(tl.float32)

@@ -6,7 +6,7 @@ summed up at the end; several rows are padded to a tile of the tensor cores. Bot
 One row is a vector [I] everywhere, several are a matrix [R, I]: a matrix of one row would move the weight, which is
 the larger, through shared memory to the row's layout.
 
-Shapes: R rows of a block (padded), O outputs of a block, I input features of a tile, K those of a tile of statistics.
+Shapes: R rows of a block (padded), O outputs of a block, I input features of a tile.
 """
 
 from __future__ import annotations
@@ -17,11 +17,9 @@ import triton.language as tl
 __all__ = [
     "accumulate",
     "beside_outputs",
-    "beside_rows",
     "features",
     "new_accumulator",
     "output_places",
-    "row_statistics",
     "rows_tile",
     "totals",
     "weight_tile",
@@ -83,51 +81,6 @@ def rows_tile(
         pointers_RI = x_ptr + (first_row + lane_R)[:, None].to(tl.int64) * INPUTS + in_1I
         tile = tl.load(pointers_RI, mask=exists_R1 & (in_1I < INPUTS), other=0.0)
     return tile
-
-
-@triton.jit
-def row_statistics(
-    x_ptr,
-    first_row,
-    rows,
-    INPUTS: tl.constexpr,
-    EPSILON: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_STATISTICS: tl.constexpr,
-):
-    """Mean and reciprocal of the standard deviation of each row, fp32: numbers or [R, 1]."""
-    lane_K = tl.arange(0, BLOCK_STATISTICS)
-    if INPUTS <= BLOCK_STATISTICS:
-        x = rows_tile(x_ptr, first_row, rows, 0, INPUTS, ROWS, BLOCK_ROWS, BLOCK_STATISTICS).to(tl.float32)
-        mean = _sum_of_rows(x, BLOCK_ROWS) / INPUTS
-        deviation = tl.where(beside_rows(lane_K < INPUTS, BLOCK_ROWS), x - mean, 0.0)
-        squares = _sum_of_rows(deviation * deviation, BLOCK_ROWS)
-    else:
-        total = rows_tile(x_ptr, first_row, rows, 0, INPUTS, ROWS, BLOCK_ROWS, BLOCK_STATISTICS).to(tl.float32)
-        for first in range(BLOCK_STATISTICS, INPUTS, BLOCK_STATISTICS):
-            total += rows_tile(x_ptr, first_row, rows, first, INPUTS, ROWS, BLOCK_ROWS, BLOCK_STATISTICS).to(tl.float32)
-        mean = _sum_of_rows(total, BLOCK_ROWS) / INPUTS
-        total = tl.zeros_like(total)
-        for first in range(0, INPUTS, BLOCK_STATISTICS):
-            x = rows_tile(x_ptr, first_row, rows, first, INPUTS, ROWS, BLOCK_ROWS, BLOCK_STATISTICS).to(tl.float32)
-            deviation = tl.where(beside_rows(first + lane_K < INPUTS, BLOCK_ROWS), x - mean, 0.0)
-            total += deviation * deviation
-        squares = _sum_of_rows(total, BLOCK_ROWS)
-    return mean, 1.0 / tl.sqrt(squares / INPUTS + EPSILON)
-
-
-@triton.jit
-def beside_rows(vector_K, BLOCK_ROWS: tl.constexpr):
-    """A vector of features as it stands beside rows."""
-    if BLOCK_ROWS > 1:
-        vector_K = vector_K[None, :]
-    return vector_K
-
-
-@triton.jit
-def _sum_of_rows(x, BLOCK_ROWS: tl.constexpr):
-    return tl.sum(x, 0) if BLOCK_ROWS == 1 else tl.sum(x, 1)[:, None]
 
 
 @triton.jit
