@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import struct
 import sys
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from nemotron_plugins.tensorrt import PLUGIN_OPS, register, registry, take_error
 from nemotron_plugins.tensorrt.fields import Field, attribute_fields, attributes_of, kernel_fields, kernels_of
 from nemotron_plugins.tensorrt.plugin import make_op, plugin_classes
 from nemotron_plugins.tensorrt.raw_fields import FieldCollection, field_reader
+from support.kernel_specs import TINY
 from support.plugin_libraries import FakeTensorRT, library_of, to_fields
 
 OPS = {op.name: op for op in PLUGIN_OPS}
@@ -208,7 +210,7 @@ def test_broken_kernels_of_an_engine_are_refused() -> None:
     kernels = {key: library[key] for key in KEYS["LinearResidual"]}
     fields = kernel_fields(kernels)
     assert kernels_of("LinearResidual", fields) == kernels
-    with pytest.raises(BundleError, match=r"no field cubin:linear_residual.down.r1"):
+    with pytest.raises(BundleError, match=r"no field cubin.zlib:linear_residual.down.r1"):
         kernels_of("LinearResidual", fields[1:])
     with pytest.raises(BundleError, match=r"no field record:linear_residual.down.r8"):
         kernels_of("LinearResidual", fields[:-1])
@@ -216,5 +218,20 @@ def test_broken_kernels_of_an_engine_are_refused() -> None:
         with pytest.raises(BundleError, match=r"record:linear_residual.down.r1"):
             kernels_of("LinearResidual", [fields[0], Field(fields[1].name, "INT8", broken), *fields[2:]])
     cut = [Field(fields[0].name, "INT8", fields[0].data[:-1]), *fields[1:]]
-    with pytest.raises(BundleError, match=r"linear_residual_kernel: found a cubin of 25 bytes.*as its record says"):
-        make_op(OPS["LinearResidual"], [*GOOD["LinearResidual"], *cut])
+    with pytest.raises(BundleError, match=r"cubin.zlib:linear_residual.down.r1: found .*expected a cubin compressed"):
+        kernels_of("LinearResidual", cut)
+    other = [Field(fields[0].name, "INT8", zlib.compress(b"another cubin")), *fields[1:]]
+    with pytest.raises(BundleError, match=r"linear_residual_kernel: found a cubin of 13 bytes.*as its record says"):
+        make_op(OPS["LinearResidual"], [*GOOD["LinearResidual"], *other])
+
+
+def test_a_cubin_is_kept_compressed() -> None:
+    pytest.importorskip("triton", reason="Triton, of the build extra, has no wheel for this platform")
+    from nemotron_plugins.compile import compile_kernel
+
+    kernel = compile_kernel(TINY.launches(90)["linear_residual.o.r1"], dtype="bfloat16", architecture=90)
+    fields = kernel_fields({"linear_residual.o.r1": kernel})
+    assert kernels_of("LinearResidual", fields) == {"linear_residual.o.r1": kernel}
+    (kept,) = (field for field in fields if field.name == "cubin.zlib:linear_residual.o.r1")
+    assert 2 * len(kept.data) < len(kernel.cubin)
+    assert zlib.decompress(kept.data) == kernel.cubin

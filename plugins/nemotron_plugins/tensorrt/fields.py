@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -18,7 +19,9 @@ Attribute = int | float | str
 _NUMBERS = {"INT32": ("i", int), "INT64": ("q", int), "FLOAT32": ("f", float), "FLOAT64": ("d", float)}
 _TEXTS = ("CHAR", "INT8", "UNKNOWN")
 _WORDS = {int: "an integer", float: "a floating-point number", str: "a string"}
-_CUBIN, _RECORD = "cubin:", "record:"
+# a cubin is a zlib stream (RFC 1950): every node keeps its kernels, and a cubin is mostly air
+_CUBIN, _RECORD = "cubin.zlib:", "record:"
+_LEVEL = 9
 _REBUILD = "build the engine again"
 
 
@@ -107,10 +110,10 @@ def attribute_fields(values: Mapping[str, Attribute]) -> list[Field]:
 
 
 def kernel_fields(kernels: Mapping[str, CompiledKernel]) -> list[Field]:
-    """Two fields for each kernel: its cubin and its record."""
+    """Two fields for each kernel: its cubin, compressed by zlib, and its record."""
     fields = []
     for key, kernel in kernels.items():
-        fields.append(Field(_CUBIN + key, "INT8", kernel.cubin))
+        fields.append(Field(_CUBIN + key, "INT8", zlib.compress(kernel.cubin, _LEVEL)))
         fields.append(Field(_RECORD + key, "INT8", kernel.record.to_json().encode()))
     return fields
 
@@ -119,7 +122,7 @@ def kernels_of(op: str, fields: Iterable[Field]) -> dict[str, CompiledKernel]:
     """The kernels among fields, by key; empty where a node has attributes alone.
 
     Raises:
-        BundleError: a cubin without a record or the other way round, or a record that cannot be read.
+        BundleError: a cubin without a record or the other way round, or one of them that cannot be read.
     """
     parts = {field.name: field.data for field in fields if field.name.startswith((_CUBIN, _RECORD))}
     keys = {name.partition(":")[2]: None for name in parts}
@@ -133,5 +136,11 @@ def kernels_of(op: str, fields: Iterable[Field]) -> dict[str, CompiledKernel]:
             text = parts[_RECORD + key].decode()
         except UnicodeDecodeError as error:
             raise BundleError(f"{error}", "a launch record in JSON", _REBUILD, where=where) from error
-        kernels[key] = CompiledKernel(parts[_CUBIN + key], LaunchRecord.from_json(text, where=where))
+        try:
+            cubin = zlib.decompress(parts[_CUBIN + key])
+        except zlib.error as error:
+            raise BundleError(
+                f"{error}", "a cubin compressed by zlib", _REBUILD, where=f"{op}.{_CUBIN}{key}"
+            ) from error
+        kernels[key] = CompiledKernel(cubin, LaunchRecord.from_json(text, where=where))
     return kernels
