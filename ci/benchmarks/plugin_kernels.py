@@ -2,16 +2,18 @@
 
     python ci/benchmarks/plugin_kernels.py --output kernels.json
     python ci/benchmarks/plugin_kernels.py --output sweep.json --sweep layernorm_linear.up.r8 linear_residual.down.r8
+    python ci/benchmarks/plugin_kernels.py --output sweep.json --sweep cached_attention_decode.r1 --blocks 32x64x4x3
 
 Each figure is of one CUDA graph of many launches, one behind another over different weights or caches, which together
-are several times the L2 cache. Bytes are those that a launch must read and write once. A sweep tries block sizes.
+are several times the L2 cache. Bytes are those that a launch must read and write once. A sweep tries block sizes: of a
+projection outputs x inputs x warps x stages, of decode attention splits x slots x warps x stages. The figure of a
+projection of several rows holds the norm in front of it, and that of attention the combination behind it.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -22,10 +24,12 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 import torch
 import triton
+from nemotron_plugins.attention_rules import cached_attention_combine_rule
 from nemotron_plugins.kernel_spec import KernelSpec
-from nemotron_plugins.launch import GridAxis, Launch
+from nemotron_plugins.launch import Launch
 from nemotron_plugins.linear_rules import row_bucket
 from nemotron_plugins.torch_call import run_launch
+from plugin_kernels_sweep import ATTENTION, variants
 from support.kernel_specs import MINITRON_4B
 
 LAYERS = 32
@@ -33,13 +37,6 @@ LAYERS = 32
 _COLD_BYTES = 400e6
 _MIN_LAUNCHES = 64
 _REPLAYS = 10
-_SWEEP = {
-    "BLOCK_OUT": (2, 4, 8, 16, 32, 64),
-    "BLOCK_IN": (64, 128, 256, 512, 1024),
-    "num_warps": (2, 4, 8),
-    "num_stages": (1, 3, 4),
-}
-
 Call = Callable[[], None]
 
 
@@ -66,23 +63,46 @@ class Kernels:
         out = self.tensor(rows, outputs, dtype=torch.float32 if float32 else None)
         residual = self.tensor(rows, outputs)
 
+        norm = None
+        if launch.kernel == "layernorm_linear_kernel" and not launch.constexprs["HAS_NORM"]:
+            norm = self.launches["layernorm_rows"]
+        normed = torch.empty_like(x)
+
         def make() -> Call:
             weight = self.tensor(outputs, inputs)
+            arguments: tuple[Any, ...] = (x, weight, weight, residual, out, rows)
             if launch.kernel == "layernorm_linear_kernel":
-                arguments = (x, gamma, gamma, weight, weight, out, rows)
-            else:
-                arguments = (x, weight, weight, residual, out, rows)
-            return lambda: run_launch(launch, *arguments, B=rows, S=1)
+                arguments = (x if norm is None else normed, gamma, gamma, weight, weight, out, rows)
+
+            def call() -> None:
+                if norm is not None:
+                    run_launch(norm, x, gamma, gamma, normed, B=rows, S=1)
+                run_launch(launch, *arguments, B=rows, S=1)
+
+            return call
 
         weight_bytes = outputs * inputs * x.element_size()
         return make, weight_bytes + (x.nbytes + out.nbytes) + (0 if "layernorm" in key else residual.nbytes)
 
-    def attention(self, rows: int, filled: int) -> tuple[Callable[[], Call], int]:
+    def norm(self, rows: int) -> tuple[Callable[[], Call], int]:
+        """The norm in front of a projection of several rows."""
+        launch, gamma = self.launches["layernorm_rows"], self.tensor(self.spec.hidden)
+
+        def make() -> Call:
+            x = self.tensor(rows, self.spec.hidden)
+            out = torch.empty_like(x)
+            return lambda: run_launch(launch, x, gamma, gamma, out, B=rows, S=1)
+
+        return make, 2 * rows * self.spec.hidden * gamma.element_size() + 2 * gamma.nbytes
+
+    def attention(self, rows: int, filled: int, decode: Launch | None = None) -> tuple[Callable[[], Call], int]:
         """Decode attention with its combination, over caches of their own with so many filled slots."""
-        spec, bucket = self.spec, row_bucket(rows)
-        decode = self.launches[f"cached_attention_decode.r{bucket}"]
-        combine = self.launches.get(f"cached_attention_combine.r{bucket}")
+        spec = self.spec
+        decode = decode or self.launches[f"{ATTENTION}.r{row_bucket(rows)}"]
         splits, slots = int(decode.constexprs["SPLITS"]), -(-filled // 256) * 256
+        combine = cached_attention_combine_rule(
+            query_heads=spec.query_heads, head_dim=spec.head_dim, splits=splits, pdl=decode.pdl
+        )
         q = self.tensor(rows, 1, spec.query_heads, spec.head_dim)
         out = torch.empty_like(q)
         start = torch.full((rows,), filled - 1, device="cuda")
@@ -93,9 +113,9 @@ class Kernels:
             caches = [self.tensor(rows, spec.kv_heads, slots, spec.head_dim) for _ in "kv"]
 
             def call() -> None:
-                arguments = (q, *caches, start, start, out, partial, partial_lse, 1, slots)
+                arguments: tuple[Any, ...] = (q, *caches, start, start, out, partial, partial_lse, 1, slots)
                 run_launch(decode, *arguments, B=rows, S=1)
-                if combine is not None:
+                if splits > 1:
                     run_launch(combine, partial, partial_lse, out, B=rows, S=1)
 
             return call
@@ -113,7 +133,10 @@ class Kernels:
         def make() -> Call:
             qkv = self.tensor(rows, self.packed)
             caches = [self.tensor(rows, spec.kv_heads, slots, spec.head_dim) for _ in "kv"]
-            arguments = (qkv, qkv, qkv, table, table, start, start, start, q_out, *caches, 1, rows, slots, slots)
+            indices = (start, start, start)
+            arguments: tuple[Any, ...] = (
+                qkv, qkv, qkv, table, table, *indices, q_out, *caches, 1, rows, slots, slots
+            )  # fmt: skip
             return lambda: run_launch(launch, *arguments, B=rows, S=1)
 
         return make, 2 * rows * self.packed * q_out.element_size()
@@ -209,39 +232,29 @@ def kernels(made: Kernels, rows: Sequence[int], contexts: Sequence[int]) -> Iter
         for key in made.launches:
             if key.endswith(f".r{bucket}") and "linear" in key:
                 yield figure(key, count, None, made.linear(key, count))
+        if bucket > 1:
+            yield figure("layernorm_rows", count, None, made.norm(count))
         yield figure("argmax", count, None, made.argmax(count))
         for filled in contexts:
             yield figure("packed_rotary", count, filled, made.rotation(count, filled))
-            yield figure("cached_attention_decode", count, filled, made.attention(count, filled))
+            yield figure(ATTENTION, count, filled, made.attention(count, filled))
             yield figure("step", count, filled, made.step(count, filled))
             torch.cuda.empty_cache()
 
 
-def variants(launch: Launch, chosen: Sequence[Sequence[int]]) -> Iterator[tuple[str, Launch]]:
-    """A projection's launch with other blocks: the chosen ones, or all that make sense."""
-    several = int(launch.constexprs["BLOCK_ROWS"]) > 1
-    inputs, outputs = int(launch.constexprs["INPUTS"]), int(launch.constexprs["OUTPUTS"])
-    for out, tile, warps, stages in chosen or itertools.product(*_SWEEP.values()):
-        fits = (512 if several else 1024) <= out * tile <= 16384 and (out >= 16 or not several)
-        if inputs % tile or not (chosen or fits):
-            continue
-        changed = dataclasses.replace(
-            launch,
-            constexprs={**launch.constexprs, "BLOCK_OUT": out, "BLOCK_IN": tile},
-            grid=(GridAxis(outputs, (), out), launch.grid[1]),
-            num_warps=warps,
-            num_stages=stages,
-        )
-        yield f"{out}x{tile}, {warps} warps, {stages} stages", changed
-
-
-def sweep(made: Kernels, keys: Sequence[str], chosen: Sequence[Sequence[int]]) -> Iterator[dict[str, Any]]:
-    """The named projections with other blocks; what a GPU cannot hold is left out."""
+def sweep(
+    made: Kernels, keys: Sequence[str], contexts: Sequence[int], chosen: Sequence[Sequence[int]]
+) -> Iterator[dict[str, Any]]:
+    """The named kernels with other blocks; what a GPU cannot hold is left out."""
     for key in keys:
         rows = int(key.rsplit(".r", 1)[1])
-        for blocks, launch in variants(made.launches[key], chosen):
+        for blocks, launch in variants(key, made.launches[key], chosen):
             try:
-                yield figure(key, rows, None, made.linear(key, rows, launch), blocks=blocks)
+                if key.startswith(ATTENTION):
+                    for filled in contexts:
+                        yield figure(key, rows, filled, made.attention(rows, filled, launch), blocks=blocks)
+                else:
+                    yield figure(key, rows, None, made.linear(key, rows, launch), blocks=blocks)
             except (
                 triton.runtime.errors.OutOfResources,
                 triton.compiler.errors.CompilationError,
@@ -258,7 +271,7 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, nargs="+", default=[512, 2048])
     parser.add_argument("--sweep", nargs="+", default=[], metavar="KEY", help="keys of the kernel library")
     parser.add_argument(
-        "--blocks", nargs="+", default=[], metavar="OxIxWARPSxSTAGES",
+        "--blocks", nargs="+", default=[], metavar="AxBxWARPSxSTAGES",
         type=lambda text: tuple(map(int, text.split("x"))),
         help="of the sweep; all that make sense by default",
     )  # fmt: skip
@@ -266,10 +279,10 @@ def main() -> None:
     properties = torch.cuda.get_device_properties(0)
     spec = dataclasses.replace(MINITRON_4B, multiprocessors=properties.multi_processor_count)
     made = Kernels(spec, 10 * properties.major + properties.minor)
-    chosen = arguments.blocks
-    found = (
-        sweep(made, arguments.sweep, chosen) if arguments.sweep else kernels(made, arguments.rows, arguments.contexts)
-    )
+    if arguments.sweep:
+        found = sweep(made, arguments.sweep, arguments.contexts, arguments.blocks)
+    else:
+        found = kernels(made, arguments.rows, arguments.contexts)
     document = {
         "device": properties.name,
         "torch": torch.__version__,
