@@ -19,7 +19,7 @@ Attribute = int | float | str
 _NUMBERS = {"INT32": ("i", int), "INT64": ("q", int), "FLOAT32": ("f", float), "FLOAT64": ("d", float)}
 _TEXTS = ("CHAR", "INT8", "UNKNOWN")
 _WORDS = {int: "an integer", float: "a floating-point number", str: "a string"}
-# a cubin is a zlib stream (RFC 1950): every node keeps its kernels, and a cubin is mostly air
+# a cubin is a zlib stream (RFC 1950): every node keeps its kernels, and they shrink to about a quarter
 _CUBIN, _RECORD = "cubin.zlib:", "record:"
 _LEVEL = 9
 _REBUILD = "build the engine again"
