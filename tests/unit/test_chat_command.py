@@ -181,9 +181,7 @@ def test_files_that_are_missing_or_broken(loaded, tmp_path: Path, option: str) -
 
 
 PROGRAM = """
-import signal, sys, time
-# a job in the background of a script is started with SIGINT ignored
-signal.signal(signal.SIGINT, signal.default_int_handler)
+import sys, time
 from pathlib import Path
 import nemotron_runtime
 from support.chat import scripted_model

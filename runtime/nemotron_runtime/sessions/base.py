@@ -209,6 +209,10 @@ class Session(ABC):
 
         The lowest of equally likely tokens is taken, as ``numpy.argmax`` does; a frozen row's token means nothing.
         """
+        if type(self).greedy_step is Session.greedy_step:
+            # nothing is gained by a way of its own, and a subclass's decode may do more than a step
+            likeliest_B: Ids = np.argmax(self.decode(tokens_B, advance_B), axis=-1)
+            return likeliest_B
         tokens, start_B = self._next(tokens_B, advance_B)
         chosen_B = self.greedy_step(tokens, start_B, advance_B)
         self._lengths_B += 1 if advance_B is None else advance_B
