@@ -15,7 +15,7 @@ from nemotron_graphs import passes
 from nemotron_graphs.targets.record import OnStage, PassRecord, run_passes
 from nemotron_graphs.weights import QuantizedWeight, WeightRef
 
-__all__ = ["DTYPE_NAMES", "LoweredGraph", "LoweringContext", "Target"]
+__all__ = ["DTYPE_NAMES", "LoweredGraph", "LoweringContext", "Target", "cache_dtype"]
 
 
 @dataclass(frozen=True)
@@ -115,17 +115,14 @@ class Target:
         Raises:
             GraphError: where the target cannot run in the graph's dtype.
         """
-        caches = [v for v in model.graph.inputs if (v.name or "").startswith("k_cache.")]
-        assert caches
-        assert caches[0].dtype is not None
-        cache_dtype = DTYPE_NAMES[caches[0].dtype]
-        self.check_dtype(cache_dtype)
+        dtype = cache_dtype(model)
+        self.check_dtype(dtype)
         chosen = self.passes(context)
         model, records = run_passes(model, chosen, on_stage)
         packed = [weight for each in chosen if isinstance(each, passes.BindWeightsPass) for weight in each.packed]
         session = {
             **self.session,
-            "cache_dtype": cache_dtype,
+            "cache_dtype": dtype,
             "weights_folder": context.weights_folder,
             "packed": [
                 [{"file": part.file, "offset": part.offset, "length": part.length} for part in parts]
@@ -142,3 +139,11 @@ DTYPE_NAMES = {
     ir.DataType.FLOAT16: "float16",
     ir.DataType.BFLOAT16: "bfloat16",
 }
+
+
+def cache_dtype(model: ir.Model) -> str:
+    """numpy's name of the dtype of a dialect graph's caches, which is the run dtype."""
+    caches = [v for v in model.graph.inputs if (v.name or "").startswith("k_cache.")]
+    assert caches, "a dialect graph has caches"
+    assert caches[0].dtype is not None
+    return DTYPE_NAMES[caches[0].dtype]

@@ -13,7 +13,7 @@ from nemotron_graphs import passes
 from nemotron_graphs.ops import DOMAIN
 from nemotron_graphs.passes.pack_qkv import PARTS
 from nemotron_graphs.targets.record import OnStage, run_passes
-from nemotron_graphs.targets.target import DTYPE_NAMES, LoweredGraph, LoweringContext, Target
+from nemotron_graphs.targets.target import DTYPE_NAMES, LoweredGraph, LoweringContext, Target, cache_dtype
 from nemotron_graphs.weights import SAFETENSORS_DTYPES, WeightRef
 
 __all__ = ["PLUGIN_OPS", "TensorRTGraphs", "WeightInput", "lower_tensorrt", "tensorrt", "weight_inputs"]
@@ -101,10 +101,7 @@ def lower_tensorrt(
     Raises:
         GraphError: another dtype, or weights that are stored in another dtype than the run's.
     """
-    caches = [v for v in model.graph.inputs if (v.name or "").startswith("k_cache.")]
-    assert caches
-    assert caches[0].dtype is not None
-    dtype = DTYPE_NAMES[caches[0].dtype]
+    dtype = cache_dtype(model)
     tensorrt.check_dtype(dtype)
     prefill = _lower(model.clone(), _passes(context, decode=False), dtype, "prefill.onnx", on_prefill_stage)
     decode = _lower(model.clone(), _passes(context, decode=True), dtype, "decode.onnx", on_decode_stage)

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from nemotron_graphs import passes
 from nemotron_graphs.ops import DOMAIN
 from nemotron_graphs.targets.record import OnStage, run_passes
-from nemotron_graphs.targets.target import DTYPE_NAMES, LoweredGraph, LoweringContext, Target
+from nemotron_graphs.targets.target import LoweredGraph, LoweringContext, Target, cache_dtype
 from nemotron_graphs.targets.tensorrt import TensorRTGraphs, weight_inputs
 
 __all__ = ["NATIVE_OPSET", "lower_native", "tensorrt_rtx"]
@@ -52,10 +52,7 @@ def lower_native(
     Raises:
         GraphError: another dtype, or weights that are stored in another dtype than the run's.
     """
-    caches = [v for v in model.graph.inputs if (v.name or "").startswith("k_cache.")]
-    assert caches
-    assert caches[0].dtype is not None
-    dtype = DTYPE_NAMES[caches[0].dtype]
+    dtype = cache_dtype(model)
     target.check_dtype(dtype)
     prefill, decode = (
         _lower(model.clone(), context, target, dtype, decode=decode, on_stage=None if decode else on_stage)
