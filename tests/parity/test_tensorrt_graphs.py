@@ -145,10 +145,8 @@ def test_what_the_graphs_consist_of(tmp_path: Path) -> None:
     assert {op: decode[op] for op in PLUGIN_OPS} == {
         "PackedRotaryKVCacheUpdate": 2, "CachedAttention": 2, "LayerNormLinear": 5, "LinearResidual": 4,
     }  # fmt: skip
-    # the lookup, the position of the one new token and the heads' concatenation
-    assert {op: count for op, count in decode.items() if op not in PLUGIN_OPS} == {
-        "Gather": 1, "Unsqueeze": 1, "Reshape": 2,
-    }  # fmt: skip
+    # layers are plugins alone: what TensorRT ran between two would break their chain of launches
+    assert {op: count for op, count in decode.items() if op not in PLUGIN_OPS} == {"Gather": 1, "Unsqueeze": 1}
     kernels = Counter(
         (node.op_type, node.attributes["kernel"].value)
         for node in graphs.decode.model.graph

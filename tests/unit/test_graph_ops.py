@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nemotron_errors import GraphError
 from nemotron_graphs.ops import DOMAIN, OPS, register_schemas
-from support.op_definitions import DTYPES, attributes_of_ops, check_definitions, shapes_of_ops
+from support.op_definitions import DTYPES, attributes_of_ops, check_definitions, run_body, shapes_of_ops
 
 
 def has_optional(op: str) -> bool:
@@ -72,3 +72,13 @@ def test_attributes_that_make_no_sense_are_refused() -> None:
         op.attributes_of({})
     with pytest.raises(GraphError, match="one of none, relu_squared"):
         op.attributes_of({"epsilon": 1e-3, "activation": "gelu"})
+
+
+def test_a_residual_projection_takes_heads_in_a_row_or_side_by_side() -> None:
+    rng = torch.Generator().manual_seed(0)
+    x, weight, residual = (torch.randn(shape, generator=rng) for shape in ((2, 3, 4, 8), (5, 32), (2, 3, 5)))
+    (heads,) = run_body("LinearResidual", [x, weight, residual], {"kernel": ""})
+    (row,) = run_body("LinearResidual", [x.flatten(2), weight, residual], {"kernel": ""})
+    assert heads.shape == (2, 3, 5)
+    assert (heads == row).all()
+    torch.testing.assert_close(OPS["LinearResidual"].eager(x, weight, residual), residual + x.flatten(2) @ weight.T)

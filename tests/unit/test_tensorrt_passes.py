@@ -145,6 +145,25 @@ def test_a_residual_goes_into_the_projection_in_front(bias: bool, swapped: bool)
     assert_same(after, before, random_feed(before))
 
 
+HEADS = ADDED.replace("float[b,s,6] x", "float[b,s,2,3] x").replace(
+    "product = nemotron.Linear(x,",
+    "shape = Constant<value_ints = [0, 0, 6]>()\n flat = Reshape(x, shape)\n product = nemotron.Linear(flat,",
+)
+
+
+@pytest.mark.parametrize(("text", "kept"), [
+    (HEADS, "x"),
+    (HEADS.replace("float[b,s,2,3] x", "float[s,b,2,3] x").replace("[0, 0, 6]", "[-1, 1, 6]"), "flat"),
+])  # fmt: skip
+def test_heads_go_into_the_projection_as_they_are(text: str, kept: str) -> None:
+    shapes: dict[str, list[int | str]] = {"product": ["b", "s", 8], "flat": ["b", "s", 6]}
+    before, after = parse(text, **shapes), parse(text, **shapes)
+    assert passes.FormLinearResidualPass({"o_proj": "o"})(after).modified
+    assert node_of(after, "LinearResidual").inputs[0].name == kept
+    if kept == "x":
+        assert_same(after, before, random_feed(before))
+
+
 @pytest.mark.parametrize(
     ("text", "kernels"),
     [

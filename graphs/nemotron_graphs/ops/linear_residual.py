@@ -1,6 +1,7 @@
 """``LinearResidual``: a projection and the residual sum behind it.
 
-Shapes: B rows, S tokens, I input features, O output features.
+Shapes: B rows, S tokens, I input features, O output features. Input features may stand in heads, as attention leaves
+them: [B, S, H, D] with H · D = I.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def _eager(
     *,
     kernel: str = "",
 ) -> torch.Tensor:
-    return residual + linear.eager(x, weight, bias)
+    return residual + linear.eager(x.flatten(2), weight, bias)
 
 
 def _fake(
@@ -40,7 +41,9 @@ def _fake(
 def _body(present: Collection[str], kernel: str) -> str:
     bias = ", bias" if "bias" in present else ""
     return f"""
-  product = nemotron.Linear(x, weight{bias})
+  flat_shape = Constant <value_ints = [0, 0, -1]> ()
+  flat = Reshape(x, flat_shape)
+  product = nemotron.Linear(flat, weight{bias})
   y = Add(residual, product)"""
 
 
@@ -56,6 +59,7 @@ linear_residual = OpDefinition(
     eager=_eager,
     fake=_fake,
     body=_body,
-    doc="residual + Linear(x, weight, bias). `kernel` names the kernel of a target; it has no meaning of its own.",
+    doc="residual + Linear(x, weight, bias); x may be heads [B, S, H, D]. `kernel` names the kernel of a target; it has no "
+    "meaning of its own.",
     attributes=(OpAttribute("kernel", ""),),
 )

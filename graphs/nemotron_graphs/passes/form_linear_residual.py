@@ -19,7 +19,8 @@ class FormLinearResidualPass(ir.passes.InPlacePass):
 
     Rules, per ``Add(residual, Linear(x, w[, b]))``, the operands in either order:
         1. the nodes become ``LinearResidual(x, w, residual[, b])``, whose weight's name gives ``kernel``;
-        2. where the projection has another reader, a weight that ``kernels`` does not name, or an operand of another
+        2. a ``Reshape`` that puts heads [B, S, H, D] in a row in front of it is left out: the op takes heads;
+        3. where the projection has another reader, a weight that ``kernels`` does not name, or an operand of another
            shape, the nodes stay.
     """
 
@@ -45,7 +46,7 @@ class FormLinearResidualPass(ir.passes.InPlacePass):
             node = ir.Node(
                 DOMAIN,
                 "LinearResidual",
-                [*linear.inputs[:2], residual, *linear.inputs[2:]],
+                [_heads(linear.inputs[0]), weight, residual, *linear.inputs[2:]],
                 [ir.AttrString("kernel", self.kernels[module])],
             )
             total, new = add.outputs[0], node.outputs[0]
@@ -54,3 +55,16 @@ class FormLinearResidualPass(ir.passes.InPlacePass):
             ir.convenience.replace_nodes_and_values(graph, add, [add, linear], [node], [total], [new])
             return True
         return False
+
+
+def _heads(x: ir.Value | None) -> ir.Value | None:
+    """What a Reshape of [B, S, H, D] to [B, S, H · D] had, else x."""
+    node = None if x is None else x.producer()
+    if x is None or node is None or (node.domain, node.op_type) != ("", "Reshape"):
+        return x
+    heads = node.inputs[0]
+    if heads is None or heads.shape is None or x.shape is None or (len(heads.shape), len(x.shape)) != (4, 3):
+        return x
+    *outer, count, lanes = heads.shape
+    same = list(x.shape[:2]) == outer and isinstance(count, int) and isinstance(lanes, int)
+    return heads if same and x.shape[2] == count * lanes else x

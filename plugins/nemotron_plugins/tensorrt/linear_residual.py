@@ -5,6 +5,7 @@ Shapes: B rows, S tokens, I input features, O output features.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ __all__ = ["LinearResidual"]
 
 
 class LinearResidual(PluginOp):
-    """Inputs x [B, S, I], weight [O, I], residual [B, S, O] and optionally bias [O]; output [B, S, O]."""
+    """Inputs x [B, S, I] or [B, S, H, D], weight [O, I], residual [B, S, O] and optionally bias [O]; output [B, S, O]."""
 
     name = "LinearResidual"
     attributes = (FieldSpec("kernel", str),)
@@ -47,7 +48,7 @@ class LinearResidual(PluginOp):
         for key, record in self.records.items():
             I, O = int(record.constexprs["INPUTS"]), int(record.constexprs["OUTPUTS"])  # noqa: E741
             self._check_constant(key, "HAS_BIAS", len(inputs) == len(self.inputs), "by the node's inputs")
-            self._check_size("x's width", x.shape[2], I)
+            self._check_size("x's width", math.prod(x.shape[2:]), I)
             self._check_size("weight's rows", weight.shape[0], O)
             self._check_size("weight's columns", weight.shape[1], I)
             self._check_size("residual's width", residual.shape[2], O)
