@@ -17,7 +17,7 @@ __all__ = ["LinearResidual"]
 
 
 class LinearResidual(PluginOp):
-    """Inputs x [B, S, I] or [B, S, H, D], weight [O, I], residual [B, S, O] and optionally bias [O]; output [B, S, O]."""
+    """Inputs x [B, S, I] or [B, S, H, D], weight [O, I], residual [B, S, O], optionally bias [O]; output [B, S, O]."""
 
     name = "LinearResidual"
     attributes = (FieldSpec("kernel", str),)
