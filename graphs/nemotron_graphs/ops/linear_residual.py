@@ -59,7 +59,7 @@ linear_residual = OpDefinition(
     eager=_eager,
     fake=_fake,
     body=_body,
-    doc="residual + Linear(x, weight, bias); x may be heads [B, S, H, D]. `kernel` names the kernel of a target; it has "
-    "no meaning of its own.",
+    doc="residual + Linear(x, weight, bias); x may be heads [B, S, H, D]. `kernel` names the kernel of a target; it "
+    "has no meaning of its own.",
     attributes=(OpAttribute("kernel", ""),),
 )

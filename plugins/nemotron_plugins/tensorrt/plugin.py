@@ -60,6 +60,7 @@ def _recorded(method: _Method) -> _Method:
     return call  # type: ignore[return-value]
 
 
+@functools.cache  # the name of a binding's enumerator costs microseconds, and an enqueue asks for ten
 def _dtype(kind: Any) -> str:
     return _DTYPES.get(kind.name, kind.name)
 
