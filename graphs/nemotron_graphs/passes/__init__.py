@@ -14,9 +14,11 @@ from nemotron_graphs.passes.form_layernorm_linear import FormLayerNormLinearPass
 from nemotron_graphs.passes.form_linear_residual import FormLinearResidualPass
 from nemotron_graphs.passes.form_packed_rotary_kv_cache_update import FormPackedRotaryKVCacheUpdatePass
 from nemotron_graphs.passes.form_rotary_kv_cache_update import FormRotaryKVCacheUpdatePass
+from nemotron_graphs.passes.form_skip_layer_normalization import FormSkipLayerNormalizationPass
 from nemotron_graphs.passes.genai_attention_mask import GenaiAttentionMaskPass
 from nemotron_graphs.passes.genai_full_logits import GenaiFullLogitsPass
 from nemotron_graphs.passes.genai_names import GenaiNamesPass
+from nemotron_graphs.passes.greedy_tokens import GreedyTokensPass
 from nemotron_graphs.passes.infer_shapes import InferShapesPass
 from nemotron_graphs.passes.inline_dialect_ops import InlineDialectOpsPass
 from nemotron_graphs.passes.lower_cached_attention import LowerCachedAttentionPass
@@ -42,9 +44,11 @@ __all__ = [
     "FormLinearResidualPass",
     "FormPackedRotaryKVCacheUpdatePass",
     "FormRotaryKVCacheUpdatePass",
+    "FormSkipLayerNormalizationPass",
     "GenaiAttentionMaskPass",
     "GenaiFullLogitsPass",
     "GenaiNamesPass",
+    "GreedyTokensPass",
     "InferShapesPass",
     "InlineDialectOpsPass",
     "LowerCachedAttentionPass",

@@ -22,9 +22,16 @@ class FormGroupQueryAttentionPass(ir.passes.InPlacePass):
         3. the [B, S, heads, D] Reshapes around it vanish: the node takes and gives [B, S, heads * D].
     Once per graph: ``seqlens_k = int32(query_start + query_length - 1)`` and its maximum plus one.
 
+    Args:
+        total_input: that maximum is the graph input ``total_sequence_length`` (int32, a scalar) in place of nodes: on
+            CUDA the kernel reads it on the host.
+
     Preconditions: no node has a cache_row (the node's cache rows are its batch rows); head_dim is a multiple of 8
     (GraphError otherwise: what the kernel takes).
     """
+
+    def __init__(self, total_input: bool = False) -> None:
+        self.total_input = total_input
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
@@ -32,7 +39,8 @@ class FormGroupQueryAttentionPass(ir.passes.InPlacePass):
         if not attentions:
             return ir.passes.PassResult(model, modified=False)
         inputs = {v.name: v for v in graph.inputs}
-        seqlens = _sequence_lengths(graph, attentions[0], inputs["query_start"], inputs["query_length"])
+        start, length = inputs["query_start"], inputs["query_length"]
+        seqlens = _sequence_lengths(graph, attentions[0], start, length, self.total_input)
         for node in attentions:
             _fuse(graph, node, seqlens)
         model.opset_imports["com.microsoft"] = 1
@@ -40,21 +48,39 @@ class FormGroupQueryAttentionPass(ir.passes.InPlacePass):
 
 
 def _sequence_lengths(
-    graph: ir.Graph, before: ir.Node, query_start: ir.Value, query_length: ir.Value
+    graph: ir.Graph, before: ir.Node, query_start: ir.Value, query_length: ir.Value, total_input: bool
 ) -> tuple[ir.Value, ir.Value]:
     """``seqlens_k`` int32 [batch] and ``total_sequence_length`` int32 scalar, before the first attention."""
     one = ir.Node("", "Constant", [], [ir.AttrTensor("value", ir.tensor(np.array(1, np.int64)))])
     total = ir.Node("", "Add", [query_start, query_length])
     last = ir.Node("", "Sub", [total.outputs[0], one.outputs[0]])
     seqlens = ir.Node("", "Cast", [last.outputs[0]], [ir.AttrInt64("to", ir.DataType.INT32)])
+    if total_input:
+        given = ir.Value(name="total_sequence_length", shape=ir.Shape([]), type=ir.TensorType(ir.DataType.INT32))
+        graph.inputs.append(given)
+        _insert(graph, before, {"rows/one": one, "rows/total": total, "rows/last": last, "seqlens_k": seqlens})
+        return seqlens.outputs[0], given
     longest = ir.Node("", "ReduceMax", [total.outputs[0]], [ir.AttrInt64("keepdims", 0)])
     longest_32 = ir.Node("", "Cast", [longest.outputs[0]], [ir.AttrInt64("to", ir.DataType.INT32)])
-    nodes = [one, total, last, seqlens, longest, longest_32]
-    names = ["rows/one", "rows/total", "rows/last", "seqlens_k", "rows/longest", "total_sequence_length"]
-    for node, name in zip(nodes, names, strict=True):
-        node.outputs[0].name = name
-    graph.insert_before(before, nodes)
+    _insert(
+        graph,
+        before,
+        {
+            "rows/one": one,
+            "rows/total": total,
+            "rows/last": last,
+            "seqlens_k": seqlens,
+            "rows/longest": longest,
+            "total_sequence_length": longest_32,
+        },
+    )
     return seqlens.outputs[0], longest_32.outputs[0]
+
+
+def _insert(graph: ir.Graph, before: ir.Node, nodes: dict[str, ir.Node]) -> None:
+    for name, node in nodes.items():
+        node.outputs[0].name = name
+    graph.insert_before(before, list(nodes.values()))
 
 
 def _fuse(graph: ir.Graph, node: ir.Node, seqlens: tuple[ir.Value, ir.Value]) -> None:

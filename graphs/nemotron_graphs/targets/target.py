@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ class Target:
     Attributes:
         name: what ``--target`` takes.
         dtypes: run dtypes that it takes ("float32", …); the first is the default.
+        stored_dtype_first: the default is the checkpoint's dtype instead, where it is among ``dtypes``.
         lowering: makes the passes that lower the dialect's ops to the target's own; what they leave becomes standard
             ops.
         finishing: makes the passes that come last of all, when weights and tables are bound.
@@ -76,6 +77,7 @@ class Target:
     finishing: Callable[[], Sequence[ir.passes.PassBase]] = tuple
     weight_modes: tuple[str, ...] = ("reference", "link", "copy")
     quantized_bits: tuple[int, ...] = ()
+    stored_dtype_first: bool = False
 
     def check_dtype(self, dtype: str) -> None:
         """Raises GraphError where the target cannot run in ``dtype``."""
@@ -86,6 +88,17 @@ class Target:
                 "choose another --dtype or another --target",
                 where="--dtype",
             )
+
+    def allowing_cpu_nodes(self) -> Target:
+        """The target whose session accepts nodes that ONNX Runtime places on the CPU.
+
+        Raises:
+            GraphError: where its nodes run on no GPU of ONNX Runtime's row contract.
+        """
+        if (self.session["kind"], self.session["provider"]) != ("onnxruntime", "CUDAExecutionProvider"):
+            remedy = "leave --allow-cpu-nodes out, or choose --target ort-cuda"
+            raise GraphError(f"target {self.name}", "ort-cuda", remedy, where="--allow-cpu-nodes")
+        return replace(self, session={**self.session, "allow_cpu_nodes": True})
 
     def passes(self, context: LoweringContext) -> Sequence[ir.passes.PassBase]:
         """All passes, in order: weights and tables are bound last, so that no pass meets their data."""

@@ -1,0 +1,31 @@
+"""Gives the likeliest tokens as an output of their own, so that a session need not copy the logits."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+__all__ = ["GreedyTokensPass"]
+
+
+class GreedyTokensPass(ir.passes.InPlacePass):
+    """Adds the output ``tokens`` int64 [batch, positions] behind ``logits`` [batch, positions, values].
+
+    Rules:
+        1. ``tokens = ArgMax(logits)`` over the last axis, the lowest index of equal ones; it is the last output;
+        2. a graph whose first output has another name (hidden states) stays.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph = model.graph
+        logits = graph.outputs[0]
+        if logits.name != "logits" or any(value.name == "tokens" for value in graph.outputs):
+            return ir.passes.PassResult(model, modified=False)
+        assert logits.shape is not None
+        attributes = {"axis": -1, "keepdims": 0, "select_last_index": 0}
+        node = ir.Node("", "ArgMax", [logits], [ir.AttrInt64(name, value) for name, value in attributes.items()])
+        tokens = node.outputs[0]
+        tokens.name, tokens.shape = "tokens", ir.Shape(logits.shape[:-1])
+        tokens.type = ir.TensorType(ir.DataType.INT64)
+        graph.append(node)
+        graph.outputs.append(tokens)
+        return ir.passes.PassResult(model, modified=True)

@@ -1,0 +1,101 @@
+"""Passes of ``ort-cuda``: the graph before and after, and equal outputs by ONNX Runtime's CPU kernels."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from nemotron_graphs import passes
+
+NORM = """g (float[batch,tokens,96] x, float[batch,tokens,96] y, float[96] weight, float[96] beta)
+  => (float[batch,tokens,96] normed, float[batch,tokens,96] again) {
+    total = Add(x, y)
+    one = Constant<value_float=1.0>()
+    gamma = Add(weight, one)
+    normed = LayerNormalization<axis=-1, epsilon=1e-5>(total, gamma, beta)
+    again = Add(total, normed)
+}"""
+
+
+def parse(text: str) -> ir.Model:
+    return ir.from_onnx_text(f'<ir_version: 10, opset_import: ["": 21, "com.microsoft": 1]>\n{text}')
+
+
+def shaped(text: str = NORM) -> ir.Model:
+    model = parse(text)
+    for node in model.graph:
+        if node.op_type in ("Add", "LayerNormalization") and node.outputs[0].name != "gamma":
+            value = node.outputs[0]
+            value.shape, value.type = ir.Shape(["batch", "tokens", 96]), ir.TensorType(ir.DataType.FLOAT)
+    return model
+
+
+def ops(model: ir.Model) -> list[str]:
+    return [node.op_type for node in model.graph]
+
+
+def run(model: ir.Model, values: dict[str, np.ndarray]) -> list[np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    # what is compared are the nodes as they stand
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(
+        ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return session.run(None, values)
+
+
+def feed(scale: float) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    shapes = {"x": (2, 5, 96), "y": (2, 5, 96), "weight": (96,), "beta": (96,)}
+    return {name: (rng.normal(size=shape) * scale + 3).astype(np.float32) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 300.0])
+def test_sum_and_norm_become_one_node_within_fp32_tolerance(scale: float) -> None:
+    before, after = shaped(), shaped()
+    assert passes.FormSkipLayerNormalizationPass()(after).modified
+    assert ops(after) == ["Constant", "Add", "SkipLayerNormalization", "Add"]
+    node = after.graph[2]
+    assert [value.name for value in node.outputs] == ["normed", "", "", "total"]
+    assert node.attributes.get_float("epsilon") == pytest.approx(1e-5)
+    for found, expected in zip(run(after, feed(scale)), run(before, feed(scale)), strict=True):
+        assert np.abs(found - expected).max() <= 1e-4 * np.ptp(expected)
+    assert not passes.FormSkipLayerNormalizationPass()(after).modified
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("(total, gamma, beta)", "(total, gamma)"),
+        ("LayerNormalization<axis=-1,", "LayerNormalization<axis=1,"),
+        ("    one = Const", "    early = Add(total, y)\n    one = Const"),
+        ("total = Add(x, y)", "total = Sub(x, y)"),
+        ("total = Add(x, y)", "total = Add(x, weight)"),
+    ],
+    ids=["no-beta", "axis", "read-before", "no-sum", "broadcast"],
+)
+def test_what_does_not_fit_stays(old: str, new: str) -> None:
+    text = NORM.replace(old, new)
+    assert text != NORM
+    model = shaped(text)
+    names = ops(model)
+    assert not passes.FormSkipLayerNormalizationPass()(model).modified
+    assert ops(model) == names
+
+
+def test_tokens_are_the_lowest_likeliest() -> None:
+    model = parse("g (float[b,k,8] x) => (float[b,k,8] logits) { logits = Identity(x) }")
+    assert passes.GreedyTokensPass()(model).modified
+    assert [value.name for value in model.graph.outputs] == ["logits", "tokens"]
+    x = np.random.default_rng(0).integers(0, 3, (3, 4, 8)).astype(np.float32)
+    logits, tokens = run(model, {"x": x})
+    np.testing.assert_array_equal(logits, x)
+    np.testing.assert_array_equal(tokens, x.argmax(-1))
+    assert not passes.GreedyTokensPass()(model).modified
+
+
+def test_hidden_states_have_no_tokens() -> None:
+    model = parse("g (float[b,k,8] x) => (float[b,k,8] last_hidden_state) { last_hidden_state = Identity(x) }")
+    assert not passes.GreedyTokensPass()(model).modified
+    assert ops(model) == ["Identity"]
