@@ -108,6 +108,8 @@ class SessionRecord:
         weights_folder: what the graph puts before the name of a weights file.
         packed: weights that are put together when they are loaded, in the order of their places in the graph's file
             ``packed``: the bytes of a weight are those of its parts.
+        cuda_graph: whether a decode step is captured into a CUDA graph.
+        allow_cpu_nodes: whether ONNX Runtime may compute nodes on the CPU beside a GPU.
     """
 
     kind: Literal["onnxruntime", "genai", "tensorrt", "tensorrt-rtx"]
@@ -119,6 +121,8 @@ class SessionRecord:
     prefill_rows: Literal["one", "all"]
     weights_folder: str = ""
     packed: tuple[tuple[WeightPart, ...], ...] = ()
+    cuda_graph: bool = False
+    allow_cpu_nodes: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ D head_dim.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +17,14 @@ from nemotron_runtime.bundle import Bundle
 from nemotron_runtime.sessions.base import Ids, Logits, Session
 from nemotron_runtime.sessions.onnxruntime_graph import open_graph
 
-__all__ = ["OnnxRuntimeSession"]
+__all__ = ["ROW_INPUTS", "TOKENS_OUTPUT", "TOTAL_INPUT", "OnnxRuntimeSession"]
 
 _ELEMENT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-_ROW_INPUTS = ("input_ids", "query_start", "query_length", "logits_index")
+ROW_INPUTS = ("input_ids", "query_start", "query_length", "logits_index")
+# tokens of the longest row, the new ones included: what some kernels read on the host
+TOTAL_INPUT = "total_sequence_length"
+# the likeliest tokens, beside the logits
+TOKENS_OUTPUT = "tokens"
 
 
 class OnnxRuntimeSession(Session):
@@ -37,19 +42,24 @@ class OnnxRuntimeSession(Session):
         BundleError: a graph that ONNX Runtime refuses or that is not what the manifest says; a changed weights chunk.
     """
 
+    # dtype of the cache → numpy's type that holds it, ONNX's number of it
+    _cache_types: ClassVar[Mapping[str, tuple[Any, int]]] = {"float32": (np.float32, 1), "float16": (np.float16, 10)}
+
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         manifest = bundle.manifest
         super().__init__(manifest.model.vocab_size, manifest.limits, manifest.head.size)
         self._output = manifest.head.output
         self._by_row = manifest.session.prefill_rows == "one"
-        self._cache_dtype = _cache_dtype(manifest.session.cache_dtype, bundle)
+        self._cache_dtype = _cache_dtype(manifest.session.cache_dtype, self._cache_types, bundle)
         self._heads, self._head_dim = manifest.model.num_kv_heads, manifest.model.head_dim
         cache_names = [
             f"{kind}.{layer}" for layer in range(manifest.model.num_layers) for kind in ("k_cache", "v_cache")
         ]
         self._caches: dict[str, npt.NDArray[Any]] = dict.fromkeys(cache_names, np.zeros(0))
-        self._session: Any = open_graph(bundle, str(bundle.file(manifest.session.graph)), threads)
-        self._row_inputs = [name for name in _ROW_INPUTS if name in _names(self._session.get_inputs())]
+        self._session: Any = self._open(bundle, threads)
+        names = _names(self._session.get_inputs())
+        self._row_inputs = [name for name in ROW_INPUTS if name in names]
+        self._takes_total = TOTAL_INPUT in names
         _check_names(bundle, self._session, cache_names)
         (logits,) = (value for value in self._session.get_outputs() if value.name == self._output)
         if logits.type not in _ELEMENT_TYPES:
@@ -58,6 +68,9 @@ class OnnxRuntimeSession(Session):
         self._logits_dtype = _ELEMENT_TYPES[logits.type]
         self._bindings: dict[int, Any] = {}
         self._step: _Step | None = None
+
+    def _open(self, bundle: Bundle, threads: int | None) -> Any:
+        return open_graph(bundle, str(bundle.file(bundle.manifest.session.graph)), threads)
 
     def allocate(self, rows: int, slots: int) -> None:
         """See :meth:`Session.allocate`."""
@@ -106,6 +119,10 @@ class OnnxRuntimeSession(Session):
         step = _Step(self.rows, self.output_size, self._logits_dtype)
         step.binding = self._new_binding(None)
         self._bind(step.binding, step.inputs(), step.logits_B1V)
+        if self._takes_total:
+            # rows of several lengths: the bound of all of them
+            step.total[...] = self.slots
+            step.binding.bind_input(TOTAL_INPUT, "cpu", 0, np.int32, (), step.total.ctypes.data)
         self._step = step
         return step
 
@@ -119,14 +136,22 @@ class OnnxRuntimeSession(Session):
     def _new_binding(self, row: int | None) -> Any:
         binding = self._session.io_binding()
         for name, cache_BGTD in self._caches.items():
-            part = cache_BGTD if row is None else cache_BGTD[row : row + 1]
-            where = ("cpu", 0, part.dtype.type, part.shape, part.ctypes.data)
+            where = self._place(cache_BGTD, row)
             binding.bind_input(name, *where)
             binding.bind_output(name.replace("_cache.", "_cache_out."), *where)
         return binding
 
+    def _place(self, cache_BGTD: Any, row: int | None) -> tuple[Any, ...]:
+        """Device, its number, element type, shape and address of a cache, or of one row of it."""
+        part = cache_BGTD if row is None else cache_BGTD[row : row + 1]
+        return "cpu", 0, part.dtype.type, part.shape, part.ctypes.data
+
+    def _run_options(self) -> Any:
+        """Options of the runs of :meth:`forward`."""
+        return None
+
     def _bind(self, binding: Any, inputs: tuple[Ids, ...], logits_BKV: npt.NDArray[Any]) -> None:
-        for name, value in zip(_ROW_INPUTS, inputs, strict=True):
+        for name, value in zip(ROW_INPUTS, inputs, strict=True):
             if name in self._row_inputs:
                 binding.bind_input(name, "cpu", 0, np.int64, value.shape, value.ctypes.data)
         binding.bind_output(self._output, "cpu", 0, self._logits_dtype, logits_BKV.shape, logits_BKV.ctypes.data)
@@ -135,7 +160,10 @@ class OnnxRuntimeSession(Session):
         # bound by address: these must live until the run is over
         contiguous = tuple(np.ascontiguousarray(value) for value in inputs)
         self._bind(binding, contiguous, logits_BKV)
-        self._session.run_with_iobinding(binding)
+        total = np.array((contiguous[1] + contiguous[2]).max(), np.int32)
+        if self._takes_total:
+            binding.bind_input(TOTAL_INPUT, "cpu", 0, np.int32, (), total.ctypes.data)
+        self._session.run_with_iobinding(binding, self._run_options())
 
 
 class _Step:
@@ -146,6 +174,7 @@ class _Step:
         self.query_start_B = np.zeros(rows, np.int64)
         self.query_length_B = np.ones(rows, np.int64)
         self.logits_index_B1 = np.zeros((rows, 1), np.int64)
+        self.total = np.zeros((), np.int32)
         self.logits_B1V = np.zeros((rows, 1, output_size), logits_dtype)
         self.binding: Any = None
 
@@ -154,23 +183,23 @@ class _Step:
         return self.input_ids_B1, self.query_start_B, self.query_length_B, self.logits_index_B1
 
 
-def _cache_dtype(name: str, bundle: Bundle) -> np.dtype[Any]:
-    if name not in ("float32", "float16"):
+def _cache_dtype(name: str, types: Mapping[str, tuple[Any, int]], bundle: Bundle) -> np.dtype[Any]:
+    if name not in types:
         remedy = "build the bundle again with another --dtype"
-        raise BundleError(f"cache dtype {name}", "float32 or float16", remedy, where=str(bundle.directory))
-    return np.dtype(name)
+        raise BundleError(f"cache dtype {name}", " or ".join(types), remedy, where=str(bundle.directory))
+    return np.dtype(types[name][0])
 
 
 def _check_names(bundle: Bundle, session: Any, cache_names: list[str]) -> None:
     record, where = bundle.manifest.session, str(bundle.file(bundle.manifest.session.graph))
-    known = {*_ROW_INPUTS, *cache_names}
+    known = {*ROW_INPUTS, TOTAL_INPUT, *cache_names}
     inputs, outputs = _names(session.get_inputs()), _names(session.get_outputs())
     if set(inputs) != set(record.inputs) or not set(cache_names) <= set(inputs) <= known:
         raise BundleError(
             f"inputs {', '.join(inputs)}", ", ".join(record.inputs), "build the bundle again", where=where
         )
     expected = {bundle.manifest.head.output, *(name.replace("_cache.", "_cache_out.") for name in cache_names)}
-    if set(outputs) != set(record.outputs) or set(outputs) != expected:
+    if set(outputs) != set(record.outputs) or set(outputs) - {TOKENS_OUTPUT} != expected:
         raise BundleError(
             f"outputs {', '.join(outputs)}", ", ".join(record.outputs), "build the bundle again", where=where
         )

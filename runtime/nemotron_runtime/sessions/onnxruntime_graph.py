@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -11,14 +12,15 @@ from nemotron_errors import BundleError, MissingDependencyError
 from nemotron_runtime.bundle import Bundle
 from nemotron_runtime.weights import checked_chunks, map_weights, packed_weights
 
-__all__ = ["open_graph"]
+__all__ = ["import_onnxruntime", "open_graph"]
 
 _ERRORS_ONLY = 3
 # what the graph calls the weights that are put together at load
 _PACKED_FILE = "packed"
 
 
-def _import_onnxruntime() -> ModuleType:
+def import_onnxruntime() -> ModuleType:
+    """The module, or MissingDependencyError."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -31,19 +33,28 @@ def _import_onnxruntime() -> ModuleType:
     return onnxruntime
 
 
-def open_graph(bundle: Bundle, graph: str | bytes, threads: int | None = None) -> Any:
+def open_graph(
+    bundle: Bundle,
+    graph: str | bytes,
+    threads: int | None = None,
+    *,
+    provider_options: Mapping[str, str] | None = None,
+    config: Mapping[str, str] | None = None,
+) -> Any:
     """ONNX Runtime's session of a graph over the bundle's weights, on the provider that the bundle names.
 
     Args:
         bundle: whose weights the graph's initializers refer to.
         graph: a file, or a serialized model.
         threads: threads within an op; ONNX Runtime's choice where None.
+        provider_options: of the provider.
+        config: entries of the session's configuration.
 
     Raises:
         MissingDependencyError: no onnxruntime, or none with the provider.
         BundleError: a graph that ONNX Runtime refuses, or a changed chunk of the weights.
     """
-    ort = _import_onnxruntime()
+    ort = import_onnxruntime()
     provider = bundle.manifest.session.provider
     available = ort.get_available_providers()
     if provider not in available:
@@ -53,6 +64,9 @@ def open_graph(bundle: Bundle, graph: str | bytes, threads: int | None = None) -
     options.log_severity_level = _ERRORS_ONLY
     if threads is not None:
         options.intra_op_num_threads = threads
+    for key, value in (config or {}).items():
+        options.add_session_config_entry(key, value)
+    chosen = (provider, dict(provider_options)) if provider_options else provider
     views = map_weights(bundle, verify_chunks=False)
     folder = bundle.manifest.session.weights_folder
     files: dict[str, Any] = {}
@@ -69,7 +83,7 @@ def open_graph(bundle: Bundle, graph: str | bytes, threads: int | None = None) -
         )
     with checked_chunks(bundle, views):
         try:
-            session = ort.InferenceSession(graph, options, providers=[provider])
+            session = ort.InferenceSession(graph, options, providers=[chosen])
         except Exception as error:  # ONNX Runtime's errors share no base class but this one
             remedy = f"build the bundle again, or use the onnxruntime it was checked with (here: {ort.__version__})"
             raise BundleError(

@@ -10,6 +10,7 @@ from nemotron_runtime.bundle import Bundle
 from nemotron_runtime.sessions.base import Session
 from nemotron_runtime.sessions.genai import GenaiSession
 from nemotron_runtime.sessions.onnxruntime import OnnxRuntimeSession
+from nemotron_runtime.sessions.onnxruntime_cuda import CUDA_PROVIDER, OnnxRuntimeCudaSession
 
 __all__ = ["open_session"]
 
@@ -28,9 +29,14 @@ def _refuse_rtx(bundle: Bundle, threads: int | None) -> Session:
     )  # fmt: skip
 
 
+def _open_onnxruntime(bundle: Bundle, threads: int | None) -> Session:
+    cuda = bundle.manifest.session.provider == CUDA_PROVIDER
+    return OnnxRuntimeCudaSession(bundle, threads) if cuda else OnnxRuntimeSession(bundle, threads)
+
+
 # what a manifest's session.kind may be; the strict reader refuses others
 _KINDS: dict[str, Callable[[Bundle, int | None], Session]] = {
-    "onnxruntime": OnnxRuntimeSession,
+    "onnxruntime": _open_onnxruntime,
     "genai": GenaiSession,
     "tensorrt": _open_tensorrt,
     "tensorrt-rtx": _refuse_rtx,

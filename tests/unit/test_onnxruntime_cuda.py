@@ -1,0 +1,190 @@
+"""The session on a GPU without one: options, placement and refusals, with a recorded onnxruntime."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from nemotron_errors import BundleError, MissingDependencyError
+from nemotron_runtime.bundle import Bundle
+from nemotron_runtime.sessions import onnxruntime_cuda as module
+from nemotron_runtime.sessions import onnxruntime_graph
+from nemotron_runtime.sessions.onnxruntime_cuda import OnnxRuntimeCudaSession
+from nemotron_runtime.sessions.onnxruntime_placement import RECORD_PLACEMENT, check_placement, cpu_nodes, memcpy_nodes
+from nemotron_runtime.sessions.open import open_session
+from support.bundles import make_bundle
+
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+
+
+class Recorded:
+    """onnxruntime's module: CUDA is asked for and noted, the CPU computes."""
+
+    def __init__(self, on_cpu: tuple[str, ...] = ()) -> None:
+        self.on_cpu = on_cpu
+        self.providers: list[Any] = []
+        self.run_ids: list[str] = []
+        self.released: list[int] = []
+        self.preloaded = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(onnxruntime, name)
+
+    def get_available_providers(self) -> list[str]:
+        return [CUDA, CPU]
+
+    def preload_dlls(self, directory: str) -> None:
+        assert directory == ""
+        self.preloaded += 1
+        print("Failed to load something")
+
+    def InferenceSession(self, graph: Any, options: Any, providers: list[Any]) -> RecordedSession:  # noqa: N802
+        self.providers += providers
+        assert options.get_session_config_entry(RECORD_PLACEMENT) == "1"
+        return RecordedSession(self, onnxruntime.InferenceSession(graph, options, providers=[CPU]))
+
+
+class RecordedSession:
+    """A session on the CPU that says it is on CUDA, and notes the number of each run's CUDA graph."""
+
+    def __init__(self, ort: Recorded, real: Any) -> None:
+        self.ort, self.real = ort, real
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+    def get_providers(self) -> list[str]:
+        return [CUDA, CPU]
+
+    def get_provider_graph_assignment_info(self) -> list[Any]:
+        return [
+            SimpleNamespace(
+                ep_name=CPU if node.op_type in self.ort.on_cpu else CUDA, get_nodes=lambda node=node: [node]
+            )
+            for part in self.real.get_provider_graph_assignment_info()
+            for node in part.get_nodes()
+        ]
+
+    def run_with_iobinding(self, binding: Any, options: Any) -> None:
+        try:
+            self.ort.run_ids.append(options.get_run_config_entry("gpu_graph_id"))
+        except Exception:
+            self.ort.run_ids.append("none")
+        self.real.run_with_iobinding(binding, options)
+
+    def release_captured_graph(self, number: int) -> None:
+        self.ort.released.append(number)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    folder = make_bundle(tmp_path, kind="fused")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["session"] |= {"provider": CUDA, "cuda_graph": True}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return Bundle.open(folder)
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    ort = Recorded()
+    monkeypatch.setattr(module, "import_onnxruntime", lambda: ort)
+    monkeypatch.setattr(onnxruntime_graph, "import_onnxruntime", lambda: ort)
+    monkeypatch.setattr(module, "_DEVICE", ("cpu", 0))
+    return ort
+
+
+def test_decode_steps_have_a_graph_of_their_own_and_prefill_none(
+    bundle: Bundle, recorded: Recorded, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_session(bundle) as session:
+        assert isinstance(session, OnnxRuntimeCudaSession)
+        options = {"device_id": "0", "enable_cuda_graph": "1", "use_tf32": "0"}
+        assert recorded.providers == [(CUDA, options)]
+        assert recorded.preloaded == 1
+        session.reset(1, 20)
+        session.prefill([[1, 2, 3]])
+        session.decode([4])
+        session.decode([5])
+        # the same size of cache: the buffers stay, and the graph that holds their addresses
+        session.reset(1, 30)
+        session.prefill([[1, 2]])
+        first = session.decode([6]).copy()
+        assert recorded.run_ids == ["-1", "1", "1", "-1", "1"]
+        session.reset(2, 30)
+        assert recorded.released == [1]
+        session.prefill([[1, 2], [3]])
+        both = session.decode([6, 7])
+        assert recorded.run_ids[5:] == ["-1", "-1", "2"]
+        np.testing.assert_allclose(both[0], first[0], atol=1e-5)
+    assert recorded.released == [1, 2]
+    assert capsys.readouterr().out == ""
+
+
+def test_without_a_cuda_graph_no_run_is_marked(bundle: Bundle, recorded: Recorded) -> None:
+    with OnnxRuntimeCudaSession(bundle, cuda_graph=False) as session:
+        session.reset(1, 20)
+        session.prefill([[1, 2, 3]])
+        logits = session.decode([4]).copy()
+        session.reset(1, 20)
+        session.prefill([[1, 2, 3]])
+        assert session.greedy_decode([4]).tolist() == logits.argmax(-1).tolist()
+    assert recorded.providers[0][1]["enable_cuda_graph"] == "0"
+    assert recorded.run_ids == ["none"] * 4
+    assert recorded.released == []
+
+
+def test_nodes_on_the_cpu_are_refused_by_name_unless_allowed(bundle: Bundle, recorded: Recorded) -> None:
+    recorded.on_cpu = ("MatMul", "GatherND")
+    with pytest.raises(BundleError, match=r"nodes on the CPU: .*(MatMul|GatherND).*--allow-cpu-nodes"):
+        OnnxRuntimeCudaSession(bundle)
+    with OnnxRuntimeCudaSession(bundle, allow_cpu_nodes=True) as session:
+        assert session.cuda_graph is False
+    assert recorded.providers[-1][1]["enable_cuda_graph"] == "0"
+
+
+def test_an_onnxruntime_without_cuda_is_named(bundle: Bundle) -> None:
+    with pytest.raises(MissingDependencyError, match=CUDA):
+        open_session(bundle)
+
+
+def test_shape_arithmetic_may_stay_on_the_host() -> None:
+    def node(op_type: str) -> SimpleNamespace:
+        return SimpleNamespace(op_type=op_type, name=op_type.lower())
+
+    parts = [
+        SimpleNamespace(ep_name=CUDA, get_nodes=lambda: [node("Add")]),
+        SimpleNamespace(ep_name=CPU, get_nodes=lambda: [node("Shape"), node("Relu")]),
+    ]
+    session = SimpleNamespace(get_provider_graph_assignment_info=lambda: parts)
+    assert cpu_nodes(session) == ["Relu 'relu'"]
+    parts[1].get_nodes = lambda: [node("Shape")]
+    check_placement(session, "here")
+    parts[1].get_nodes = lambda: [node("Mul")] * 11
+    with pytest.raises(BundleError, match=r"11 nodes on the CPU: .* and 3 more"):
+        check_placement(session, "here")
+
+
+def test_the_placement_of_a_real_session(tmp_path: Path) -> None:
+    bundle = Bundle.open(make_bundle(tmp_path, kind="fused"))
+    graph = str(bundle.file(bundle.manifest.session.graph))
+    session = onnxruntime_graph.open_graph(bundle, graph, 1, config={RECORD_PLACEMENT: "1"})
+    assert any(name.startswith("GroupQueryAttention") for name in cpu_nodes(session))
+    with pytest.raises(BundleError, match=r"GroupQueryAttention|MatMul"):
+        check_placement(session, "here")
+
+
+def test_copies_in_a_profile_are_named_once() -> None:
+    def event(name: str, op: str, cat: str = "Node") -> dict[str, Any]:
+        return {"cat": cat, "name": name, "args": {"op_name": op}}
+
+    profile = [
+        event("a_kernel_time", "Add"), event("m_kernel_time", "MemcpyToHost"), event("m_kernel_time", "MemcpyToHost"),
+        event("n_kernel_time", "MemcpyFromHost"), event("s", "MemcpyToHost", "Session"), {"cat": "Node"},
+    ]  # fmt: skip
+    assert memcpy_nodes(profile) == ["m_kernel_time", "n_kernel_time"]
