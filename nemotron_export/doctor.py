@@ -19,19 +19,22 @@ _BASE = ("numpy", "safetensors", "tokenizers", "sentencepiece", "typer", "rich",
 
 # Target -> the extra that its session needs. Every target needs the extra `build` to be made.
 _SESSION_EXTRA = {
-    "onnx": "ort", "ort-cpu": "ort", "genai-cpu": "genai", "genai-cuda": "genai-cuda", "tensorrt": "tensorrt",
-    "tensorrt-rtx": "tensorrt-rtx",
+    "onnx": "ort", "ort-cpu": "ort", "ort-cuda": "ort-gpu", "genai-cpu": "genai", "genai-cuda": "genai-cuda",
+    "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx",
 }  # fmt: skip
 
 # Targets that are built by what runs them, so that they need its extra too.
 _BUILT_BY_SESSION = ("tensorrt", "tensorrt-rtx")
 # Targets that are built and run on a GPU alone; and those whose bundles NVIDIA's own runtime runs.
 _NEED_GPU = ("tensorrt",)
+# Targets that are built anywhere and run on a GPU.
+_RUN_ON_GPU = ("ort-cuda",)
 _RUN_ELSEWHERE = ("tensorrt-rtx",)
 
 # Extra -> groups of packages, of each of which one must be there. A GPU build holds the CPU provider too.
 _SESSION_PACKAGES = {
     "ort": (("onnxruntime", "onnxruntime-gpu"),),
+    "ort-gpu": (("onnxruntime-gpu",),),
     "genai": (("onnxruntime", "onnxruntime-gpu"), ("onnxruntime-genai", "onnxruntime-genai-cuda")),
     "genai-cuda": (("onnxruntime-gpu",), ("onnxruntime-genai-cuda",)),
     "tensorrt": (("tensorrt-cu12", "tensorrt", "tensorrt-cu12-bindings", "tensorrt-cu13"), ("cuda-bindings",)),
@@ -111,7 +114,6 @@ def examine() -> Report:
         for extra, names in EXTRAS.items()
         for dist in names.values()
     ]
-    packages.append(Package("onnxruntime-gpu", _version("onnxruntime-gpu"), "ort-gpu"))
     machine = _machine()
     installed = {p.name: p.version for p in packages}
     # other distributions that bring the same modules
@@ -137,6 +139,9 @@ def _target(name: str, extra: str, installed: dict[str, str | None], gpu: bool) 
         builds = builds and runs
     if name in _NEED_GPU and not gpu:
         builds = runs = False
+        remedies.append("an NVIDIA GPU and its driver")
+    if name in _RUN_ON_GPU and not gpu:
+        runs = False
         remedies.append("an NVIDIA GPU and its driver")
     if name in _RUN_ELSEWHERE:
         runs = False

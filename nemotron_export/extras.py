@@ -20,6 +20,7 @@ EXTRAS: dict[str, dict[str, str]] = {
         **({"triton": "triton"} if sys.platform == "linux" else {}),
     },
     "ort": {"onnxruntime": "onnxruntime"},
+    "ort-gpu": {"onnxruntime": "onnxruntime-gpu"},  # the same module, for CUDA
     "genai": {"onnxruntime_genai": "onnxruntime-genai"},
     "genai-cuda": {"onnxruntime_genai": "onnxruntime-genai-cuda"},  # the same module, for CUDA
     "tensorrt": {"tensorrt": "tensorrt-cu12", "cuda": "cuda-bindings"},

@@ -75,6 +75,7 @@ def build(
     eval_text: str | Path | None = None,
     architectures: Sequence[str] = (),
     plugins: bool = True,
+    allow_cpu_nodes: bool = False,
     scan: bool = True,
     overwrite: bool = False,
     keep_failed: bool = False,
@@ -106,6 +107,7 @@ def build(
         architectures: GPU architectures ("sm_80", …): beside this machine's, those that a tensorrt bundle has kernels
             for; those that the engines of a tensorrt-rtx bundle are for.
         plugins: whether a tensorrt bundle computes with the project's own kernels, or with layers of TensorRT 10.15.
+        allow_cpu_nodes: whether an ort-cuda bundle may have nodes that ONNX Runtime computes on the CPU; slower.
         scan: read every weight once for NaN, Inf and chunk hashes; without, loading cannot check contents.
         overwrite: replace a bundle at `output`, once the new one is whole.
         keep_failed: keep, as pending, a bundle that fails its parity; the error is raised all the same.
@@ -121,7 +123,7 @@ def build(
     """
     place = Path(output).absolute()
     check_output(place, overwrite=overwrite)
-    chosen = get_target(target)
+    chosen = get_target(target).allowing_cpu_nodes() if allow_cpu_nodes else get_target(target)
     options = EngineOptions(architectures, plugins)
     builder = find_builder(chosen, options, parity)
     if parity and builder is None:
@@ -174,7 +176,8 @@ def _plan(
     builder, options = engine_builder
     opened = Checkpoint.open(source, task=task)
     # engines read the weights as they are stored
-    stored = opened.dtype if builder and opened.dtype in target.dtypes else target.dtypes[0]
+    as_stored = (builder or target.stored_dtype_first) and opened.dtype in target.dtypes
+    stored = opened.dtype if as_stored else target.dtypes[0]
     run_dtype = stored if dtype is None else dtype
     check_genai_request(target, opened.task, parity)
     if opened.directory.resolve().is_relative_to(place.resolve()):

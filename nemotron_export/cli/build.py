@@ -63,6 +63,9 @@ def build(
     plugins: Annotated[
         bool, typer.Option(help="Our own kernels in a tensorrt bundle; without, layers that TensorRT 10.15 has.")
     ] = True,
+    allow_cpu_nodes: Annotated[
+        bool, typer.Option("--allow-cpu-nodes", help="Let an ort-cuda bundle compute nodes on the CPU; slower.")
+    ] = False,
     scan: Annotated[bool, typer.Option(help="Read every weight: NaN, Inf, chunk hashes.")] = True,
     overwrite: Annotated[bool, typer.Option(help="Replace a bundle that is there.")] = False,
     keep_failed: Annotated[bool, typer.Option(help="Keep, as pending, a bundle whose parity failed.")] = False,
@@ -81,8 +84,9 @@ def build(
                 checkpoint, output, target=target, task=task, dtype=dtype, max_seq_len=max_seq_len, max_batch=max_batch,
                 prefill_chunk=prefill_chunk, weights=weights, parity=parity, reference=reference,
                 reference_steps=reference_steps, quantize=quantize, group_size=group_size, eval_text=eval_text,
-                architectures=architectures.split(",") if architectures else (), plugins=plugins, scan=scan,
-                overwrite=overwrite, keep_failed=keep_failed, revision=revision, progress=progress,
+                architectures=architectures.split(",") if architectures else (), plugins=plugins,
+                allow_cpu_nodes=allow_cpu_nodes, scan=scan, overwrite=overwrite, keep_failed=keep_failed,
+                revision=revision, progress=progress,
             )  # fmt: skip
     except ParityFailedError as error:
         if json_output:

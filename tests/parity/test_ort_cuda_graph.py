@@ -1,0 +1,130 @@
+"""The graph of ``ort-cuda`` by ONNX Runtime's CPU kernels: judged like any bundle, and its device session's steps."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from nemotron_errors import GraphError
+from nemotron_graphs.targets import TARGETS
+from nemotron_runtime.bundle import Bundle
+from nemotron_runtime.sessions import onnxruntime_cuda
+from nemotron_runtime.sessions.onnxruntime import OnnxRuntimeSession
+from nemotron_runtime.sessions.onnxruntime_cuda import OnnxRuntimeCudaSession
+from support.checkpoints import write_checkpoint
+
+from nemotron_export import build
+from nemotron_export.building.graph import make_graph
+from nemotron_export.building.limits import choose_limits
+from nemotron_export.checkpoint import Checkpoint
+
+CPU = "CPUExecutionProvider"
+CASES = {
+    "grouped": ("float32", {}),
+    "biases-multi-head": ("float32", {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4}),
+    # 4 rotated pairs: the rotation stays in front of the attention
+    "odd-rotary": ("float32", {"partial_rotary_factor": 0.25}),
+    "grouped-fp16": ("float16", {}),
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    """A bundle of the target's graph that names the CPU's provider, which passed the parity protocol."""
+    dtype, changes = CASES[request.param]
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("ort_cuda")
+    write_checkpoint(folder / "checkpoint", torch.float32, **changes)
+    target = TARGETS["ort-cuda"]
+    on_cpu = replace(target, dtypes=("float32", "float16"), session={**target.session, "provider": CPU})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TARGETS, "ort-cuda", on_cpu)
+        return build(
+            folder / "checkpoint", folder / "bundle", target="ort-cuda", dtype=dtype, max_batch=4, max_seq_len=1400,
+            prefill_chunk=512, reference_steps=16,
+        )  # fmt: skip
+
+
+def test_the_graph_passes_the_parity_protocol_on_cpu_kernels(built: Path) -> None:
+    report = json.loads((built / "parity.json").read_text())
+    assert report["passed"] is True
+    assert len(report["rows"]) >= 10
+    graph = onnx.load(built / "model.onnx", load_external_data=False).graph
+    ops = Counter(node.op_type for node in graph.node)
+    # the first norm has no sum in front, the last norm the choice of positions
+    assert ops["SkipLayerNormalization"] == 2 * 3 - 1
+    assert ops["LayerNormalization"] == 2
+    assert ops["GroupQueryAttention"] == 3
+    assert ops["ArgMax"] == 1
+    assert ops["ReduceMax"] == 0
+    assert "total_sequence_length" in {value.name for value in graph.input}
+    assert [value.name for value in graph.output][-1] == "tokens"
+
+
+@pytest.fixture
+def device_is_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime_cuda, "_DEVICE", ("cpu", 0))
+    # every node is on the CPU, which the check would rightly refuse
+    monkeypatch.setattr(onnxruntime_cuda, "check_placement", lambda session, where: None)
+
+
+@pytest.mark.usefixtures("device_is_the_host")
+def test_the_device_session_computes_what_the_host_session_does(built: Path) -> None:
+    bundle = Bundle.open(built)
+    prompts = [np.random.default_rng(n).integers(4, 320, n) for n in (40, 7, 290)]
+    with OnnxRuntimeSession(bundle, threads=1) as host, OnnxRuntimeCudaSession(bundle, threads=1) as device:
+        for slots in (300, 310, 700):
+            for session in (host, device):
+                session.reset(3, slots)
+            expected = host.prefill(prompts)
+            np.testing.assert_array_equal(device.prefill(prompts), expected)
+            tokens = expected.argmax(-1)
+            for step in range(6):
+                advance = np.array([True, step < 3, True])
+                if step % 2:
+                    expected = host.decode(tokens, advance)
+                    np.testing.assert_array_equal(device.greedy_decode(tokens, advance), expected.argmax(-1))
+                else:
+                    expected = host.decode(tokens, advance).copy()
+                    np.testing.assert_array_equal(device.decode(tokens, advance), expected)
+                tokens = expected.argmax(-1)
+            assert device.lengths_B.tolist() == host.lengths_B.tolist()
+
+
+@pytest.mark.parametrize("shape", [
+    # layers, hidden, heads, KV heads, head_dim, FFN
+    (32, 3072, 24, 8, 128, 9216), (32, 4096, 48, 8, 128, 16384), (32, 4096, 32, 32, 128, 16384),
+    (40, 6144, 48, 48, 128, 24576), (32, 6144, 48, 8, 128, 24576), (96, 18432, 96, 8, 192, 73728),
+])  # fmt: skip
+def test_published_attention_shapes_lower_to_fused_nodes(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    layers, _, heads, kv_heads, head_dim, _ = shape
+    # the widths that do not reach a node's attributes stay small: a checkpoint is written
+    write_checkpoint(
+        tmp_path, torch.bfloat16, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
+        head_dim=head_dim, hidden_size=8, intermediate_size=8, vocab_size=320,
+    )  # fmt: skip
+    opened = Checkpoint.open(tmp_path)
+    limits = choose_limits(opened.config, 512, 2, 256)
+    lowered = make_graph(opened, TARGETS["ort-cuda"], "bfloat16", limits)
+    attentions = [node for node in lowered.model.graph if node.op_type == "GroupQueryAttention"]
+    assert len(attentions) == layers
+    assert all(node.attributes.get_int("do_rotary") == 1 for node in attentions)
+    assert sum(node.op_type == "SkipLayerNormalization" for node in lowered.model.graph) == 2 * layers - 1
+    assert lowered.session["provider"] == "CUDAExecutionProvider"
+    assert lowered.session["cache_dtype"] == "bfloat16"
+    assert lowered.session["cuda_graph"] is True
+    # a bf16 run of a bf16 checkpoint converts no weight; the logits alone widen
+    casts = [node.inputs[0].name for node in lowered.model.graph if node.op_type == "Cast"]
+    assert sorted(casts) == ["logits/narrow", "rows/last"]
+
+
+def test_cpu_nodes_are_allowed_for_this_target_alone() -> None:
+    assert TARGETS["ort-cuda"].allowing_cpu_nodes().session["allow_cpu_nodes"] is True
+    with pytest.raises(GraphError, match=r"target ort-cpu.*ort-cuda"):
+        TARGETS["ort-cpu"].allowing_cpu_nodes()
