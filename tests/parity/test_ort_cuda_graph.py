@@ -23,6 +23,7 @@ from nemotron_export import build
 from nemotron_export.building.graph import make_graph
 from nemotron_export.building.limits import choose_limits
 from nemotron_export.checkpoint import Checkpoint
+from nemotron_export.model.load import load_model
 
 CPU = "CPUExecutionProvider"
 CASES = {
@@ -128,3 +129,30 @@ def test_cpu_nodes_are_allowed_for_this_target_alone() -> None:
     assert TARGETS["ort-cuda"].allowing_cpu_nodes().session["allow_cpu_nodes"] is True
     with pytest.raises(GraphError, match=r"target ort-cpu.*ort-cuda"):
         TARGETS["ort-cpu"].allowing_cpu_nodes()
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_quantized_projections_take_scales_of_the_run_dtype(tmp_path: Path, quantize: str) -> None:
+    write_checkpoint(tmp_path / "checkpoint", torch.float32)
+    path = tmp_path / "bundle"
+    build(tmp_path / "checkpoint", path, target="ort-cuda", dtype="float16", quantize=quantize, parity=False)
+    graph = onnx.load(path / "model.onnx", load_external_data=False).graph
+    products = [node for node in graph.node if node.op_type == "MatMulNBits"]
+    # six projections a layer and lm_head
+    assert len(products) == 6 * 3 + 1
+    casts = {node.output[0]: node.attribute[0].i for node in graph.node if node.op_type == "Cast"}
+    for node in products:
+        # without a parity check relu² and down_proj compute in fp32
+        wide = "down_proj" in node.input[1]
+        assert casts.get(node.input[2]) == (None if wide else onnx.TensorProto.FLOAT16)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["session"]["provider"] = CPU
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    ids = np.random.default_rng(0).integers(4, 320, 60)
+    with OnnxRuntimeSession(Bundle.open(path, allow_unverified=True), threads=1) as session:
+        found = session.logits(ids)
+    with torch.inference_mode():
+        exact = load_model(Checkpoint.open(tmp_path / "checkpoint"), torch.float32)(torch.from_numpy(ids)[None])
+    expected = exact.logits[0].numpy()
+    error = np.sqrt(np.square(found - expected).mean()) / expected.std()
+    assert error < {"int8": 0.2, "int4": 0.9}[quantize]

@@ -21,9 +21,11 @@ class LowerLinearToMatMulNBitsPass(ir.passes.InPlacePass):
     Precondition: a weight [O, I] has codes [O, groups, bytes], groups being I / group size, rounded up.
 
     Rules:
-        1. ``Linear(x, w)`` → ``MatMulNBits(x, codes, scales)`` where ``w`` is a graph input that is quantized;
+        1. ``Linear(x, w)`` → ``MatMulNBits(x, codes, scales)`` where ``w`` is a graph input that is quantized, or a
+           Cast of it;
         2. ``Linear(x, w, b)`` → ``MatMulNBits(x, codes, scales, , , b)`` likewise;
-        3. codes and scales become graph inputs, one of each however many nodes read them, to be bound like any weight.
+        3. where x is no float32, the scales are cast to its dtype, which the node asks for;
+        4. codes and scales become graph inputs, one of each however many nodes read them, to be bound like any weight.
 
     Postcondition: every weight of ``weights`` was found. What else reads such a weight (the lookup of a tied embedding)
     keeps it; any other Linear is left to the passes that follow.
@@ -40,13 +42,15 @@ class LowerLinearToMatMulNBitsPass(ir.passes.InPlacePass):
                 continue
             x, weight, bias = (*node.inputs, None)[:3]
             assert weight is not None
-            name = weight.name or ""
-            if not weight.is_graph_input() or name not in self.weights:
+            dtype, stored = weight.dtype, _stored(weight)
+            name = stored.name or ""
+            if not stored.is_graph_input() or name not in self.weights:
                 continue
             quantized = self.weights[name]
             if name not in inputs:
                 _check(weight, quantized)
-                inputs[name] = _parts(graph, quantized)
+                packed, scales = _parts(graph, quantized)
+                inputs[name] = packed, _cast(graph, node, scales, dtype)
             _replace(graph, node, quantized, [x, *inputs[name], None, None, bias])
         if missing := sorted(set(self.weights) - set(inputs)):
             raise ir.passes.PostconditionError(
@@ -79,6 +83,24 @@ def _parts(graph: ir.Graph, quantized: QuantizedWeight) -> tuple[ir.Value, ir.Va
     )
     graph.inputs.extend((packed, scales))
     return packed, scales
+
+
+def _stored(weight: ir.Value) -> ir.Value:
+    """What a weight that the graph casts is cast from."""
+    node = weight.producer()
+    source = node.inputs[0] if node is not None and (node.domain, node.op_type) == ("", "Cast") else None
+    return weight if source is None else source
+
+
+def _cast(graph: ir.Graph, before: ir.Node, scales: ir.Value, dtype: ir.DataType | None) -> ir.Value:
+    assert dtype is not None
+    if dtype == ir.DataType.FLOAT:
+        return scales
+    cast = ir.Node("", "Cast", [scales], [ir.AttrInt64("to", dtype)])
+    new = cast.outputs[0]
+    new.name, new.shape, new.type = f"{scales.name}/cast", scales.shape, ir.TensorType(dtype)
+    graph.insert_before(before, cast)
+    return new
 
 
 def _replace(graph: ir.Graph, node: ir.Node, quantized: QuantizedWeight, inputs: list[ir.Value | None]) -> None:
