@@ -11,8 +11,10 @@ from nemotron_export.doctor import cpu_name
 
 __all__ = ["environment", "versions"]
 
-_PACKAGES = ("nemotron-export", "torch", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "tensorrt",
-             "tensorrt-cu12", "tensorrt-cu12-bindings", "numpy", "safetensors", "tokenizers", "sentencepiece")  # fmt: skip
+_PACKAGES = (
+    "nemotron-export", "torch", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-cu12",
+    "tensorrt-cu12-bindings", "numpy", "safetensors", "tokenizers", "sentencepiece",
+)  # fmt: skip
 
 
 def versions() -> dict[str, str]:
