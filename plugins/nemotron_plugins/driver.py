@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import importlib
 import struct
 import threading
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from nemotron_errors import BundleError, MissingDependencyError, ResourceError
+from nemotron_errors import BundleError
 
+from nemotron_plugins.cuda_driver import Driver, load_driver
 from nemotron_plugins.launch import LaunchRecord
 
 __all__ = ["LoadedKernel", "copy_on_device"]
 
-_INSTALL = 'pip install "nemotron-export[tensorrt]"'
 _REBUILD = "build the bundle again on the GPU that shall run it"
 # one argument each, widened to eight bytes; the driver reads only those of its type
 _FORMATS = {"i32": "i4x", "u32": "I4x", "i64": "q", "u64": "Q", "fp32": "f4x"}
 _SLOT_BYTES = 8
 # more dynamic shared memory than this must be asked for
 _PLAIN_SHARED_BYTES = 48 << 10
-_NO_DEVICE = ("CUDA_ERROR_NO_DEVICE", "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", "CUDA_ERROR_STUB_LIBRARY")
-_BAD_IMAGE = ("CUDA_ERROR_INVALID_IMAGE", "CUDA_ERROR_NO_BINARY_FOR_GPU", "CUDA_ERROR_INVALID_SOURCE",
-              "CUDA_ERROR_NOT_FOUND", "CUDA_ERROR_INVALID_PTX")  # fmt: skip
 
 
 class LoadedKernel:
@@ -70,10 +66,10 @@ class LoadedKernel:
             BundleError: a kernel for another architecture, or code that the driver refuses.
             ResourceError: any other failure of the driver.
         """
-        driver = _load_driver()
-        device = int(driver.call("CtxGetDevice", self.record.kernel))
+        kernels = _loaded_kernels()
+        device = int(kernels.driver("CtxGetDevice", where=self.record.kernel))
         if device not in self._handles:
-            self._handles[device] = driver.kernel(self.record, self._cubin, device)
+            self._handles[device] = kernels.handle(self.record, self._cubin, device)
         return self._handles[device]
 
     def launch(self, stream: int, arguments: Sequence[int | float], **sizes: int) -> None:
@@ -95,9 +91,9 @@ class LoadedKernel:
         values = ctypes.create_string_buffer(packed, len(packed))
         first = ctypes.addressof(values)
         addresses = (ctypes.c_void_p * (len(packed) // _SLOT_BYTES))(*range(first, first + len(packed), _SLOT_BYTES))
-        driver = _load_driver()
-        config = driver.config(record, stream, record.grid_of(**sizes))
-        driver.call("LaunchKernelEx", record.kernel, config, handle, ctypes.addressof(addresses), 0)
+        driver = _loaded_kernels().driver
+        config = _config(driver.api, record, stream, record.grid_of(**sizes))
+        driver("LaunchKernelEx", config, handle, ctypes.addressof(addresses), 0, where=record.kernel)
 
 
 def copy_on_device(stream: int, target: int, source: int, size: int) -> None:
@@ -107,7 +103,7 @@ def copy_on_device(stream: int, target: int, source: int, size: int) -> None:
         MissingDependencyError: no cuda-python or no driver.
         ResourceError: the driver refuses the copy.
     """
-    _load_driver().call("MemcpyDtoDAsync", "copy", target, source, size, stream)
+    load_driver()("MemcpyDtoDAsync", target, source, size, stream, where="copy")
 
 
 def _format(record: LaunchRecord, kind: str) -> str:
@@ -119,35 +115,21 @@ def _format(record: LaunchRecord, kind: str) -> str:
     return _FORMATS[kind]
 
 
-class _Driver:
-    """The driver's functions with their results checked, and the kernels that it has loaded."""
+class _LoadedKernels:
+    """The kernels that the driver has loaded in this process."""
 
-    def __init__(self, api: Any) -> None:
-        self.api = api
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
         self._kernels: dict[tuple[str, str], int] = {}
         self._libraries: list[Any] = []
         self._lock = threading.Lock()
 
-    def call(self, function: str, where: str, *arguments: Any) -> Any:
-        """The value of ``cu<function>``."""
-        result, *values = getattr(self.api, f"cu{function}")(*arguments)
-        if result != self.api.CUresult.CUDA_SUCCESS:
-            name = str(getattr(result, "name", result))
-            found = f"{name} from cu{function}"
-            if name in _NO_DEVICE:
-                remedy = "`nvidia-smi` tells what the driver sees"
-                raise MissingDependencyError(found, "an NVIDIA GPU and its driver", remedy, where=where)
-            if name in _BAD_IMAGE:
-                raise BundleError(found, "a kernel that the driver loads", _REBUILD, where=where)
-            remedy = "`nemotron-export doctor` tells what is installed; see CUDA's description of the error"
-            raise ResourceError(found, "CUDA_SUCCESS", remedy, where=where)
-        return values[0] if values else None
-
-    def kernel(self, record: LaunchRecord, cubin: bytes, device: int) -> int:
+    def handle(self, record: LaunchRecord, cubin: bytes, device: int) -> int:
         """The handle of a kernel that may run on ``device``."""
-        kinds = self.api.CUdevice_attribute
+        driver, where = self.driver, record.kernel
+        kinds = driver.api.CUdevice_attribute
         major, minor = (
-            int(self.call("DeviceGetAttribute", record.kernel, attribute, device))
+            int(driver("DeviceGetAttribute", attribute, device, where=where))
             for attribute in (
                 kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
                 kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
@@ -159,59 +141,46 @@ class _Driver:
         with self._lock:
             key = (record.cubin_sha256, record.entry)
             if key not in self._kernels:
-                library = self.call("LibraryLoadData", record.kernel, cubin, [], [], 0, [], [], 0)
+                library = driver("LibraryLoadData", cubin, [], [], 0, [], [], 0, where=where)
                 self._libraries.append(library)
-                self._kernels[key] = int(self.call("LibraryGetKernel", record.kernel, library, record.entry.encode()))
+                self._kernels[key] = int(driver("LibraryGetKernel", library, record.entry.encode(), where=where))
             handle = self._kernels[key]
         if record.shared_bytes > _PLAIN_SHARED_BYTES:
-            attribute = self.api.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            self.call(
-                "KernelSetAttribute", record.kernel, attribute, record.shared_bytes, self.api.CUkernel(handle), device
+            attribute = driver.api.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            driver(
+                "KernelSetAttribute", attribute, record.shared_bytes, driver.api.CUkernel(handle), device, where=where
             )
         return handle
 
-    def config(self, record: LaunchRecord, stream: int, grid: tuple[int, ...]) -> Any:
-        """The launch's grid, block, shared memory, stream and attributes."""
-        api, config = self.api, self.api.CUlaunchConfig()
-        blocks = (*grid, 1, 1)[:3]
-        # a rule's grid counts clusters
-        config.gridDimX, config.gridDimY, config.gridDimZ = (
-            number * size for number, size in zip(blocks, record.cluster, strict=True)
-        )
-        config.blockDimX, config.blockDimY, config.blockDimZ = 32 * record.num_warps, 1, 1
-        config.sharedMemBytes = record.shared_bytes
-        config.hStream = stream
-        attributes = []
-        if record.pdl:
-            attribute = api.CUlaunchAttribute()
-            attribute.id = api.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-            attribute.value.programmaticStreamSerializationAllowed = 1
-            attributes.append(attribute)
-        if tuple(record.cluster) != (1, 1, 1):
-            attribute = api.CUlaunchAttribute()
-            attribute.id = api.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
-            cluster = attribute.value.clusterDim
-            cluster.x, cluster.y, cluster.z = record.cluster
-            attributes.append(attribute)
-        config.attrs = attributes
-        config.numAttrs = len(attributes)
-        return config
+
+def _config(api: Any, record: LaunchRecord, stream: int, grid: tuple[int, ...]) -> Any:
+    """The launch's grid, block, shared memory, stream and attributes."""
+    config = api.CUlaunchConfig()
+    blocks = (*grid, 1, 1)[:3]
+    # a rule's grid counts clusters
+    config.gridDimX, config.gridDimY, config.gridDimZ = (
+        number * size for number, size in zip(blocks, record.cluster, strict=True)
+    )
+    config.blockDimX, config.blockDimY, config.blockDimZ = 32 * record.num_warps, 1, 1
+    config.sharedMemBytes = record.shared_bytes
+    config.hStream = stream
+    attributes = []
+    if record.pdl:
+        attribute = api.CUlaunchAttribute()
+        attribute.id = api.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        attribute.value.programmaticStreamSerializationAllowed = 1
+        attributes.append(attribute)
+    if tuple(record.cluster) != (1, 1, 1):
+        attribute = api.CUlaunchAttribute()
+        attribute.id = api.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+        cluster = attribute.value.clusterDim
+        cluster.x, cluster.y, cluster.z = record.cluster
+        attributes.append(attribute)
+    config.attrs = attributes
+    config.numAttrs = len(attributes)
+    return config
 
 
 @cache
-def _load_driver() -> _Driver:
-    """Imports cuda-python and initializes the driver; once per process."""
-    try:
-        api = importlib.import_module("cuda.bindings.driver")
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"no cuda.bindings ({error})", "cuda-python, which drives the GPU", _INSTALL, where="cuda.bindings"
-        ) from error
-    driver = _Driver(api)
-    try:
-        driver.call("Init", "CUDA", 0)
-    except RuntimeError as error:
-        # cuda-python's own error where it finds no libcuda
-        remedy = "install NVIDIA's driver (`nvidia-smi` must work)"
-        raise MissingDependencyError(f"no CUDA driver ({error})", "libcuda", remedy, where="CUDA") from error
-    return driver
+def _loaded_kernels() -> _LoadedKernels:
+    return _LoadedKernels(load_driver())

@@ -13,10 +13,10 @@ import sys
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
+from nemotron_plugins.cuda_driver import load_driver
 from nemotron_plugins.launch import CompiledKernel, GridAxis, LaunchRecord
 from nemotron_plugins.library import KernelLibrary
 from nemotron_runtime.bundle import write_manifest
-from nemotron_runtime.cuda.driver import load_driver
 from nemotron_runtime.manifest import Manifest
 from nemotron_runtime.sessions.tensorrt_engine import load_tensorrt
 from safetensors.numpy import save_file

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from nemotron_errors import BundleError, MissingDependencyError, NemotronError, ResourceError
 from nemotron_plugins import driver as plugin_driver
+from nemotron_plugins.cuda_driver import load_driver
 from nemotron_plugins.driver import LoadedKernel, copy_on_device
 from nemotron_plugins.launch import CompiledKernel, GridAxis, LaunchRecord
 from nemotron_plugins.library import KernelLibrary
@@ -120,9 +121,12 @@ class RecordingDriver:
 def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[RecordingDriver]:
     made = RecordingDriver()
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", made)  # type: ignore[arg-type]
-    plugin_driver._load_driver.cache_clear()
+    caches = (plugin_driver._loaded_kernels, load_driver)
+    for each in caches:
+        each.cache_clear()
     yield made
-    plugin_driver._load_driver.cache_clear()
+    for each in caches:
+        each.cache_clear()
 
 
 def _launch(**changes: Any) -> None:
@@ -220,7 +224,7 @@ def test_copies_name_target_source_size_and_stream(driver: RecordingDriver) -> N
 def test_the_real_bindings_take_the_attributes() -> None:
     api = pytest.importorskip("cuda.bindings.driver", reason="needs cuda-bindings, of the extra tensorrt")
     record = dataclasses.replace(RECORD, pdl=True, cluster=(2, 1, 1))
-    config = plugin_driver._Driver(api).config(record, 0x1234, (4, 5))
+    config = plugin_driver._config(api, record, 0x1234, (4, 5))
     layout = "<7I4xQQI"
     *sizes, stream, attributes, count = struct.unpack(
         layout, ctypes.string_at(config.getPtr(), struct.calcsize(layout))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from nemotron_plugins.cuda_driver import Driver, load_driver
+
 from nemotron_runtime.cuda.bandwidth import COPY_METHOD, CopyBandwidth
 from nemotron_runtime.cuda.device import Device
-from nemotron_runtime.cuda.driver import Driver, load_driver
 from nemotron_runtime.cuda.memory import DeviceBuffer, PinnedBuffer
 from nemotron_runtime.cuda.stream import Event, Graph, Stream
 

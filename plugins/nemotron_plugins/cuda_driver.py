@@ -1,4 +1,4 @@
-"""Calls of CUDA's driver API through cuda-python, every result checked."""
+"""Calls of CUDA's driver API through cuda-python, every result checked: for kernels' launches and for the runtime."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import importlib
 from functools import cache
 from typing import Any
 
-from nemotron_errors import MissingDependencyError, NemotronError, ResourceError
+from nemotron_errors import BundleError, MissingDependencyError, NemotronError, ResourceError
 
 __all__ = ["Driver", "cuda_error", "load_driver"]
 
 _INSTALL = 'pip install "nemotron-export[tensorrt]"'
 _NO_DRIVER = ("CUDA_ERROR_NO_DEVICE", "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", "CUDA_ERROR_STUB_LIBRARY",
               "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE")  # fmt: skip
+_BAD_IMAGE = ("CUDA_ERROR_INVALID_IMAGE", "CUDA_ERROR_NO_BINARY_FOR_GPU", "CUDA_ERROR_INVALID_SOURCE",
+              "CUDA_ERROR_NOT_FOUND", "CUDA_ERROR_INVALID_PTX")  # fmt: skip
 # after these the context is lost: what comes later fails too
 _LOST = ("CUDA_ERROR_ILLEGAL_ADDRESS", "CUDA_ERROR_LAUNCH_FAILED", "CUDA_ERROR_MISALIGNED_ADDRESS",
          "CUDA_ERROR_ILLEGAL_INSTRUCTION", "CUDA_ERROR_ECC_UNCORRECTABLE",
@@ -29,16 +31,22 @@ class Driver:
     def __init__(self, api: Any) -> None:
         self.api = api
 
-    def __call__(self, function: str, *arguments: Any) -> Any:
+    def __call__(self, function: str, *arguments: Any, where: str = "CUDA") -> Any:
         """Calls ``cu<function>``: nothing, the value, or a tuple of the values that it gives.
+
+        Args:
+            function: its name without the prefix.
+            arguments: in its order, without those that it returns by.
+            where: what an error names, for example a kernel.
 
         Raises:
             ResourceError: any result but success.
+            BundleError: code that the driver does not load.
             MissingDependencyError: no device, or a driver that does not fit.
         """
         result, *values = getattr(self.api, f"cu{function}")(*arguments)
         if result != self.api.CUresult.CUDA_SUCCESS:
-            raise cuda_error(self.name_of(result), function)
+            raise cuda_error(self.name_of(result), function, where)
         return None if not values else values[0] if len(values) == 1 else tuple(values)
 
     def try_call(self, function: str, *arguments: Any) -> tuple[str | None, Any]:
@@ -54,12 +62,15 @@ class Driver:
         return str(getattr(result, "name", result))
 
 
-def cuda_error(name: str, function: str) -> NemotronError:
+def cuda_error(name: str, function: str, where: str = "CUDA") -> NemotronError:
     """The error for a result that is not success."""
-    found, where = f"{name} from cu{function}", "CUDA"
+    found = f"{name} from cu{function}"
     if name in _NO_DRIVER:
         remedy = "`nvidia-smi` tells what the driver sees; install a driver that fits the GPU and this CUDA"
         return MissingDependencyError(found, "an NVIDIA GPU and its driver", remedy, where=where)
+    if name in _BAD_IMAGE:
+        remedy = "build the bundle again on the GPU that shall run it"
+        return BundleError(found, "a kernel that the driver loads", remedy, where=where)
     if name == "CUDA_ERROR_OUT_OF_MEMORY":
         remedy = "end what else uses the GPU, or lower --max-batch or --max-seq-len"
         return ResourceError(found, "enough GPU memory", remedy, where=where)
