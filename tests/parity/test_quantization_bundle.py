@@ -227,7 +227,7 @@ def test_nan_fails_every_row_of_numbers(spoilt: Path) -> None:
 
 def test_a_text_of_ones_own(odd_checkpoint: Path, tmp_path: Path) -> None:
     text = tmp_path / "mine.txt"
-    text.write_text("A text of my own, as long as a line. " * 8, encoding="utf-8")
+    text.write_text("What I measure with is my own prose. " * 8, encoding="utf-8")
     path = build(odd_checkpoint, tmp_path / "bundle", quantize="int4", group_size=64, eval_text=text, **LIMITS)
     reference = read_reference(path / "reference.safetensors")
     assert reference.judge["text"] == "mine.txt"

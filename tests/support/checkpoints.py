@@ -41,7 +41,8 @@ def write_checkpoint(
 
 def _write_tokenizer(path: Path) -> None:
     vocabulary = {token: index for index, token in enumerate(("<pad>", "<unk>", "<s>", "</s>"))}
-    for letter in tokenizers.pre_tokenizers.ByteLevel.alphabet():
+    # sorted: the set comes in another order in every process, and with it what a text is to a random model
+    for letter in sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()):
         vocabulary[letter] = len(vocabulary)
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
