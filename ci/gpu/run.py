@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import os
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a step; `peak_bytes` is the resident memory of its largest process so far in this run."""
+    """What became of a step; `peak_bytes` is the resident memory of its largest process."""
 
     name: str
     command: str
@@ -90,12 +91,15 @@ def run(step: Step, output: Path) -> Outcome:
     log = output / ("".join(c if c.isalnum() else "-" for c in step.name) + ".log")
     began = time.monotonic()
     with log.open("w", encoding="utf-8") as file:
-        try:
-            done = subprocess.run(step.command, stdout=file, stderr=subprocess.STDOUT, timeout=step.seconds, cwd=ROOT)
-            code = done.returncode
-        except subprocess.TimeoutExpired:
-            code = 124
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+        process = subprocess.Popen(step.command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT)
+        timer = threading.Timer(step.seconds, process.kill)
+        timer.start()
+        # of this step alone: getrusage would give the largest of all steps so far
+        _, status, usage = os.wait4(process.pid, 0)
+        timed_out = not timer.is_alive()
+        timer.cancel()
+    code = 124 if timed_out else os.waitstatus_to_exitcode(status)
+    peak = usage.ru_maxrss * 1024
     outcome = Outcome(step.name, shlex.join(step.command), code, round(time.monotonic() - began, 1), peak)
     print(f"{'ok  ' if code == 0 else 'FAIL'} {outcome.seconds:6.1f} s  {step.name}", flush=True)
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-(6 if code == 0 else 30) :]:
