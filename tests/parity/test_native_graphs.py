@@ -6,9 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
-import onnxruntime
 import pytest
 import torch
 from nemotron_errors import GraphError
@@ -16,13 +14,13 @@ from nemotron_graphs.targets import LoweringContext, get_target
 from nemotron_graphs.targets.tensorrt import TensorRTGraphs
 from nemotron_graphs.targets.tensorrt_rtx import NATIVE_OPSET, lower_native
 from support.checkpoints import write_checkpoint
+from support.graph_pairs import SLOTS, drive_beside_eager
 
 from nemotron_export.checkpoint import Checkpoint
-from nemotron_export.model import NemotronForCausalLM, rope_tables
+from nemotron_export.model import rope_tables
 from nemotron_export.model.load import load_model
 from nemotron_export.tracing import trace
 
-SLOTS = 48
 MODELS: dict[str, dict[str, Any]] = {
     "plain": {},
     "biases, tied, all lanes rotated": {
@@ -40,53 +38,6 @@ def lower(checkpoint: Checkpoint, dtype: torch.dtype = torch.float16) -> TensorR
     return lower_native(trace(checkpoint.config, dtype), LoweringContext(checkpoint.tensors, cos.numpy(), sin.numpy()))
 
 
-class Runner:
-    """One graph; its weights are taken from the checkpoint's files by their places."""
-
-    def __init__(self, graph: ir.Model, graphs: TensorRTGraphs, checkpoint: Checkpoint) -> None:
-        proto = ir.to_proto(graph).SerializeToString()
-        self.session = onnxruntime.InferenceSession(proto, providers=["CPUExecutionProvider"])
-        files = {shard.path.name: shard.path.read_bytes() for shard in checkpoint.shards}
-        self.weights = {}
-        for weight in graphs.weights:
-            (part,) = weight.parts
-            data = files[part.file][part.offset : part.offset + part.length]
-            self.weights[weight.name] = np.frombuffer(data, np.float16).reshape(weight.shape)
-
-    def __call__(self, feed: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        values = {name: tensor.numpy() for name, tensor in feed.items()} | self.weights
-        assert {value.name for value in self.session.get_inputs()} == set(values)
-        outputs = [value.name for value in self.session.get_outputs()]
-        return dict(zip(outputs, map(torch.from_numpy, self.session.run(outputs, values)), strict=True))
-
-
-@torch.no_grad()
-def drive(graphs: TensorRTGraphs, model: NemotronForCausalLM, checkpoint: Checkpoint, rows: int) -> float:
-    """Largest difference from eager over padded chunks and single steps, over the logit range."""
-    torch.set_num_threads(1)
-    config = model.config
-    prefill, decode = (Runner(each.model, graphs, checkpoint) for each in (graphs.prefill, graphs.decode))
-    shape = (rows, config.num_key_value_heads, SLOTS, config.head_dim)
-    layers = range(config.num_hidden_layers)
-    caches = {f"{kind}_cache.{i}": torch.zeros(shape, dtype=torch.float16) for kind in "kv" for i in layers}
-    eager: Any = ([torch.zeros(shape, dtype=torch.float16) for _ in layers] for _ in "kv")
-    cos, sin = rope_tables(config, SLOTS, torch.float16)
-    generator = torch.Generator().manual_seed(1)
-    start, worst = torch.zeros(rows, dtype=torch.long), 0.0
-    for tokens, lengths in ((30, (30, 17, 1)), (5, (5, 2, 4)), (1, (1, 1, 1)), (1, (1, 1, 1))):
-        length = torch.tensor(lengths[:rows])
-        ids = torch.randint(0, config.vocab_size, (rows, tokens), generator=generator)
-        wanted = (length - 1)[:, None] if tokens == 1 else torch.stack([length - 1, (length - 2).clamp(min=0)], 1)
-        expected, *eager = model.forward_dialect(ids, start, length, wanted, cos, sin, *eager)
-        feed = {"input_ids": ids, "query_start": start, **caches}
-        found = decode(feed) if tokens == 1 else prefill({**feed, "logits_index": wanted})
-        caches = {name: found[name.replace("cache.", "cache_out.")] for name in caches}
-        assert found["logits"].dtype == torch.float32
-        worst = max(worst, float((found["logits"] - expected).abs().max() / (expected.max() - expected.min())))
-        start = start + length
-    return worst
-
-
 @pytest.mark.parametrize("changes", MODELS.values(), ids=list(MODELS))
 def test_native_layers_compute_what_eager_does(tmp_path: Path, changes: dict[str, Any]) -> None:
     write_checkpoint(tmp_path, torch.float16, **changes)
@@ -94,8 +45,8 @@ def test_native_layers_compute_what_eager_does(tmp_path: Path, changes: dict[str
     model = load_model(checkpoint, torch.float16)
     graphs = lower(checkpoint)
     # fp16 has steps of a thousandth
-    assert drive(graphs, model, checkpoint, 1) < 4e-3
-    assert drive(graphs, model, checkpoint, 3) < 4e-3
+    assert drive_beside_eager(graphs, model, checkpoint, 1) < 4e-3
+    assert drive_beside_eager(graphs, model, checkpoint, 3) < 4e-3
 
 
 def test_the_tolerance_sees_a_wrong_graph(tmp_path: Path) -> None:
@@ -105,7 +56,7 @@ def test_the_tolerance_sees_a_wrong_graph(tmp_path: Path) -> None:
     for node in graphs.prefill.model.graph:
         if node.op_type == "RotaryEmbedding":
             node.attributes["interleaved"] = ir.AttrInt64("interleaved", 1)
-    assert drive(graphs, load_model(checkpoint, torch.float16), checkpoint, 1) > 3e-2
+    assert drive_beside_eager(graphs, load_model(checkpoint, torch.float16), checkpoint, 1) > 3e-2
 
 
 def test_both_graphs_hold_native_layers_alone(tmp_path: Path) -> None:

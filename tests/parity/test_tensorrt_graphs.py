@@ -6,15 +6,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
-import onnxruntime
 import pytest
 import torch
 from nemotron_errors import GraphError
-from nemotron_graphs.passes import InlineDialectOpsPass
 from nemotron_graphs.targets import LoweringContext
 from nemotron_graphs.targets.tensorrt import PLUGIN_OPS, TensorRTGraphs, lower_tensorrt, tensorrt
+from support.graph_pairs import SLOTS, drive_beside_eager
 
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.checkpoint.safetensors_header import TensorEntry
@@ -24,7 +22,6 @@ from nemotron_export.model import NemotronForCausalLM, rope_tables
 from nemotron_export.model.wide import widen_mlp
 from nemotron_export.tracing import trace
 
-SLOTS = 48
 BASE: dict[str, Any] = {
     "vocab_size": 120,
     "hidden_size": 64,
@@ -68,65 +65,10 @@ def lower(checkpoint: Checkpoint, dtype: torch.dtype = torch.float16, wide: tupl
     return lower_tensorrt(trace(checkpoint.config, dtype, wide_layers=wide), context)
 
 
-class Runner:
-    """One graph in ONNX Runtime; its weights are put together from the checkpoint's files as a session does."""
-
-    def __init__(self, graph: ir.Model, graphs: TensorRTGraphs, checkpoint: Checkpoint) -> None:
-        InlineDialectOpsPass()(graph)
-        proto = ir.to_proto(graph).SerializeToString()
-        self.session = onnxruntime.InferenceSession(proto, providers=["CPUExecutionProvider"])
-        files = {shard.path.name: shard.path.read_bytes() for shard in checkpoint.shards}
-        self.weights = {
-            weight.name: np.frombuffer(
-                b"".join(files[part.file][part.offset : part.offset + part.length] for part in weight.parts), np.float16
-            ).reshape(weight.shape)
-            for weight in graphs.weights
-        }
-
-    def __call__(self, feed: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        values = {name: tensor.numpy() for name, tensor in feed.items()} | self.weights
-        names = [value.name for value in self.session.get_inputs()]
-        assert set(names) == set(values)
-        outputs = [value.name for value in self.session.get_outputs()]
-        results = self.session.run(outputs, values)
-        return {name: torch.from_numpy(result) for name, result in zip(outputs, results, strict=True)}
-
-
-@torch.no_grad()
-def drive(graphs: TensorRTGraphs, model: NemotronForCausalLM, checkpoint: Checkpoint, rows: int) -> float:
-    """Largest difference from eager over padded chunks and single steps, over the logit range."""
-    torch.set_num_threads(1)
-    config = model.config
-    prefill, decode = (Runner(each.model, graphs, checkpoint) for each in (graphs.prefill, graphs.decode))
-    shape = (rows, config.num_key_value_heads, SLOTS, config.head_dim)
-    layers = range(config.num_hidden_layers)
-    caches = {f"{kind}_cache.{i}": torch.zeros(shape, dtype=torch.float16) for kind in "kv" for i in layers}
-    eager: Any = (
-        [torch.zeros(shape, dtype=torch.float16) for _ in layers],
-        [torch.zeros(shape, dtype=torch.float16) for _ in layers],
-    )
-    cos, sin = rope_tables(config, SLOTS, torch.float16)
-    generator = torch.Generator().manual_seed(1)
-    start, worst = torch.zeros(rows, dtype=torch.long), 0.0
-    for tokens, lengths in ((30, (30, 17, 1)), (5, (5, 2, 4)), (1, (1, 1, 1)), (1, (1, 1, 1))):
-        length = torch.tensor(lengths[:rows])
-        ids = torch.randint(0, config.vocab_size, (rows, tokens), generator=generator)
-        wanted = (length - 1)[:, None] if tokens == 1 else torch.stack([length - 1, (length - 2).clamp(min=0)], 1)
-        expected, *eager = model.forward_dialect(ids, start, length, wanted, cos, sin, *eager)
-        feed = {"input_ids": ids, "query_start": start, **caches}
-        found = decode(feed) if tokens == 1 else prefill({**feed, "logits_index": wanted})
-        caches = {name: found[name.replace("cache.", "cache_out.")] for name in caches}
-        assert found["logits"].dtype == torch.float32
-        assert found["logits"].shape == expected.shape
-        worst = max(worst, float((found["logits"] - expected).abs().max() / (expected.max() - expected.min())))
-        start = start + length
-    return worst
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_both_graphs_equal_eager(tmp_path: Path, name: str) -> None:
     model, checkpoint = make(tmp_path, **MODELS[name])
-    assert drive(lower(checkpoint), model, checkpoint, rows=3) < 3e-3
+    assert drive_beside_eager(lower(checkpoint), model, checkpoint, rows=3) < 3e-3
 
 
 def test_the_tolerance_sees_a_wrong_graph(tmp_path: Path) -> None:
@@ -135,7 +77,7 @@ def test_the_tolerance_sees_a_wrong_graph(tmp_path: Path) -> None:
     for node in graphs.decode.model.graph:
         if node.attributes.get_string("activation", "") == "relu_squared":
             node.attributes["activation"] = ir.AttrString("activation", "none")
-    assert drive(graphs, model, checkpoint, rows=1) > 3e-2
+    assert drive_beside_eager(graphs, model, checkpoint, rows=1) > 3e-2
 
 
 def test_what_the_graphs_consist_of(tmp_path: Path) -> None:
@@ -223,7 +165,7 @@ def test_a_layer_that_squares_in_fp32_keeps_its_nodes(tmp_path: Path) -> None:
     graphs = lower(checkpoint, wide=(1,))
     kernels = [n.attributes["kernel"].value for n in graphs.decode.model.graph if "kernel" in n.attributes]
     assert sorted(kernels) == ["down", "head", "o", "o", "qkv", "qkv", "up"]
-    assert drive(graphs, model, checkpoint, rows=2) < 3e-3
+    assert drive_beside_eager(graphs, model, checkpoint, rows=2) < 3e-3
 
 
 @pytest.mark.parametrize(

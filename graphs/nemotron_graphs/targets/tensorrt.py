@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,16 @@ from nemotron_graphs.targets.record import OnStage, run_passes
 from nemotron_graphs.targets.target import DTYPE_NAMES, LoweredGraph, LoweringContext, Target, cache_dtype
 from nemotron_graphs.weights import SAFETENSORS_DTYPES, WeightRef
 
-__all__ = ["PLUGIN_OPS", "TensorRTGraphs", "WeightInput", "lower_tensorrt", "tensorrt", "weight_inputs"]
+__all__ = [
+    "PLUGIN_OPS",
+    "TensorRTGraphs",
+    "WeightInput",
+    "common_ending",
+    "lower_graph",
+    "lower_tensorrt",
+    "tensorrt",
+    "weight_inputs",
+]
 
 # ops of the dialect that stay: each is a plugin
 PLUGIN_OPS = ("PackedRotaryKVCacheUpdate", "CachedAttention", "LayerNormLinear", "LinearResidual")
@@ -101,10 +110,13 @@ def lower_tensorrt(
     Raises:
         GraphError: another dtype, or weights that are stored in another dtype than the run's.
     """
-    dtype = cache_dtype(model)
-    tensorrt.check_dtype(dtype)
-    prefill = _lower(model.clone(), _passes(context, decode=False), dtype, "prefill.onnx", on_prefill_stage)
-    decode = _lower(model.clone(), _passes(context, decode=True), dtype, "decode.onnx", on_decode_stage)
+    tensorrt.check_dtype(cache_dtype(model))
+    prefill, decode = (
+        lower_graph(model.clone(), _passes(context, decode=decode), tensorrt, file, on_stage, PLUGIN_OPS)
+        for decode, file, on_stage in (
+            (False, "prefill.onnx", on_prefill_stage), (True, "decode.onnx", on_decode_stage)
+        )
+    )  # fmt: skip
     weights = weight_inputs(prefill.model, context)
     assert [w.name for w in weights] == [w.name for w in weight_inputs(decode.model, context)]
     return TensorRTGraphs(prefill, decode, weights)
@@ -126,6 +138,13 @@ def _passes(context: LoweringContext, *, decode: bool) -> Sequence[ir.passes.Pas
         passes.WidenOutputPass(),
         # a plugin's op has no function beside it, which a parser would take instead
         passes.InlineDialectOpsPass(("Linear",)),
+        *common_ending(context),
+    )
+
+
+def common_ending(context: LoweringContext) -> Sequence[ir.passes.PassBase]:
+    """What every TensorRT graph's passes end with, once its ops are lowered."""
+    return (
         passes.CanonicalizeShapesPass(),
         passes.cleanup(),
         passes.EliminateZeroSumsPass(),
@@ -136,14 +155,21 @@ def _passes(context: LoweringContext, *, decode: bool) -> Sequence[ir.passes.Pas
     )
 
 
-def _lower(
-    model: ir.Model, chosen: Sequence[ir.passes.PassBase], dtype: str, file: str, on_stage: OnStage | None
+def lower_graph(
+    model: ir.Model,
+    chosen: Sequence[ir.passes.PassBase],
+    target: Target,
+    file: str,
+    on_stage: OnStage | None,
+    kept: Collection[str] = (),
 ) -> LoweredGraph:
+    """Runs the passes; of the dialect's ops only those of ``kept`` may be left."""
+    dtype = cache_dtype(model)
     model, records = run_passes(model, chosen, on_stage)
     left = {node.op_type for node in model.graph if node.domain == DOMAIN}
-    assert left <= set(PLUGIN_OPS), f"ops without a plugin: {', '.join(sorted(left))}"
+    assert left <= set(kept), f"ops that nothing lowers: {', '.join(sorted(left))}"
     session: dict[str, Any] = {
-        **tensorrt.session,
+        **target.session,
         "graph": file,
         "cache_dtype": dtype,
         "inputs": [v.name for v in model.graph.inputs],

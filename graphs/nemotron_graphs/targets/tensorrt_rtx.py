@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from nemotron_graphs import passes
-from nemotron_graphs.ops import DOMAIN
-from nemotron_graphs.targets.record import OnStage, run_passes
-from nemotron_graphs.targets.target import LoweredGraph, LoweringContext, Target, cache_dtype
-from nemotron_graphs.targets.tensorrt import TensorRTGraphs, weight_inputs
+from nemotron_graphs.targets.record import OnStage
+from nemotron_graphs.targets.target import LoweringContext, Target, cache_dtype
+from nemotron_graphs.targets.tensorrt import TensorRTGraphs, common_ending, lower_graph, weight_inputs
 
 __all__ = ["NATIVE_OPSET", "lower_native", "tensorrt_rtx"]
 
@@ -52,11 +51,10 @@ def lower_native(
     Raises:
         GraphError: another dtype, or weights that are stored in another dtype than the run's.
     """
-    dtype = cache_dtype(model)
-    target.check_dtype(dtype)
+    target.check_dtype(cache_dtype(model))
     prefill, decode = (
-        _lower(model.clone(), context, target, dtype, decode=decode, on_stage=None if decode else on_stage)
-        for decode in (False, True)
+        lower_graph(model.clone(), _passes(context, decode=decode), target, file, told)
+        for decode, file, told in ((False, "prefill.onnx", on_stage), (True, "decode.onnx", None))
     )
     return TensorRTGraphs(prefill, decode, weight_inputs(prefill.model, context))
 
@@ -73,26 +71,5 @@ def _passes(context: LoweringContext, *, decode: bool) -> Sequence[ir.passes.Pas
         passes.LowerCachedAttentionPass(),
         passes.WidenOutputPass(),
         passes.InlineDialectOpsPass(),
-        passes.CanonicalizeShapesPass(),
-        passes.cleanup(),
-        passes.EliminateZeroSumsPass(),
-        passes.DropUnusedInputsPass(),
-        passes.InferShapesPass(),
-        passes.BindRopeTablesPass(context.cos, context.sin),
-        passes.CheckCacheReadersPass(),
+        *common_ending(context),
     )
-
-
-def _lower(
-    model: ir.Model, context: LoweringContext, target: Target, dtype: str, *, decode: bool, on_stage: OnStage | None
-) -> LoweredGraph:
-    model, records = run_passes(model, _passes(context, decode=decode), on_stage)
-    assert not any(node.domain == DOMAIN for node in model.graph)
-    session = {
-        **target.session,
-        "graph": "decode.onnx" if decode else "prefill.onnx",
-        "cache_dtype": dtype,
-        "inputs": [v.name for v in model.graph.inputs],
-        "outputs": [v.name for v in model.graph.outputs],
-    }
-    return LoweredGraph(model, session, records)
