@@ -213,12 +213,9 @@ def write_engines(
     (folder / GRAPHS_FOLDER).mkdir()
     for name, graph in (("prefill", graphs.prefill), ("decode", graphs.decode)):
         graph.save(folder / files[name])
-    progress("compile kernels", 0, len(plan.architectures))
-    libraries: dict[int, KernelLibrary] = {}
-    for done, architecture in enumerate(plan.architectures, start=1):
-        libraries |= build_library(spec, [architecture])
-        libraries[architecture].save(folder / KERNELS_FOLDER)
-        progress("compile kernels", done, len(plan.architectures))
+    libraries = build_library(spec, plan.architectures, lambda done, total: progress("compile kernels", done, total))
+    for library in libraries.values():
+        library.save(folder / KERNELS_FOLDER)
     library = libraries[plan.machine.gpu.capability]
     prefill = _build(plan, "prefill", graphs.prefill, prefill_ranges(limits), library, progress)
     (folder / PREFILL_ENGINE).write_bytes(prefill.plan)

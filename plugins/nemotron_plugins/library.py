@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemotron_errors import BundleError
 
+from nemotron_plugins.compile_pool import CompileJob, compile_in_processes, worker_count
 from nemotron_plugins.launch import CompiledKernel, LaunchRecord
 
 if TYPE_CHECKING:
@@ -88,19 +89,47 @@ class KernelLibrary(Mapping[str, CompiledKernel]):
         return cls(architecture, kernels)
 
 
-def build_library(spec: KernelSpec, architectures: Sequence[int]) -> dict[int, KernelLibrary]:
+def build_library(
+    spec: KernelSpec, architectures: Sequence[int], on_done: Callable[[int, int], None] = lambda done, total: None
+) -> dict[int, KernelLibrary]:
     """Compiles every kernel of a model, for each architecture (90, …). Needs Triton, and no GPU.
 
+    All kernels are compiled in one set of processes, as many as this one may use CPUs; one alone in this process.
+
+    Args:
+        spec: the model.
+        architectures: what it is compiled for.
+        on_done: told (kernels compiled, kernels in all): at the start, and after each.
+
     Raises:
-        GraphError: an architecture or dtype that kernels are not compiled for.
+        GraphError: an architecture or dtype that kernels are not compiled for, or a compiler that crashed.
+        ResourceError: a compiler was killed.
     """
+    jobs = [
+        CompileJob(key, launch, spec.dtype, architecture)
+        for architecture in architectures
+        for key, launch in spec.launches(architecture).items()
+    ]
+    on_done(0, len(jobs))
+    workers = worker_count(len(jobs))
+    if workers > 1:
+        compiled = compile_in_processes(jobs, workers, lambda done: on_done(done, len(jobs)))
+    else:
+        compiled = _compile_here(jobs, on_done)
+    pairs = list(zip(jobs, compiled, strict=True))
+    return {
+        architecture: KernelLibrary(
+            f"sm_{architecture}", {job.key: kernel for job, kernel in pairs if job.architecture == architecture}
+        )
+        for architecture in architectures
+    }
+
+
+def _compile_here(jobs: Sequence[CompileJob], on_done: Callable[[int, int], None]) -> list[CompiledKernel]:
     from nemotron_plugins.compile import compile_kernel
 
-    libraries = {}
-    for architecture in architectures:
-        kernels = {
-            key: compile_kernel(launch, dtype=spec.dtype, architecture=architecture)
-            for key, launch in spec.launches(architecture).items()
-        }
-        libraries[architecture] = KernelLibrary(f"sm_{architecture}", kernels)
-    return libraries
+    compiled = []
+    for job in jobs:
+        compiled.append(compile_kernel(job.launch, dtype=job.dtype, architecture=job.architecture))
+        on_done(len(compiled), len(jobs))
+    return compiled

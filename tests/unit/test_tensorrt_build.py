@@ -43,9 +43,11 @@ class Fakes:
         self.libraries: list[KernelLibrary] = []
         self.registered = 0
 
-    def compile(self, spec: KernelSpec, architectures: list[int]) -> dict[int, KernelLibrary]:
+    def compile(self, spec: KernelSpec, architectures: list[int], on_done: Any) -> dict[int, KernelLibrary]:
         self.specs.append(spec)
         made = {}
+        on_done(0, 34)
+        on_done(34, 34)
         for architecture in architectures:
             cubin = f"code for {architecture}".encode()
             record = LaunchRecord(
@@ -87,8 +89,8 @@ def make(checkpoint: Path, output: Path, **options: Any) -> Path:
 
 
 def test_a_bundle_holds_two_engines_their_kernels_and_a_record(fakes: Fakes, checkpoint: Path, tmp_path: Path) -> None:
-    seen: list[str] = []
-    path = make(checkpoint, tmp_path / "bundle", architectures=["sm_80", "90"], progress=lambda s, d, t: seen.append(s))
+    told: list[tuple[str, int, int]] = []
+    path = make(checkpoint, tmp_path / "bundle", architectures=["sm_80", "90"], progress=lambda *p: told.append(p))
     opened = Bundle.open(path, allow_unverified=True)
     manifest, record = opened.manifest, opened.manifest.tensorrt
     assert record is not None
@@ -110,7 +112,8 @@ def test_a_bundle_holds_two_engines_their_kernels_and_a_record(fakes: Fakes, che
     # kernels are those of the GPU, for both engines
     assert fakes.registered == 2
     assert [library.architecture for library in fakes.libraries] == ["sm_90", "sm_90"]
-    stages = list(dict.fromkeys(seen))
+    stages = list(dict.fromkeys(stage for stage, _, _ in told))
+    assert [counts for stage, *counts in told if stage == "compile kernels"] == [[0, 34], [34, 34]]
     assert [stage for stage in stages if "engine" in stage] == ["build prefill engine", "build decode engine"]
     assert list((tmp_path / "cache").iterdir())
 

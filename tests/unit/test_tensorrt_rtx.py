@@ -136,7 +136,7 @@ class TestNoPlugins:
         monkeypatch.setattr(building, "current_gpu", nullcontext)
         monkeypatch.setattr(building, "default_cache_folder", lambda: tmp_path / "cache")
         monkeypatch.setattr(
-            building, "build_library", lambda spec, numbers: {n: KernelLibrary(f"sm_{n}", {}) for n in numbers}
+            building, "build_library", lambda spec, numbers, on_done: {n: KernelLibrary(f"sm_{n}", {}) for n in numbers}
         )
         return made
 
