@@ -12,6 +12,7 @@ from nemotron_graphs.targets import LoweredGraph, Target
 from nemotron_runtime.limits import Limits
 from nemotron_runtime.manifest_tensorrt import RTXRecord, TensorRTRecord
 
+from nemotron_export.building.cuda_provider import check_cuda_provider
 from nemotron_export.building.graph import make_tensorrt_graphs
 from nemotron_export.building.tensorrt import (
     EngineMachine,
@@ -48,7 +49,7 @@ def find_builder(target: Target, options: EngineOptions, parity: bool) -> Any:
 
     Raises:
         RequestError: options that the target does not take.
-        MissingDependencyError: what the build needs is not here.
+        MissingDependencyError: what the build, or the parity check at its end, needs is not here.
     """
     if is_tensorrt(target):
         return find_machine(options.plugins)
@@ -60,6 +61,8 @@ def find_builder(target: Target, options: EngineOptions, parity: bool) -> Any:
     if options.architectures:
         found, expected = f"architectures for target {target.name}", "them for tensorrt or tensorrt-rtx"
         raise RequestError(found, expected, "leave the option out", where="--architectures")
+    if parity:
+        check_cuda_provider(target)
     return None
 
 

@@ -245,7 +245,7 @@ def _write(
         reference = reference_for(
             plan.checkpoint, plan.limits.max_seq_len, plan.dtype, progress,
             mode=plan.reference, greedy_steps=reference_steps, wide=wide.to_dict(),
-            device=default_device(lowered.session["kind"]),
+            device=default_device(lowered.session["kind"], lowered.session.get("provider")),
         )  # fmt: skip
         if plan.held_out is not None:
             reference = plan.held_out.add_to(reference, plan.checkpoint, plan.reference, progress)

@@ -73,7 +73,7 @@ def check_parity(
         mode=reference,
         greedy_steps=reference_steps,
         wide={"wide_layers": list(opened.manifest.model.wide_layers)} if opened.manifest.model.wide_layers else None,
-        device=reference_device or default_device(opened.manifest.session.kind),
+        device=reference_device or default_device(opened.manifest.session.kind, opened.manifest.session.provider),
     )
     if opened.manifest.quantization is not None:
         fresh = _with_texts(fresh, stored, source, opened, reference, progress)

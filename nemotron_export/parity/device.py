@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from nemotron_errors import MissingDependencyError, RequestError, ResourceError
+from nemotron_runtime.sessions.onnxruntime_cuda import CUDA_PROVIDER
 
 __all__ = ["REFERENCE_DEVICES", "choose_device", "default_device", "device_name", "true_fp32"]
 
@@ -19,13 +20,19 @@ REFERENCE_DEVICES = ("auto", "cpu", "cuda")
 _ROOM = 2_000_000_000
 
 
-def default_device(session_kind: str) -> str:
+def default_device(session_kind: str, provider: str | None = None) -> str:
     """What the reference of a bundle computes on where nobody chose.
 
-    A TensorRT bundle is held against PyTorch on the same GPU, where there is one: its rounding in low precision is what
-    the bundle's is measured by. Others run on the CPU, and so does their reference.
+    A bundle for a GPU is held against PyTorch on the same GPU, where there is one: its rounding in low precision is
+    what the bundle's is measured by. Others run on the CPU, and so does their reference.
+
+    Args:
+        session_kind: of the bundle's session.
+        provider: ONNX Runtime's, where that runs the bundle.
     """
-    return "auto" if session_kind == "tensorrt" else "cpu"
+    # folders for GenAI are checked on the CPU alone
+    on_cuda = session_kind == "onnxruntime" and provider == CUDA_PROVIDER
+    return "auto" if session_kind == "tensorrt" or on_cuda else "cpu"
 
 
 def choose_device(wanted: str, num_parameters: int) -> str:

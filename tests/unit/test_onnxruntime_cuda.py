@@ -43,7 +43,11 @@ class Recorded:
         self.preloaded += 1
         print("Failed to load something")
 
-    def InferenceSession(self, graph: Any, options: Any, providers: list[Any]) -> RecordedSession:  # noqa: N802
+    def InferenceSession(  # noqa: N802
+        self, graph: Any, options: Any, providers: list[Any], enable_fallback: int
+    ) -> RecordedSession:
+        # a second try would be on the CPU, or without the options
+        assert enable_fallback == 0
         self.providers += providers
         assert options.get_session_config_entry(RECORD_PLACEMENT) == "1"
         return RecordedSession(self, onnxruntime.InferenceSession(graph, options, providers=[CPU]))

@@ -44,8 +44,11 @@ def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptur
         choose_device("tpu", 1)
 
 
-def test_a_tensorrt_bundle_is_held_against_the_same_gpu() -> None:
+def test_a_bundle_for_a_gpu_is_held_against_the_same_gpu() -> None:
     assert [default_device(kind) for kind in ("tensorrt", "onnxruntime", "genai")] == ["auto", "cpu", "cpu"]
+    assert default_device("onnxruntime", "CUDAExecutionProvider") == "auto"
+    assert default_device("onnxruntime", "CPUExecutionProvider") == "cpu"
+    assert default_device("genai", "CUDAExecutionProvider") == "cpu"
 
 
 def test_fp32_is_never_tf32_and_the_setting_comes_back() -> None:

@@ -88,7 +88,8 @@ class OnnxRuntimeCudaSession(OnnxRuntimeSession):
             threads,
             # TF32 has 10 bits of mantissa: what is computed in fp32 stays so
             provider_options={"device_id": "0", "enable_cuda_graph": str(int(self.cuda_graph)), "use_tf32": "0"},
-            config={RECORD_PLACEMENT: "1"},
+            # weights in allocations of their size: the arena's grow by doubling, to nearly twice of all weights
+            config={RECORD_PLACEMENT: "1", "session.use_device_allocator_for_initializers": "1"},
         )
         if not self._allow_cpu:
             check_placement(session, str(bundle.directory))

@@ -83,13 +83,13 @@ def open_graph(
         )
     with checked_chunks(bundle, views):
         try:
-            session = ort.InferenceSession(graph, options, providers=[chosen])
+            # without its second try on the CPU, or with a provider's defaults, which would hide the error
+            session = ort.InferenceSession(graph, options, providers=[chosen], enable_fallback=0)
         except Exception as error:  # ONNX Runtime's errors share no base class but this one
             remedy = f"build the bundle again, or use the onnxruntime it was checked with (here: {ort.__version__})"
             raise BundleError(
                 f"a graph that fails to load: {error}", "a valid graph", remedy, where=str(bundle.directory)
             ) from error
-    session.disable_fallback()
     if session.get_providers()[0] != provider:
         remedy = "`nemotron-export doctor` tells what the provider needs"
         raise MissingDependencyError(f"{session.get_providers()[0]}", provider, remedy, where="onnxruntime")

@@ -1,0 +1,51 @@
+"""Whether ONNX Runtime can compute on an NVIDIA GPU here: asked before a build that ends with a parity check there."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+from nemotron_errors import MissingDependencyError
+from nemotron_graphs.targets import Target
+from nemotron_runtime.sessions.onnxruntime_cuda import CUDA_PROVIDER
+
+from nemotron_export.building.genai import is_genai
+from nemotron_export.extras import install_command, require
+
+__all__ = ["check_cuda_provider"]
+
+_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+
+
+def check_cuda_provider(target: Target) -> None:
+    """Refuses the parity check of a bundle that this machine cannot run; other targets pass.
+
+    Raises:
+        MissingDependencyError: no onnxruntime, none with CUDA, or no GPU.
+    """
+    # folders for GenAI are checked on the CPU alone, and refused elsewhere
+    if target.session.get("provider") != CUDA_PROVIDER or is_genai(target):
+        return
+    require("onnxruntime", "which runs the bundle for its parity check (or build with --no-parity)")
+    import onnxruntime
+
+    available = onnxruntime.get_available_providers()
+    if CUDA_PROVIDER not in available:
+        remedy = f"{install_command('ort-gpu')} in place of onnxruntime, or build with --no-parity"
+        expected = f"{CUDA_PROVIDER}, which runs the bundle for its parity check"
+        raise MissingDependencyError(f"providers {', '.join(available)}", expected, remedy, where="onnxruntime")
+    if not _gpu_count():
+        expected = "a GPU and its driver, which run the bundle for its parity check"
+        remedy = "build with --no-parity here, and run `nemotron-export parity` where there is one"
+        raise MissingDependencyError("no NVIDIA GPU", expected, remedy, where=f"target {target.name}")
+
+
+def _gpu_count() -> int:
+    """GPUs that NVIDIA's driver shows, none without it; asked without cuda-python, which this target does not need."""
+    try:
+        driver = ctypes.CDLL(_DRIVER)
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    failed = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    return 0 if failed else count.value

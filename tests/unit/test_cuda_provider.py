@@ -1,0 +1,75 @@
+"""A build for CUDA with a parity check is refused where ONNX Runtime cannot run it, before anything is made."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+from nemotron_errors import MissingDependencyError
+from nemotron_graphs.targets import get_target
+from support.raw_checkpoints import TINY, write_sparse
+
+from nemotron_export.building import build, cuda_provider
+from nemotron_export.building.cuda_provider import check_cuda_provider
+
+CUDA = "CUDAExecutionProvider"
+
+
+class Driver:
+    """libcuda with so many GPUs; `code` is what its initialization gives."""
+
+    def __init__(self, count: int, code: int = 0) -> None:
+        self._count, self._code = count, code
+
+    def cuInit(self, flags: int) -> int:  # noqa: N802
+        return self._code
+
+    def cuDeviceGetCount(self, pointer: Any) -> int:  # noqa: N802
+        pointer._obj.value = self._count
+        return 0
+
+
+@pytest.fixture
+def with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, "CPUExecutionProvider"])
+
+
+def test_an_onnxruntime_without_cuda_is_refused_for_cuda_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(MissingDependencyError, match=rf"found providers CPUExecution.*{CUDA}.*ort-gpu.*--no-parity"):
+        check_cuda_provider(get_target("ort-cuda"))
+    for name in ("ort-cpu", "onnx", "genai-cuda", "tensorrt"):
+        check_cuda_provider(get_target(name))
+
+
+@pytest.mark.usefixtures("with_cuda")
+def test_no_gpu_is_refused_and_one_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = get_target("ort-cuda")
+    loaded: list[Any] = []
+    for driver in (Driver(0), Driver(1, code=100)):
+        monkeypatch.setattr(ctypes, "CDLL", lambda name, driver=driver: loaded.append(name) or driver)
+        with pytest.raises(MissingDependencyError, match=r"no NVIDIA GPU.*driver.*--no-parity"):
+            check_cuda_provider(target)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: loaded.append(name) or Driver(1))
+    check_cuda_provider(target)
+    assert loaded == [cuda_provider._DRIVER] * 3
+
+    def absent(name: str) -> Any:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", absent)
+    with pytest.raises(MissingDependencyError, match="no NVIDIA GPU"):
+        check_cuda_provider(target)
+
+
+def test_a_build_is_refused_before_the_checkpoint_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(MissingDependencyError, match=CUDA):
+        build(tmp_path / "no checkpoint", tmp_path / "bundle", target="ort-cuda")
+    assert list(tmp_path.iterdir()) == []
+    write_sparse(tmp_path / "checkpoint", {**TINY, "head_dim": 32}, shard_bytes=1 << 30)
+    made = build(tmp_path / "checkpoint", tmp_path / "bundle", target="ort-cuda", parity=False, scan=False)
+    assert (made / "model.onnx").is_file()
