@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.engine import BuiltEngine, EngineJob, build_engine, load_product
 from nemotron_export.engine.gpu import Gpu, check_device_memory, current_gpu, estimate_device, find_gpu
 from nemotron_export.engine.messages import node_ops
-from nemotron_export.engine.shapes import MAX_LOGITS, InputShapes, decode_ranges, input_shapes, prefill_ranges
+from nemotron_export.engine.shapes import Range, decode_ranges, input_shapes, prefill_profiles
 from nemotron_export.engine.timing_cache import TimingCacheFile, default_cache_folder
 from nemotron_export.extras import require
 from nemotron_export.progress import Progress
@@ -217,9 +217,10 @@ def write_engines(
     for library in libraries.values():
         library.save(folder / KERNELS_FOLDER)
     library = libraries[plan.machine.gpu.capability]
-    prefill = _build(plan, "prefill", graphs.prefill, prefill_ranges(limits), library, progress)
+    profiles = prefill_profiles(limits)
+    prefill = _build(plan, "prefill", graphs.prefill, profiles, library, progress)
     (folder / PREFILL_ENGINE).write_bytes(prefill.plan)
-    decode = _build(plan, "decode", graphs.decode, decode_ranges(limits), library, progress)
+    decode = _build(plan, "decode", graphs.decode, (decode_ranges(limits),), library, progress)
     (folder / DECODE_ENGINE).write_bytes(decode.plan)
     record = TensorRTRecord(
         version=plan.machine.version,
@@ -228,7 +229,7 @@ def write_engines(
         driver=plan.machine.gpu.driver,
         prefill_engine=PREFILL_ENGINE,
         decode_engine=DECODE_ENGINE,
-        max_logits=MAX_LOGITS,
+        max_logits=max(sizes["positions"].most for sizes in profiles),
         weights=weight_records(graphs),
         prefill_workspace=prefill.workspace,
         decode_workspace=decode.workspace,
@@ -251,7 +252,7 @@ def weight_records(graphs: TensorRTGraphs) -> tuple[TensorRTWeight, ...]:
 
 
 def _build(
-    plan: EnginePlan, name: str, graph: LoweredGraph, ranges: dict[str, Any], library: KernelLibrary,
+    plan: EnginePlan, name: str, graph: LoweredGraph, profiles: Sequence[Mapping[str, Range]], library: KernelLibrary,
     progress: Progress,
 ) -> BuiltEngine:  # fmt: skip
     from nemotron_plugins.tensorrt import register, take_error, use_library
@@ -264,11 +265,10 @@ def _build(
         with current_gpu(), use_library(library):
             yield
 
-    shapes: InputShapes = input_shapes(graph.model.graph.inputs, ranges)
     job = EngineJob(
         name=name,
         graph=ir.to_proto(graph.model).SerializeToString(),
-        profiles=(shapes,),
+        profiles=[input_shapes(graph.model.graph.inputs, ranges) for ranges in profiles],
         nodes=node_ops(graph.model.graph),
         in_place=plan.plugins,
         parser_flags=() if plan.plugins else ("ENABLE_PLUGIN_OVERRIDE",),

@@ -11,10 +11,14 @@ from typing import Any
 
 from nemotron_runtime.limits import Limits
 
-__all__ = ["MAX_LOGITS", "InputShapes", "Range", "decode_ranges", "input_shapes", "prefill_ranges"]
+__all__ = ["MAX_LOGITS", "InputShapes", "Range", "decode_ranges", "input_shapes", "prefill_profiles", "prefill_ranges"]
 
 # positions of a row whose logits one pass of a prefill engine gives
 MAX_LOGITS = 16
+# positions of all rows together, at most, whose logits one pass gives: each takes a vector of the vocabulary's length
+_ALL_LOGITS = 128
+# tokens of a row that is not alone: at least so many, and a multiple, which kernels' tiles are filled by
+_ROW_TOKENS, _TOKENS_STEP = 64, 16
 Shape = tuple[int, ...]
 # name of an input → its least, best and largest shape
 InputShapes = dict[str, tuple[Shape, Shape, Shape]]
@@ -41,6 +45,21 @@ def prefill_ranges(limits: Limits, max_logits: int = MAX_LOGITS) -> dict[str, Ra
         "tokens": Range(1, limits.prefill_chunk, limits.prefill_chunk),
         "positions": Range(1, 1, max_logits),
     }
+
+
+def prefill_profiles(limits: Limits) -> tuple[dict[str, Range], ...]:
+    """Sizes of the prefill engine's optimization profiles, which bound its activations.
+
+    One row takes up to a chunk of tokens; several rows take about as many together, in more passes. Without that bound
+    activations would be ``max_batch`` times as large, and a pass would take no less time per token.
+    """
+    rows = limits.max_batch
+    each = max(_ROW_TOKENS, limits.prefill_chunk // rows // _TOKENS_STEP * _TOKENS_STEP)
+    several = prefill_ranges(limits, min(MAX_LOGITS, max(1, _ALL_LOGITS // rows)))
+    if rows == 1 or each >= limits.prefill_chunk:
+        return (several,)
+    several |= {"batch": Range(1, rows, rows), "tokens": Range(1, each, each)}
+    return {**prefill_ranges(limits), "batch": Range(1, 1, 1)}, several
 
 
 def input_shapes(inputs: Iterable[Any], ranges: Mapping[str, Range]) -> InputShapes:

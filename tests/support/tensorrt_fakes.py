@@ -52,6 +52,7 @@ class FakeTensorRT(ModuleType):
 
     Attributes:
         batch: the caches' first dim as engines tell it.
+        profiles: (rows, tokens, positions) at most of each optimization profile of prefill engines.
         passes: (engine, B, S, K) of each pass that was given to a stream, captured ones included.
         expected: what the weights must be: name → array.
         fails: a message that the next pass fails with.
@@ -67,6 +68,7 @@ class FakeTensorRT(ModuleType):
         self.memory = {"prefill": 5000, "decode": 3000}
         self.renamed = {}
         self.batch = -1
+        self.profiles = [(4, 16, MAX_LOGITS)]
         module = self
 
         class ILogger:
@@ -111,6 +113,9 @@ class _Engine(_Living):
         self.names = [module.renamed.get(name, name) for name in (*self.inputs, *self.outputs)]
         self.num_io_tensors = len(self.names)
         self.device_memory_size_v2 = module.memory[kind]
+        # decode takes a token per row
+        self.profiles = list(module.profiles) if kind == "prefill" else [(1 << 10, 1, 1)]
+        self.num_optimization_profiles = len(self.profiles)
 
     def get_tensor_name(self, index):
         return self.names[index]
@@ -126,6 +131,11 @@ class _Engine(_Living):
             return (self.module.batch, G, -1, D)
         return _shape(name) if name in WEIGHTS else (-1,)
 
+    def get_tensor_profile_shape(self, name, profile):
+        rows, tokens, positions = self.profiles[profile]
+        largest = {"input_ids": (rows, tokens), "query_start": (rows,), "logits_index": (rows, positions)}[name]
+        return [tuple(1 for _ in largest), largest, largest]
+
     def create_execution_context(self, strategy):
         assert strategy == "ours"
         return _Context(self)
@@ -136,10 +146,10 @@ class _Context(_Living):
         super().__init__(engine.module)
         self.engine, self.module = engine, engine.module
         self.addresses, self.shapes, self.memory = {}, {}, None
-        self.profile = None
+        self.profile = self.ran = None
 
     def set_optimization_profile_async(self, index, stream):
-        self.profile = index
+        self.profile = self.engine.profiles[index]
         return True
 
     def set_device_memory(self, address, size):
@@ -160,13 +170,14 @@ class _Context(_Living):
             self.module.logger.log(1, self.module.fails)
             self.module.fails = None
             return False
-        assert self.profile == 0
         assert set(self.addresses) == set(self.engine.names)
         addresses, shapes = dict(self.addresses), dict(self.shapes)
         B, S = shapes["input_ids"]
         K = shapes["logits_index"][1] if self.engine.kind == "prefill" else 1
-        assert K <= MAX_LOGITS
-        assert S == 1 or self.engine.kind == "prefill"
+        assert all(found <= most for found, most in zip((B, S, K), self.profile, strict=True))
+        if self.module.cuda.streams[int(stream)].recording is None:
+            self.ran = shapes
+        assert self.ran == shapes, "what the first run of a shape sets up cannot be recorded"
         self.module.passes.append((self.engine.kind, B, S, K))
         self.module.cuda.give(stream, lambda: self._compute(addresses, shapes, B, S, K))
         return True
@@ -269,8 +280,9 @@ def _kernels(folder):
 
 
 def make_tensorrt_bundle(
-    folder, trt=None, *, dtype="float16", max_batch=4, max_seq_len=600, chunk_bytes=256, task="causal-lm", **record
-):
+    folder, trt=None, *, dtype="float16", max_batch=4, max_seq_len=600, prefill_chunk=16, chunk_bytes=256,
+    task="causal-lm", **record,
+):  # fmt: skip
     """Writes a bundle and, in the folder ``checkpoint`` beside it, its weights; ``trt`` is told what they must be."""
     checkpoint, bundle = folder / "checkpoint", folder / "bundle"
     checkpoint.mkdir(parents=True)
@@ -306,7 +318,7 @@ def make_tensorrt_bundle(
             "head_dim": D, "eos_token_ids": [3], "bos_token_id": 2, "pad_token_id": None,
         },
         "head": {"output": "logits", "size": V, "labels": [], "problem_type": None},
-        "limits": {"max_seq_len": max_seq_len, "max_batch": max_batch, "prefill_chunk": 16},
+        "limits": {"max_seq_len": max_seq_len, "max_batch": max_batch, "prefill_chunk": prefill_chunk},
         "session": {
             "kind": "tensorrt", "provider": "TensorRT", "graph": "prefill.onnx", "cache_dtype": "float16",
             "inputs": [], "outputs": [], "prefill_rows": "all",

@@ -84,8 +84,8 @@ def fakes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fakes:
 
 
 def make(checkpoint: Path, output: Path, **options: Any) -> Path:
-    return build(checkpoint, output, target="tensorrt", max_seq_len=64, max_batch=2, prefill_chunk=32, parity=False,
-                 **options)  # fmt: skip
+    limits = {"max_seq_len": 64, "max_batch": 2, "prefill_chunk": 32}
+    return build(checkpoint, output, target="tensorrt", parity=False, **{**limits, **options})
 
 
 def test_a_bundle_holds_two_engines_their_kernels_and_a_record(fakes: Fakes, checkpoint: Path, tmp_path: Path) -> None:
@@ -139,6 +139,21 @@ def test_engines_are_built_for_the_limits(fakes: Fakes, checkpoint: Path, tmp_pa
         assert "model.layers.0.self_attn.qkv_proj.weight" in static
         assert all(name.endswith((".weight", ".bias")) for name in static)
         assert told.config.features == {"aliased": True}
+
+
+def test_several_rows_have_a_profile_of_their_own(fakes: Fakes, checkpoint: Path, tmp_path: Path) -> None:
+    path = make(checkpoint, tmp_path / "bundle", max_seq_len=256, max_batch=3, prefill_chunk=250)
+    one, several = fakes.trt.builds[0].config.profiles
+    heads, dim = ODD["num_key_value_heads"], ODD["head_dim"]
+    assert (one["input_ids"], one["query_start"]) == (((1, 1), (1, 250), (1, 250)), ((1,), (1,), (1,)))
+    assert one["k_cache.0"] == ((1, heads, 1, dim), (1, heads, 256, dim), (1, heads, 256, dim))
+    assert (several["input_ids"], several["query_start"]) == (((1, 1), (3, 80), (3, 80)), ((1,), (3,), (3,)))
+    assert several["k_cache.0"] == ((1, heads, 1, dim), (3, heads, 256, dim), (3, heads, 256, dim))
+    assert several["logits_index"] == ((1, 1), (3, 1), (3, 16))
+    assert len(fakes.trt.builds[1].config.profiles) == 1
+    record = Manifest.read(path).tensorrt
+    assert record is not None
+    assert record.max_logits == 16
 
 
 def test_weights_are_named_by_their_places(fakes: Fakes, checkpoint: Path, tmp_path: Path) -> None:

@@ -94,7 +94,6 @@ class TensorRTSession(Session):
             manifest.head.output, self.output_size,
         )  # fmt: skip
         hold.callback(self._decoder.close)
-        self._max_logits = record.max_logits
         self._closed = False
 
     @property
@@ -118,19 +117,23 @@ class TensorRTSession(Session):
             self._decoder.bind(self._cache.addresses, self._cache.shape_BGTD)
 
     def forward(self, input_ids_BS: Ids, query_start_B: Ids, query_length_B: Ids, logits_index_BK: Ids) -> Logits:
-        """See :meth:`Session.forward`; more than the engine's logits per row go in several passes."""
+        """See :meth:`Session.forward`; more tokens or logits per row than the engine takes go in several passes."""
         S, K = input_ids_BS.shape[1], logits_index_BK.shape[1]
         if S == K == 1 and (query_length_B == 1).all():
             return self.step(input_ids_BS[:, 0], query_start_B)[:, None]
         self.device.make_current()
         self._decoder.forget()
-        if self._max_logits >= K:
+        limits = self._prefiller.limits(len(query_start_B))
+        if limits.tokens >= S and limits.positions >= K:
             return self._prefiller.run(input_ids_BS, query_start_B, logits_index_BK)
         logits_BKV = np.zeros((*logits_index_BK.shape, self.output_size), np.float32)
-        for first, last in sub_chunks(logits_index_BK, S, self._max_logits):
+        for first, last in sub_chunks(logits_index_BK, S, limits.positions, limits.tokens):
             inside_BK = (logits_index_BK >= first) & (logits_index_BK < last)
             wanted = [np.unique(row[inside]) for row, inside in zip(logits_index_BK, inside_BK, strict=True)]
-            index_Bk = np.zeros((len(wanted), max(1, *map(len, wanted))), np.int64)
+            if not any(map(len, wanted)):
+                self._prefiller.feed(input_ids_BS[:, first:last], query_start_B + first)
+                continue
+            index_Bk = np.zeros((len(wanted), max(map(len, wanted))), np.int64)
             for b, positions in enumerate(wanted):
                 index_Bk[b, : len(positions)] = positions - first
             found_BkV = self._prefiller.run(input_ids_BS[:, first:last], query_start_B + first, index_Bk)
@@ -157,8 +160,14 @@ class TensorRTSession(Session):
             self._held.close()
 
 
-def sub_chunks(logits_index_BK: Ids, tokens: int, most: int) -> Iterator[tuple[int, int]]:
+def sub_chunks(logits_index_BK: Ids, tokens: int, most: int, longest: int) -> Iterator[tuple[int, int]]:
     """Cuts a pass of ``tokens`` positions so that no row wants more than ``most`` logits of a piece.
+
+    Args:
+        logits_index_BK: the positions whose logits are wanted.
+        tokens: positions in all.
+        most: logits of a row and piece.
+        longest: positions of a piece.
 
     Returns:
         (first, last) of each piece, the last one excluded; they cover all positions, in order.
@@ -166,7 +175,7 @@ def sub_chunks(logits_index_BK: Ids, tokens: int, most: int) -> Iterator[tuple[i
     rows = [np.unique(row) for row in logits_index_BK]
     first = 0
     while first < tokens:
-        last = tokens
+        last = min(tokens, first + longest)
         for positions in rows:
             ahead = positions[positions >= first]
             if len(ahead) > most:
@@ -195,3 +204,8 @@ def _check_engine(engine: Engine, bundle: Bundle, record: TensorRTRecord, row_in
     tensors[manifest.head.output] = ("float32", None)
     inputs = (*row_inputs, *names, *(weight.name for weight in record.weights))
     engine.check(inputs, (manifest.head.output, *names.values()), tensors)
+    rows, wanted = max(shape[0] for shape in engine.largest_shapes("input_ids")), manifest.limits.max_batch
+    if rows < wanted:
+        raise BundleError(
+            f"an engine for {rows} rows", f"one for {wanted}", "build the bundle again", where=engine.where
+        )

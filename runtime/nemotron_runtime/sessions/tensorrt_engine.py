@@ -160,7 +160,7 @@ class Engine:
 
     @property
     def memory(self) -> int:
-        """Bytes of activations that an execution context needs."""
+        """Bytes of activations that an execution context needs, whatever its optimization profile."""
         return int(self._engine.device_memory_size_v2)
 
     def dtype(self, name: str) -> str:
@@ -192,11 +192,23 @@ class Engine:
                 wanted = f"{dtype} {list(shape) if shape is not None else ''}".strip()
                 self._refuse(f"{name} of {self.dtype(name)} {list(self.shape(name))}", wanted)
 
-    def context(self, stream: Stream, memory: int, size: int) -> Context:
-        """An execution context whose activations live at ``memory``; contexts may share it, one runs at a time."""
+    def largest_shapes(self, name: str) -> tuple[tuple[int, ...], ...]:
+        """The largest shape of an input with dynamic dims, in each optimization profile."""
+        profiles = range(self._engine.num_optimization_profiles)
+        return tuple(tuple(self._engine.get_tensor_profile_shape(name, profile)[2]) for profile in profiles)
+
+    def context(self, stream: Stream, memory: int, size: int, profile: int = 0) -> Context:
+        """An execution context whose activations live at ``memory``; contexts may share it, one runs at a time.
+
+        Args:
+            stream: of its first work.
+            memory: address.
+            size: bytes there, at least :attr:`memory`.
+            profile: the optimization profile, whose shapes it takes.
+        """
         trt = self.tensorrt.trt
         made = self._engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        if made is None or not made.set_optimization_profile_async(0, int(stream)):
+        if made is None or not made.set_optimization_profile_async(profile, int(stream)):
             raise self.tensorrt.fail(f"{self.where}: no execution context")
         made.set_device_memory(memory, size)
         self.tensorrt.check(self.where)

@@ -1,0 +1,134 @@
+"""Prefill passes of fixed lengths: each in an execution context of its own, and a CUDA graph from its second use on.
+
+Shapes: B rows, S tokens of a pass, padding included.
+"""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nemotron_runtime.cuda import Graph, Stream
+from nemotron_runtime.sessions.tensorrt_engine import Context
+
+__all__ = ["MOST_PASSES", "PassGraphs", "padded_lengths", "padded_to"]
+
+_log = logging.getLogger(__name__)
+
+# each holds a context and a graph: some memory of the host, a little of the GPU
+MOST_PASSES = 32
+# (step, up to). A pass of up to some hundred tokens takes as long as reading the weights does, so coarse steps cost
+# nothing there; above, time grows with tokens, and a step is at most a quarter of them, on average a sixteenth.
+_STEPS = ((64, 512), (128, 2048), (256, None))
+_SHORT = (16, 32)
+
+
+def padded_lengths(most: int) -> tuple[int, ...]:
+    """The lengths that passes are padded to, ascending; the last one is ``most``, the engine's limit."""
+    lengths = [length for length in _SHORT if length < most]
+    length = 0
+    for step, end in _STEPS:
+        while length + step < most and (end is None or length < end):
+            length += step
+            lengths.append(length)
+    return (*lengths, most)
+
+
+def padded_to(tokens: int, lengths: tuple[int, ...], room: int) -> int | None:
+    """The length that a pass is padded to.
+
+    Args:
+        tokens: of the pass.
+        lengths: what :func:`padded_lengths` gave; the last is at least ``tokens``.
+        room: slots of the cache behind the row that holds most. Padding is written like tokens, into slots behind
+            them: slots that do not exist have no positions in the RoPE tables either.
+
+    Returns:
+        The length, or None where the padding does not fit.
+    """
+    length = lengths[bisect_left(lengths, tokens)]
+    return length if length <= room else None
+
+
+@dataclass
+class _Pass:
+    """One number of rows of one length. TensorRT bakes shapes into what it launches: the context is the graph's own."""
+
+    context: Context
+    ran: bool = False
+    graph: Graph | None = None
+
+    def forget(self) -> None:
+        """Drops the graph: addresses or shapes change."""
+        self.ran = False
+        if self.graph is not None:
+            self.graph.close()
+            self.graph = None
+
+    def close(self) -> None:
+        self.forget()
+        self.context.close()
+
+
+class PassGraphs:
+    """Runs passes by number of rows and length; of more than ``most`` the one that was not used for longest goes.
+
+    The first use of a pass runs in its context directly: TensorRT sets itself up for the shapes, which cannot be
+    recorded. The second records the graph and launches it: recording takes as long as launching kernel by kernel, and
+    a length that never comes again is not recorded. Every later use is one launch.
+
+    Args:
+        stream: of all work of the session.
+        make: gives a context for so many rows.
+        prepare: binds addresses and sets shapes of a context, for rows and tokens.
+        most: contexts at most.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        make: Callable[[int], Context],
+        prepare: Callable[[Context, int, int], None],
+        most: int = MOST_PASSES,
+    ) -> None:
+        self._stream, self._make, self._prepare, self._most = stream, make, prepare, most
+        # least recently used first
+        self._passes: dict[tuple[int, int], _Pass] = {}
+
+    def run(self, B: int, S: int) -> None:
+        """Gives the pass of B rows of S tokens to the stream; its inputs lie where ``prepare`` bound them."""
+        one = self._take(B, S)
+        if not one.ran:
+            self._prepare(one.context, B, S)
+            one.context.run(self._stream)
+            one.ran = True
+            return
+        if one.graph is None:
+            one.graph = self._stream.capture(lambda: one.context.run(self._stream))
+            _log.debug("prefill: recorded %d rows of %d tokens", B, S)
+        one.graph.launch(self._stream)
+
+    def forget(self) -> None:
+        """Drops all graphs: addresses or shapes change. Contexts stay; the stream must have done its work."""
+        for one in self._passes.values():
+            one.forget()
+
+    def close(self) -> None:
+        """Frees graphs and contexts. Twice is allowed."""
+        for one in self._passes.values():
+            one.close()
+        self._passes.clear()
+
+    def _take(self, B: int, S: int) -> _Pass:
+        one = self._passes.pop((B, S), None)
+        if one is None:
+            if len(self._passes) >= self._most:
+                oldest = next(iter(self._passes))
+                _log.debug("prefill: drops %d rows of %d tokens", *oldest)
+                self._stream.synchronize()
+                self._passes.pop(oldest).close()
+            one = _Pass(self._make(B))
+        self._passes[B, S] = one
+        return one

@@ -1,0 +1,302 @@
+"""Prefill of the TensorRT session: padded lengths, graphs, profiles, cut passes; over a CUDA and a TensorRT of numpy.
+
+Shapes: B rows, S tokens of a pass, K positions, T cache slots.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from nemotron_errors import ResourceError
+from nemotron_runtime.bundle import Bundle
+from nemotron_runtime.generation import GenerationParams, generate
+from nemotron_runtime.sessions import tensorrt_prefill_graphs
+from nemotron_runtime.sessions.tensorrt import TensorRTSession
+from nemotron_runtime.sessions.tensorrt_prefill_graphs import padded_lengths, padded_to
+from support.tensorrt_fakes import V, install, make_tensorrt_bundle, toy
+
+CHUNK, SLOTS = 200, 600
+LENGTHS = (16, 32, 64, 128, 192, 200)
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """CUDA and TensorRT; afterwards nothing of either may be left."""
+    cuda, trt = install(monkeypatch)
+    trt.profiles = [(1, CHUNK, 4), (4, 48, 2)]
+    yield cuda, trt
+    gc.collect()
+    assert cuda.leaks() == (0, 0, 0, 0)
+    assert trt.living == 0
+
+
+@pytest.fixture
+def session(fakes: Any, tmp_path: Path) -> Any:
+    with TensorRTSession(bundle(tmp_path, fakes[1])) as opened:
+        yield opened
+
+
+def bundle(folder: Path, trt: Any) -> Bundle:
+    return Bundle.open(make_tensorrt_bundle(folder, trt, max_seq_len=SLOTS, prefill_chunk=CHUNK))
+
+
+def reference() -> Any:
+    return toy(max_seq_len=SLOTS, prefill_chunk=CHUNK)
+
+
+def ids(count: int, seed: int = 1) -> npt.NDArray[np.int64]:
+    return np.random.default_rng([seed, count]).integers(0, V, count)
+
+
+def check(session: Any, prompts: Sequence[Any], slots: int = 250) -> None:
+    """Prefill and two steps behind it give the logits of the prompts alone."""
+    session.reset(len(prompts), slots)
+    histories = [list(prompt) for prompt in prompts]
+    logits_BV = session.prefill(prompts)
+    for step in range(3):
+        for history, logits_V in zip(histories, logits_BV, strict=True):
+            np.testing.assert_array_equal(logits_V, toy().row_logits(history))
+        if step < 2:
+            tokens = ids(len(prompts), seed=step)
+            logits_BV = session.decode(tokens)
+            for history, token in zip(histories, tokens, strict=True):
+                history.append(int(token))
+
+
+@pytest.fixture
+def passes(fakes: Any) -> Callable[[], tuple[list[tuple[int, int, int]], int]]:
+    """Gives (B, S, K) of the prefill passes since it was asked last, and the graphs that were made."""
+    seen = [0, 0]
+
+    def since() -> tuple[list[tuple[int, int, int]], int]:
+        cuda, trt = fakes
+        found = [tuple(sizes) for kind, *sizes in trt.passes[seen[0] :] if kind == "prefill"]
+        graphs = cuda.graphs - seen[1]
+        seen[:] = len(trt.passes), cuda.graphs
+        return found, graphs
+
+    return since
+
+
+def test_lengths_are_steps_that_end_at_the_limit() -> None:
+    assert padded_lengths(CHUNK) == LENGTHS
+    assert [padded_lengths(most) for most in (1, 16, 17, 64, 65)] == [
+        (1,),
+        (16,),
+        (16, 17),
+        (16, 32, 64),
+        (16, 32, 64, 65),
+    ]
+    long = padded_lengths(4096)
+    assert long[:11] == (16, 32, 64, 128, 192, 256, 320, 384, 448, 512, 640)
+    assert {2048, 2304, 4096} <= set(long)
+    for most in (700, 2048, 4096, 5000):
+        lengths = padded_lengths(most)
+        assert lengths[-1] == most
+        assert list(lengths) == sorted(set(lengths))
+        for tokens in range(513, most + 1):
+            padded = padded_to(tokens, lengths, most)
+            assert padded is not None
+            assert tokens <= padded <= 1.25 * tokens
+
+
+def test_padding_stays_inside_the_cache() -> None:
+    assert [padded_to(tokens, LENGTHS, 600) for tokens in (1, 16, 17, 129, 192, 193, 200)] == [
+        16, 16, 32, 192, 192, 200, 200,
+    ]  # fmt: skip
+    assert padded_to(17, LENGTHS, 32) == 32
+    assert padded_to(17, LENGTHS, 31) is None
+    assert padded_to(200, LENGTHS, 200) == 200
+
+
+def test_a_length_runs_is_recorded_and_is_replayed(session: Any, fakes: Any, passes: Any) -> None:
+    cuda = fakes[0]
+    session.reset(1, 250)
+    for use, prompt in enumerate([ids(17), ids(32, 2), ids(20, 3), ids(31, 4)]):
+        launches = cuda.launches
+        session.reset(1, 250)
+        found = session.prefill([prompt])[0]
+        np.testing.assert_array_equal(found, toy().row_logits(prompt))
+        expected = [([(1, 32, 1)], 0), ([(1, 32, 1)], 1), ([], 0), ([], 0)][use]
+        assert passes() == expected
+        assert cuda.launches - launches == (use > 0)
+
+
+def test_other_lengths_between_do_not_disturb_a_graph(session: Any, fakes: Any, passes: Any) -> None:
+    for _ in range(3):
+        for prompt in (ids(5), ids(33), ids(200), ids(64), ids(1)):
+            check(session, [prompt])
+    # once to run and once to record each, and decode's graph, once for all
+    found, graphs = passes()
+    assert sorted(found) == sorted(2 * [(1, 16, 1), (1, 64, 1), (1, 200, 1)])
+    assert graphs == 3 + 1
+
+
+def test_at_the_end_of_the_cache_passes_are_as_long_as_they_are(session: Any, fakes: Any, passes: Any) -> None:
+    prompts = [ids(90, 1), ids(140, 2), ids(22, 3)]
+    for _ in range(2):
+        session.reset(1, 256)
+        for n, prompt in enumerate(prompts, start=1):
+            history = np.concatenate(prompts[:n])
+            np.testing.assert_array_equal(session.prefill([prompt])[0], toy().row_logits(history))
+    # 90 + 192 and 230 + 32 run past 256 slots
+    assert passes() == (2 * [(1, 128, 1), (1, 140, 1), (1, 22, 1)], 1)
+    address = session._cache.addresses["k_cache.0"]
+    shape = session._cache.shape_BGTD
+    assert shape[2] == 256
+    assert (fakes[0].array(address, shape, np.float16)[0, :, 252:] == 0).all()
+
+
+def test_a_row_near_the_end_bounds_the_padding_of_all(session: Any, passes: Any) -> None:
+    session.reset(2, 256)
+    session.prefill([ids(220), ids(10)])
+    passes()
+    found = session.prefill([ids(34, 2), ids(33, 3)])
+    # 220 + 48 run past 256 slots
+    assert passes() == ([(2, 34, 1)], 0)
+    np.testing.assert_array_equal(found[0], toy().row_logits([*ids(220), *ids(34, 2)]))
+    np.testing.assert_array_equal(found[1], toy().row_logits([*ids(10), *ids(33, 3)]))
+
+
+def test_a_cache_that_moves_drops_the_graphs(session: Any, fakes: Any, passes: Any) -> None:
+    cuda = fakes[0]
+    for _ in range(3):
+        check(session, [ids(30)])
+    passes()
+    handles = len(cuda.handles)
+    session.reset(1, 300)
+    # prefill's and decode's
+    assert len(cuda.handles) == handles - 2
+    for use in range(3):
+        launches = cuda.launches
+        session.reset(1, 300)
+        np.testing.assert_array_equal(session.prefill([ids(30)])[0], toy().row_logits(ids(30)))
+        assert cuda.launches - launches == (use > 0)
+    assert passes() == ([(1, 32, 1)] * 2, 1)
+    # the context stayed: one for the length, and decode's
+    assert fakes[1].living == 2 + 2
+
+
+def test_of_too_many_lengths_the_one_not_used_for_longest_goes(
+    fakes: Any, tmp_path: Path, passes: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened = bundle(tmp_path, fakes[1])
+    init = tensorrt_prefill_graphs.PassGraphs.__init__
+    monkeypatch.setattr(init, "__defaults__", (2,))
+    with TensorRTSession(opened) as session, caplog.at_level(logging.DEBUG):
+
+        def prefill(*lengths: int) -> tuple[Any, int]:
+            for length in lengths:
+                session.reset(1, 250)
+                np.testing.assert_array_equal(session.prefill([ids(length)])[0], toy().row_logits(ids(length)))
+            return passes()
+
+        assert prefill(10, 10, 20, 20) == ([(1, 16, 1)] * 2 + [(1, 32, 1)] * 2, 2)
+        assert prefill(10, 20, 10) == ([], 0)
+        # 32 goes, which 16 was used after
+        assert prefill(60, 10) == ([(1, 64, 1)], 0)
+        assert "drops 1 rows of 32 tokens" in caplog.text
+        # two engines and two contexts
+        assert fakes[1].living == 4
+        assert prefill(20, 20) == ([(1, 32, 1)] * 2, 1)
+        assert prefill(10) == ([], 0)
+
+
+def test_several_rows_take_their_profile_and_are_cut(session: Any, passes: Any) -> None:
+    rows = [ids(150, 1), ids(3, 2), ids(49, 3)]
+    check(session, rows)
+    # 48 tokens at a time, and 6 that are padded; a step then drops in
+    found, _ = passes()
+    assert found == [(3, 48, 1), (3, 48, 1), (3, 16, 1)]
+    check(session, [rows[0]])
+    assert passes()[0] == [(1, 192, 1)]
+    whole = reference()
+    whole.reset(3, 250)
+    session.reset(3, 250)
+    np.testing.assert_array_equal(session.prefill(rows), whole.prefill(rows))
+
+
+def test_several_rows_with_logits_of_many_positions(session: Any, passes: Any) -> None:
+    rows = [ids(150, 1), ids(3, 2), ids(99, 3)]
+    wanted = [np.array([0, 1, 2, 60, 149]), np.array([2, 0, 2]), np.array([98, 97, 96, 95])]
+    whole = reference()
+    for each in (session, whole):
+        each.reset(3, 250)
+        each.prefill([ids(20, 8), ids(9, 9), ids(1, 7)])
+    passes()
+    for found, expected in zip(session.prefill_at(rows, wanted), whole.prefill_at(rows, wanted), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    sizes = passes()[0]
+    assert all(B == 3 and S <= 48 and K <= 2 for B, S, K in sizes)
+    assert {K for _, _, K in sizes} == {1, 2}
+
+
+def test_logits_of_pieces_that_nobody_wants_are_not_copied(session: Any, fakes: Any) -> None:
+    device, copied = session.device, []
+    driver = device.driver
+
+    def call(name: str, *arguments: Any, **options: Any) -> Any:
+        if name == "MemcpyDtoHAsync":
+            copied.append(arguments[2])
+        return driver(name, *arguments, **options)
+
+    session.reset(2, 250)
+    pair = session._prefiller._one.device
+    pair._device = type("Watched", (), {"driver": staticmethod(call), "count": device.count})()
+    session.prefill([ids(140), ids(130)])
+    assert copied == [2 * V * 4]
+
+
+def test_an_engine_with_one_profile_takes_all_rows_at_once(fakes: Any, tmp_path: Path, passes: Any) -> None:
+    fakes[1].profiles = [(4, CHUNK, 4)]
+    with TensorRTSession(bundle(tmp_path, fakes[1])) as session:
+        check(session, [ids(150), ids(40)])
+        check(session, [ids(150)])
+    assert passes()[0] == [(2, 192, 1), (1, 192, 1)]
+
+
+def test_generation_over_and_over_takes_the_same_tokens(session: Any, fakes: Any) -> None:
+    params = GenerationParams(max_new_tokens=20)
+    for prompts in ([ids(100), ids(7)], [ids(16)], [ids(170)]) * 3:
+        found, expected = generate(session, prompts, params), generate(reference(), prompts, params)
+        assert [each.token_ids for each in found] == [each.token_ids for each in expected]
+
+
+def test_a_pass_or_recording_that_fails_is_made_again(session: Any, fakes: Any, passes: Any) -> None:
+    def prefill(fails: str | None) -> tuple[Any, int]:
+        session.reset(1, 250)
+        fakes[1].fails = fails
+        if fails:
+            with pytest.raises(ResourceError, match=fails):
+                session.prefill([ids(20)])
+        else:
+            np.testing.assert_array_equal(session.prefill([ids(20)])[0], toy().row_logits(ids(20)))
+        return passes()
+
+    assert prefill("no such tactic") == ([], 0)
+    assert prefill(None) == ([(1, 32, 1)], 0)
+    assert prefill("no such stream") == ([], 0)
+    assert prefill(None) == ([(1, 32, 1)], 1)
+    assert prefill(None) == ([], 0)
+
+
+def test_memory_for_the_buffers_is_given_back_where_it_ends(fakes: Any, tmp_path: Path) -> None:
+    opened, cuda = bundle(tmp_path, fakes[1]), fakes[0]
+    with TensorRTSession(opened):
+        most = cuda.used
+    refused = 0
+    for total in range(most - 6000, most, 200):
+        cuda.total = total
+        with pytest.raises(ResourceError):
+            TensorRTSession(opened)
+        gc.collect()
+        assert cuda.leaks() == (0, 0, 0, 0)
+        refused += 1
+    assert refused == 30
