@@ -16,7 +16,7 @@ from nemotron_errors import BundleError
 
 from nemotron_runtime.bundle import Bundle, PlacedWeights
 
-__all__ = ["checked_chunks", "map_weights", "packed_weights"]
+__all__ = ["changed_chunk", "check_digests", "checked_chunks", "map_weights", "packed_weights"]
 
 _log = logging.getLogger(__name__)
 
@@ -55,16 +55,11 @@ def packed_weights(bundle: Bundle, views: Mapping[str, mmap.mmap]) -> bytearray:
     return packed
 
 
-@contextmanager
-def checked_chunks(bundle: Bundle, views: Mapping[str, mmap.mmap]) -> Iterator[None]:
-    """Hashes the chunks by threads while the body runs; leaving the body waits for the last of them.
-
-    Where the build skipped the scan there are no digests: size and header are all that is known, and a warning says
-    so. Of a quantized bundle's checkpoint only the chunks with tensors that the graph still reads are hashed: their
-    place in it takes the quantized file, which is hashed whole.
+def check_digests(bundle: Bundle) -> None:
+    """Looks at what the manifest has to check chunks with; where it has nothing, a warning says so.
 
     Raises:
-        BundleError: a chunk that changed, naming file, chunk and bytes.
+        BundleError: digests of an algorithm that this Python has not.
     """
     weights = bundle.manifest.weights
     if any(file.chunks is None for file in weights.files):
@@ -76,6 +71,31 @@ def checked_chunks(bundle: Bundle, views: Mapping[str, mmap.mmap]) -> Iterator[N
             "use another Python, or build the bundle again",
             where=str(bundle.directory),
         )
+
+
+def changed_chunk(bundle: Bundle, placed: PlacedWeights, number: int, start: int, end: int, found: str) -> BundleError:
+    """The error for a chunk, bytes ``start`` to ``end``, with another digest than the manifest's."""
+    assert placed.record.chunks is not None
+    return BundleError(
+        f"{bundle.manifest.weights.algorithm} {found} for chunk {number} (bytes {start} to {end})",
+        placed.record.chunks[number],
+        "restore the file from where it came from, or build the bundle again",
+        where=str(placed.path),
+    )
+
+
+@contextmanager
+def checked_chunks(bundle: Bundle, views: Mapping[str, mmap.mmap]) -> Iterator[None]:
+    """Hashes the chunks by threads while the body runs; leaving the body waits for the last of them.
+
+    Where the build skipped the scan there are no digests: size and header are all that is known, and a warning says
+    so. Of a quantized bundle's checkpoint only the chunks with tensors that the graph still reads are hashed: their
+    place in it takes the quantized file, which is hashed whole.
+
+    Raises:
+        BundleError: a chunk that changed, naming file, chunk and bytes.
+    """
+    check_digests(bundle)
     with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1), "weights") as pool:
         checks = [
             pool.submit(_check_chunk, bundle, placed, views[placed.record.name], number, digest)
@@ -122,9 +142,4 @@ def _check_chunk(bundle: Bundle, placed: PlacedWeights, view: mmap.mmap, number:
     with memoryview(view) as whole, whole[start:end] as chunk:
         found = hashlib.new(weights.algorithm, chunk, usedforsecurity=False).hexdigest()
     if found != expected:
-        raise BundleError(
-            f"{weights.algorithm} {found} for chunk {number} (bytes {start} to {end})",
-            expected,
-            "restore the file from where it came from, or build the bundle again",
-            where=str(placed.path),
-        )
+        raise changed_chunk(bundle, placed, number, start, end, found)

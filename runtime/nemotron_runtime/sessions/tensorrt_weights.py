@@ -1,13 +1,14 @@
-"""One copy of the weights on the GPU, taken from the mapped files through two pinned buffers while they are hashed."""
+"""One copy of the weights on the GPU: read into pinned buffers, hashed there and copied, all at the same time."""
 
 from __future__ import annotations
 
 import logging
 import math
-import mmap
+import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -18,15 +19,18 @@ from nemotron_runtime.bundle import Bundle
 from nemotron_runtime.cuda import Device, DeviceBuffer
 from nemotron_runtime.manifest import WeightPart
 from nemotron_runtime.manifest_tensorrt import TensorRTRecord, TensorRTWeight
-from nemotron_runtime.weights import checked_chunks, map_weights
+from nemotron_runtime.weights_reading import Piece, PieceReader, plan_pieces
 
 __all__ = ["DeviceWeights", "check_weights", "upload_weights"]
 
 _log = logging.getLogger(__name__)
 
-_STAGING_BYTES = 64 << 20
-# copies into one staging buffer at once: one core cannot keep up with the link to the GPU
-_COPY_THREADS = 4
+# of a pinned buffer, where chunks are not smaller: a thread reads and hashes a whole chunk of the usual size
+_STAGING_BYTES = 16 << 20
+# one core reads and hashes 1 to 1.5 GB/s, and the link to the GPU takes 25 to 50
+_MAX_THREADS = 12
+# buffers beside those that threads have: one read ahead, two that are copied from
+_READ_AHEAD, _COPIED = 1, 2
 # what TensorRT's kernels, and vector loads in general, may take for granted
 _ALIGNMENT = 256
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -76,19 +80,18 @@ def check_weights(bundle: Bundle, record: TensorRTRecord) -> None:
 def upload_weights(bundle: Bundle, record: TensorRTRecord, device: Device) -> DeviceWeights:
     """Allocates and fills one device buffer; a packed weight's parts lie one behind another.
 
-    Chunks are hashed by threads meanwhile; nothing is returned before the last of them agrees.
+    Of the files, the chunks that the weights touch are read and hashed, each once; nothing is returned before the last
+    of them agrees.
 
     Raises:
-        BundleError: a file that cannot be mapped, or a chunk that changed.
+        BundleError: a file that cannot be read or became shorter, or a chunk that changed.
         ResourceError: too little GPU memory, with the numbers.
     """
     offsets, copies, size = _lay_out(record.weights)
-    views = map_weights(bundle, verify_chunks=False)
     began = time.perf_counter()
     with ExitStack() as undo:
         buffer = undo.enter_context(device.allocate(size, "the weights"))
-        with checked_chunks(bundle, views):
-            _upload(device, buffer, views, copies)
+        _upload(device, buffer, bundle, copies)
         undo.pop_all()
     seconds = time.perf_counter() - began
     uploaded = sum(part.length for _, part in copies)
@@ -117,39 +120,47 @@ def _lay_out(weights: Iterable[TensorRTWeight]) -> tuple[dict[str, int], list[tu
     return offsets, copies, end
 
 
-def _pieces(copies: Iterable[tuple[int, WeightPart]]) -> Iterator[tuple[int, WeightPart]]:
-    """The copies cut into what one staging buffer holds."""
+def _upload(device: Device, buffer: DeviceBuffer, bundle: Bundle, copies: list[tuple[int, WeightPart]]) -> None:
+    pieces = plan_pieces(bundle, (part for _, part in copies), _STAGING_BYTES)
+    by_file: dict[str, list[tuple[int, WeightPart]]] = defaultdict(list)
     for target, part in copies:
-        for at in range(0, part.length, _STAGING_BYTES):
-            length = min(_STAGING_BYTES, part.length - at)
-            yield target + at, WeightPart(part.file, part.offset + at, length)
-
-
-def _upload(
-    device: Device, buffer: DeviceBuffer, views: Mapping[str, mmap.mmap], copies: list[tuple[int, WeightPart]]
-) -> None:
-    sources = {name: np.frombuffer(view, np.uint8) for name, view in views.items()}
-    size = min(_STAGING_BYTES, max(part.length for _, part in copies))
+        by_file[part.file].append((target, part))
+    size = max(piece.length for piece in pieces)
+    threads = min(_MAX_THREADS, os.cpu_count() or 1, len(pieces))
     with ExitStack() as held:
-        staging = [held.enter_context(device.pinned(size)) for _ in range(2)]
-        arrays = [pinned.array(np.uint8, (size,)) for pinned in staging]
+        count = min(threads + _READ_AHEAD + _COPIED, len(pieces))
+        staging = [held.enter_context(device.pinned(size)) for _ in range(count)]
+        memory = [pinned.array(np.uint8, (size,)).data for pinned in staging]
         free = [device.event() for _ in staging]
         for event in free:
             held.callback(event.close)
         stream = device.stream()
-        # first to close: it waits for the copies out of the staging buffers
+        # it waits for the copies out of the staging buffers
         held.callback(stream.close)
-        pool = held.enter_context(ThreadPoolExecutor(_COPY_THREADS, "upload"))
-        for number, (target, piece) in enumerate(_pieces(copies)):
-            turn = number % 2
-            free[turn].wait()
-            _copy(pool, sources[piece.file][piece.offset : piece.offset + piece.length], arrays[turn])
-            buffer.upload(staging[turn].address, piece.length, stream, offset=target)
+        # first to close: no thread writes to the staging buffers any more
+        reader = held.enter_context(PieceReader(bundle, pieces, threads))
+
+        def finish(turn: int, piece: Piece, reading: Future[None]) -> None:
+            reading.result()
+            for target, at, length in _moves(piece, by_file[piece.file]):
+                buffer.upload(staging[turn].address + at, length, stream, offset=target)
             free[turn].record(stream)
+
+        reads: deque[tuple[int, Piece, Future[None]]] = deque()
+        for number, piece in enumerate(pieces):
+            if len(reads) == threads + _READ_AHEAD:
+                finish(*reads.popleft())
+            turn = number % len(staging)
+            free[turn].wait()
+            reads.append((turn, piece, reader.read(piece, memory[turn][: piece.length])))
+        while reads:
+            finish(*reads.popleft())
         stream.synchronize()
 
 
-def _copy(pool: ThreadPoolExecutor, source: np.ndarray, target: np.ndarray) -> None:
-    parts = _COPY_THREADS if len(source) > 1 << 20 else 1
-    pairs = zip(np.array_split(source, parts), np.array_split(target[: len(source)], parts), strict=True)
-    list(pool.map(lambda pair: np.copyto(pair[1], pair[0]), pairs))
+def _moves(piece: Piece, copies: Iterable[tuple[int, WeightPart]]) -> Iterator[tuple[int, int, int]]:
+    """What of a piece goes to the device: offset there, offset in the piece, bytes."""
+    for target, part in copies:
+        first, last = max(piece.start, part.offset), min(piece.end, part.offset + part.length)
+        if first < last:
+            yield target + first - part.offset, first - piece.start, last - first
