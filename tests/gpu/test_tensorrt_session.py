@@ -152,6 +152,63 @@ def test_decode_of_rows_of_different_lengths(built: Built) -> None:
         assert rmse([pair]) <= SHAPE_RATIO * own
 
 
+def test_prompts_around_padded_lengths_three_times_each(built: Built) -> None:
+    lengths = (2, 15, 16, 17, 32, 33, 64, 65, 96, 97, 256, 257, 449, 511, 512, 513, 600)
+    before = built.session.logits(ids(40))
+    prompts = [ids(n, seed=n) for n in lengths]
+    exact, low = ([eager(model, prompt)[-1] for prompt in prompts] for model in built.models)
+    own = rmse(list(zip(low, exact, strict=True)))
+    # run, recorded, replayed; with other lengths between, and again in a cache that moved
+    for slots in (1024, 2048):
+        first: list[Any] = []
+        for use in range(3):
+            for n, prompt in enumerate(prompts):
+                built.session.reset(1, slots)
+                found = built.session.prefill([prompt])[0]
+                if use == 0:
+                    first.append(found)
+                np.testing.assert_array_equal(found, first[n])
+        assert rmse(list(zip(first, exact, strict=True))) <= SHAPE_RATIO * own
+    # padding wrote behind the prompts; another request finds nothing of it
+    np.testing.assert_array_equal(built.session.logits(ids(40)), before)
+
+
+def test_steps_overwrite_padding_and_the_end_of_the_cache_takes_none(built: Built) -> None:
+    # 65 tokens take a pass of 96, whose slots the steps fill; the last 36 have no room for 48
+    first, stepped, last = 65, 140, SLOTS - 36
+    whole = ids(SLOTS)
+    exact, low = (eager(model, whole) for model in built.models)
+    positions = [first - 1, *range(first, stepped), last - 1, SLOTS - 1]
+    for _ in range(2):
+        built.session.reset(1, SLOTS)
+        found = [built.session.prefill([whole[:first]])[0]]
+        found += [built.session.decode(whole[at : at + 1])[0].copy() for at in range(first, stepped)]
+        found += [built.session.prefill([whole[stepped:last]])[0], built.session.prefill([whole[last:]])[0]]
+        assert rmse([(np.stack(found), exact[positions])]) <= SHAPE_RATIO * rmse([(low[positions], exact[positions])])
+
+
+def test_rows_longer_than_a_pass_of_several_rows(built: Built) -> None:
+    lengths, more = (500, 170, 3), (7, 400, 161)
+    assert max(lengths) > CHUNK // ROWS
+    rows = [ids(n + m, seed=n) for n, m in zip(lengths, more, strict=True)]
+    exact, low = ([eager(model, row) for row in rows] for model in built.models)
+    kept = [np.array([n - 1, n + m - 1]) for n, m in zip(lengths, more, strict=True)]
+    own = rmse([(w[k], a[k]) for w, a, k in zip(low, exact, kept, strict=True)])
+    for _ in range(3):
+        built.session.reset(ROWS, 1000)
+        first = built.session.prefill([row[:n] for row, n in zip(rows, lengths, strict=True)]).copy()
+        second = built.session.prefill([row[n:] for row, n in zip(rows, lengths, strict=True)])
+        pairs = [(np.stack(found), a[k]) for *found, a, k in zip(first, second, exact, kept, strict=True)]
+        assert rmse(pairs) <= SHAPE_RATIO * own
+    # one position per row, and many of them
+    built.session.reset(ROWS, 1000)
+    positions = [np.arange(0, len(row), 5) for row in rows]
+    found = built.session.prefill_at(rows, positions)
+    assert rmse([(f, a[p]) for f, a, p in zip(found, exact, positions, strict=True)]) <= SHAPE_RATIO * rmse(
+        [(w[p], a[p]) for w, a, p in zip(low, exact, positions, strict=True)]
+    )
+
+
 @pytest.mark.parametrize("rows", [1, 3])
 def test_tokens_chosen_on_the_gpu_are_the_argmax(built: Built, rows: int) -> None:
     prompts = [ids(50 + 7 * b, seed=b) for b in range(rows)]

@@ -23,7 +23,7 @@ from nemotron_runtime.sessions.tensorrt_prefill_graphs import padded_lengths, pa
 from support.tensorrt_fakes import V, install, make_tensorrt_bundle, toy
 
 CHUNK, SLOTS = 200, 600
-LENGTHS = (16, 32, 64, 128, 192, 200)
+LENGTHS = (16, 32, 48, 64, 96, 128, 160, 192, 200)
 
 
 @pytest.fixture
@@ -87,30 +87,25 @@ def passes(fakes: Any) -> Callable[[], tuple[list[tuple[int, int, int]], int]]:
 
 def test_lengths_are_steps_that_end_at_the_limit() -> None:
     assert padded_lengths(CHUNK) == LENGTHS
-    assert [padded_lengths(most) for most in (1, 16, 17, 64, 65)] == [
-        (1,),
-        (16,),
-        (16, 17),
-        (16, 32, 64),
-        (16, 32, 64, 65),
-    ]
+    for most, expected in ((1, (1,)), (16, (16,)), (17, (16, 17)), (64, (16, 32, 48, 64)), (65, (16, 32, 48, 64, 65))):
+        assert padded_lengths(most) == expected
     long = padded_lengths(4096)
-    assert long[:11] == (16, 32, 64, 128, 192, 256, 320, 384, 448, 512, 640)
+    assert long[:8] == (16, 32, 48, 64, 96, 128, 160, 192)
+    assert long[9:15] == (256, 320, 384, 448, 512, 640)
     assert {2048, 2304, 4096} <= set(long)
     for most in (700, 2048, 4096, 5000):
         lengths = padded_lengths(most)
         assert lengths[-1] == most
         assert list(lengths) == sorted(set(lengths))
-        for tokens in range(513, most + 1):
+        for tokens in range(128, most + 1):
             padded = padded_to(tokens, lengths, most)
             assert padded is not None
             assert tokens <= padded <= 1.25 * tokens
 
 
 def test_padding_stays_inside_the_cache() -> None:
-    assert [padded_to(tokens, LENGTHS, 600) for tokens in (1, 16, 17, 129, 192, 193, 200)] == [
-        16, 16, 32, 192, 192, 200, 200,
-    ]  # fmt: skip
+    for tokens, expected in ((1, 16), (16, 16), (17, 32), (129, 160), (192, 192), (193, 200), (200, 200)):
+        assert padded_to(tokens, LENGTHS, 600) == expected
     assert padded_to(17, LENGTHS, 32) == 32
     assert padded_to(17, LENGTHS, 31) is None
     assert padded_to(200, LENGTHS, 200) == 200
@@ -131,7 +126,7 @@ def test_a_length_runs_is_recorded_and_is_replayed(session: Any, fakes: Any, pas
 
 def test_other_lengths_between_do_not_disturb_a_graph(session: Any, fakes: Any, passes: Any) -> None:
     for _ in range(3):
-        for prompt in (ids(5), ids(33), ids(200), ids(64), ids(1)):
+        for prompt in (ids(5), ids(49), ids(200), ids(64), ids(1)):
             check(session, [prompt])
     # once to run and once to record each, and decode's graph, once for all
     found, graphs = passes()
@@ -140,14 +135,14 @@ def test_other_lengths_between_do_not_disturb_a_graph(session: Any, fakes: Any, 
 
 
 def test_at_the_end_of_the_cache_passes_are_as_long_as_they_are(session: Any, fakes: Any, passes: Any) -> None:
-    prompts = [ids(90, 1), ids(140, 2), ids(22, 3)]
+    prompts = [ids(90, 1), ids(141, 2), ids(21, 3)]
     for _ in range(2):
         session.reset(1, 256)
         for n, prompt in enumerate(prompts, start=1):
             history = np.concatenate(prompts[:n])
             np.testing.assert_array_equal(session.prefill([prompt])[0], toy().row_logits(history))
-    # 90 + 192 and 230 + 32 run past 256 slots
-    assert passes() == (2 * [(1, 128, 1), (1, 140, 1), (1, 22, 1)], 1)
+    # 90 + 160 fit, 231 + 32 run past 256 slots
+    assert passes() == (2 * [(1, 96, 1), (1, 160, 1), (1, 21, 1)], 2)
     address = session._cache.addresses["k_cache.0"]
     shape = session._cache.shape_BGTD
     assert shape[2] == 256
@@ -188,8 +183,7 @@ def test_of_too_many_lengths_the_one_not_used_for_longest_goes(
     fakes: Any, tmp_path: Path, passes: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     opened = bundle(tmp_path, fakes[1])
-    init = tensorrt_prefill_graphs.PassGraphs.__init__
-    monkeypatch.setattr(init, "__defaults__", (2,))
+    monkeypatch.setattr(tensorrt_prefill_graphs, "_MOST_PASSES", 2)
     with TensorRTSession(opened) as session, caplog.at_level(logging.DEBUG):
 
         def prefill(*lengths: int) -> tuple[Any, int]:
@@ -216,7 +210,7 @@ def test_several_rows_take_their_profile_and_are_cut(session: Any, passes: Any) 
     found, _ = passes()
     assert found == [(3, 48, 1), (3, 48, 1), (3, 16, 1)]
     check(session, [rows[0]])
-    assert passes()[0] == [(1, 192, 1)]
+    assert passes()[0] == [(1, 160, 1)]
     whole = reference()
     whole.reset(3, 250)
     session.reset(3, 250)
@@ -259,7 +253,7 @@ def test_an_engine_with_one_profile_takes_all_rows_at_once(fakes: Any, tmp_path:
     with TensorRTSession(bundle(tmp_path, fakes[1])) as session:
         check(session, [ids(150), ids(40)])
         check(session, [ids(150)])
-    assert passes()[0] == [(2, 192, 1), (1, 192, 1)]
+    assert passes()[0] == [(2, 160, 1), (1, 160, 1)]
 
 
 def test_generation_over_and_over_takes_the_same_tokens(session: Any, fakes: Any) -> None:

@@ -13,21 +13,21 @@ from dataclasses import dataclass
 from nemotron_runtime.cuda import Graph, Stream
 from nemotron_runtime.sessions.tensorrt_engine import Context
 
-__all__ = ["MOST_PASSES", "PassGraphs", "padded_lengths", "padded_to"]
+__all__ = ["PassGraphs", "padded_lengths", "padded_to"]
 
 _log = logging.getLogger(__name__)
 
 # each holds a context and a graph: some memory of the host, a little of the GPU
-MOST_PASSES = 32
-# (step, up to). A pass of up to some hundred tokens takes as long as reading the weights does, so coarse steps cost
-# nothing there; above, time grows with tokens, and a step is at most a quarter of them, on average a sixteenth.
-_STEPS = ((64, 512), (128, 2048), (256, None))
-_SHORT = (16, 32)
+_MOST_PASSES = 32
+# (step, up to). One row of up to some hundred tokens takes as long as reading the weights does, whatever the padding;
+# tokens of several rows add up, though, and from there on time grows with them. From 128 on a step is at most a quarter
+# of the tokens, from 512 on a sixteenth on average; finer ones would be more lengths to set up, each in two uses.
+_STEPS = ((16, 64), (32, 256), (64, 512), (128, 2048), (256, None))
 
 
 def padded_lengths(most: int) -> tuple[int, ...]:
     """The lengths that passes are padded to, ascending; the last one is ``most``, the engine's limit."""
-    lengths = [length for length in _SHORT if length < most]
+    lengths: list[int] = []
     length = 0
     for step, end in _STEPS:
         while length + step < most and (end is None or length < end):
@@ -73,7 +73,7 @@ class _Pass:
 
 
 class PassGraphs:
-    """Runs passes by number of rows and length; of more than ``most`` the one that was not used for longest goes.
+    """Runs passes by number of rows and length; 32 at most are kept, the one that was not used for longest goes.
 
     The first use of a pass runs in its context directly: TensorRT sets itself up for the shapes, which cannot be
     recorded. The second records the graph and launches it: recording takes as long as launching kernel by kernel, and
@@ -83,17 +83,12 @@ class PassGraphs:
         stream: of all work of the session.
         make: gives a context for so many rows.
         prepare: binds addresses and sets shapes of a context, for rows and tokens.
-        most: contexts at most.
     """
 
     def __init__(
-        self,
-        stream: Stream,
-        make: Callable[[int], Context],
-        prepare: Callable[[Context, int, int], None],
-        most: int = MOST_PASSES,
+        self, stream: Stream, make: Callable[[int], Context], prepare: Callable[[Context, int, int], None]
     ) -> None:
-        self._stream, self._make, self._prepare, self._most = stream, make, prepare, most
+        self._stream, self._make, self._prepare = stream, make, prepare
         # least recently used first
         self._passes: dict[tuple[int, int], _Pass] = {}
 
@@ -124,7 +119,7 @@ class PassGraphs:
     def _take(self, B: int, S: int) -> _Pass:
         one = self._passes.pop((B, S), None)
         if one is None:
-            if len(self._passes) >= self._most:
+            if len(self._passes) >= _MOST_PASSES:
                 oldest = next(iter(self._passes))
                 _log.debug("prefill: drops %d rows of %d tokens", *oldest)
                 self._stream.synchronize()
