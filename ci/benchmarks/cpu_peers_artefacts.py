@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import torch
+from genai_peer import builder_command, offline
 from support.checkpoints import write_checkpoint
 
 from nemotron_export import build
@@ -79,9 +78,7 @@ def _write_checkpoint(path: Path) -> None:
 
 
 def _run_builder(checkpoint: Path, output: Path, precision: str) -> None:
-    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", str(checkpoint), "-o", str(output)]
-    command += ["-p", precision, "-e", "cpu", "-c", str(output.parent / "cache")]
-    offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=offline)
+    command = builder_command(checkpoint, output, precision, "cpu", output.parent / "cache")
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=offline())
     if done.returncode:
         raise SystemExit(f"the builder failed:\n{done.stderr[-3000:]}")

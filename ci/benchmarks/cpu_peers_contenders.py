@@ -7,13 +7,13 @@ last token, for the comparison that comes before the measurement.
 from __future__ import annotations
 
 import ctypes
-import json
 import sys
 from typing import Any, ClassVar
 
 import numpy as np
+from genai_peer import GenaiContender, Peer
 
-from nemotron_export.bench.contenders import CONTENDERS, BenchRequest, Contender, ContenderSpec, Description
+from nemotron_export.bench.contenders import CONTENDERS, Description
 from nemotron_export.bench.contenders.base import Ids
 
 __all__ = ["CompiledContender", "GenaiContender", "LlamaContender"]
@@ -21,67 +21,7 @@ __all__ = ["CompiledContender", "GenaiContender", "LlamaContender"]
 _UBATCH = 512
 
 
-class _Peer(Contender):
-    """Options: path, description (the fields of `Description`), and those of the kind."""
-
-    @classmethod
-    def specs(cls, request: BenchRequest) -> list[ContenderSpec]:
-        raise AssertionError("cpu_peers.py names the specs of peers itself")
-
-    def _description(self) -> Description:
-        return Description(**self.options["description"])
-
-
-class GenaiContender(_Peer):
-    """A folder with genai_config.json on ONNX Runtime GenAI."""
-
-    kind: ClassVar[str] = "genai"
-
-    def prepare(self) -> None:
-        import onnxruntime_genai  # noqa: F401
-
-    def load(self) -> Description:
-        import onnxruntime_genai as og
-
-        config = og.Config(self.options["path"])
-        session = {"intra_op_num_threads": self.threads, "inter_op_num_threads": 1}
-        config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
-        self._model = og.Model(config)
-        self._generator: Any = None
-        return self._description()
-
-    def reset(self, rows: int, slots: int) -> None:
-        import onnxruntime_genai as og
-
-        self._generator = None
-        params = og.GeneratorParams(self._model)
-        # min_length: the end of the sequence is no reason to stop
-        params.set_search_options(do_sample=False, batch_size=rows, max_length=slots + 1, min_length=slots + 1)
-        self._generator = og.Generator(self._model, params)
-
-    def prefill(self, ids_BS: Ids) -> Ids:
-        self._generator.append_tokens(ids_BS.astype(np.int32))
-        return self._next()
-
-    def decode(self, tokens_B: Ids) -> Ids:
-        return self._next()
-
-    def scores(self, ids_S: Ids) -> np.ndarray:
-        """Logits [V] behind a prompt."""
-        self.reset(1, len(ids_S))
-        self._generator.append_tokens(ids_S[None].astype(np.int32))
-        return self._generator.get_logits().reshape(-1, self.options["description"]["vocab_size"])[-1]
-
-    def close(self) -> None:
-        self._generator = self._model = None
-
-    def _next(self) -> Ids:
-        # it feeds the token that it wrote last
-        self._generator.generate_next_token()
-        return self._generator.get_next_tokens().astype(np.int64)
-
-
-class LlamaContender(_Peer):
+class LlamaContender(Peer):
     """A GGUF file on llama.cpp, through the C functions that llama-cpp-python binds.
 
     Options: site, the folder that `pip install --target` put llama-cpp-python into; slots; kv, the cache's f16 or f32.
@@ -154,7 +94,7 @@ class LlamaContender(_Peer):
         return np.array([self._logits().argmax()])
 
 
-class CompiledContender(_Peer):
+class CompiledContender(Peer):
     """transformers' model and static cache, its forward pass through torch.compile; compiled in the warm-up rounds."""
 
     kind: ClassVar[str] = "compiled"
@@ -206,4 +146,4 @@ class CompiledContender(_Peer):
             return out.logits[:, -1].numpy()
 
 
-CONTENDERS.update({cls.kind: cls for cls in (GenaiContender, LlamaContender, CompiledContender)})
+CONTENDERS.update({cls.kind: cls for cls in (LlamaContender, CompiledContender)})

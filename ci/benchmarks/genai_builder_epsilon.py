@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ import onnx
 import onnxruntime
 import onnxruntime_genai
 import torch
+from genai_peer import builder_command, offline
 from rich.console import Console
 from rich.table import Table
 from support.checkpoints import write_checkpoint
@@ -43,10 +43,8 @@ GREEDY_TOKENS = 64
 
 def run_builder(checkpoint: Path, output: Path, cache: Path) -> Path:
     """GenAI's builder, in a process of its own; it reads the checkpoint's folder and nothing from the network."""
-    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", str(checkpoint), "-o", str(output)]
-    command += ["-p", "fp32", "-e", "cpu", "-c", str(cache)]
-    offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=offline)
+    command = builder_command(checkpoint, output, "fp32", "cpu", cache)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=offline())
     if done.returncode:
         raise SystemExit(f"the builder failed:\n{done.stderr[-3000:]}")
     return output

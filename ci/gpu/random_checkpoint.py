@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other values of config.json")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tokenizer", action="store_true", help="a byte-level one, which some tools insist on")
     arguments = parser.parse_args()
     raw = {**PUBLISHED[arguments.model], **_EXTRA_TOKENS, "dtype": arguments.dtype}
     if arguments.layers is not None:
@@ -50,6 +51,13 @@ def main() -> None:
     arguments.folder.mkdir(parents=True)
     (arguments.folder / "config.json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
     save_file(tensors, arguments.folder / "model.safetensors", metadata={"format": "pt"})
+    if arguments.tokenizer:
+        # it imports transformers
+        from support.checkpoints import write_tokenizer
+
+        write_tokenizer(arguments.folder / "tokenizer.json")
+        named = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        (arguments.folder / "tokenizer_config.json").write_text(json.dumps(named) + "\n", encoding="utf-8")
     print(f"{arguments.folder}: {sum(t.nbytes for t in tensors.values()) / 1e9:.2f} GB")
 
 

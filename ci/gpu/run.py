@@ -1,10 +1,10 @@
 """Everything that needs an NVIDIA GPU, in one go: tests, kernels' times, builds, parity, the bench.
 
-    python ci/gpu/run.py --output results [--only tests kernels parity bench] [--work /dev/shm/nemotron]
+    python ci/gpu/run.py --output results [--only tests kernels parity bench ort] [--work /dev/shm/nemotron]
 
-Needs the `build` and `tensorrt` extras. A step that fails is named and the next one runs; the exit code is the
-number of steps that failed. `results` gets each step's log, the measurements as JSON, and summary.json with every
-step's seconds, peak memory and exit code.
+Needs the `build` and `tensorrt` extras; `ort` needs onnxruntime-gpu and onnxruntime-genai-cuda instead of the latter. A
+step that fails is named and the next one runs; the exit code is the number of steps that failed. `results` gets each
+step's log, the measurements as JSON, and summary.json with every step's seconds, peak memory and exit code.
 """
 
 from __future__ import annotations
@@ -83,7 +83,30 @@ def steps(output: Path, work: Path, only: set[str]) -> list[Step]:
         found.append(Step("4B: bench", [*bench, *arguments, *against, "--json"], 400))
         arguments = ["--prompt-tokens", "128", "--batch", "8", "--rounds", "3"]
         found.append(Step("4B: batch of 8", [*bench, *arguments, "--json"]))
-    return found
+    return [*found, *(_ort_steps(output, work) if "ort" in only else ())]
+
+
+def _ort_steps(output: Path, work: Path) -> list[Step]:
+    """ONNX Runtime on CUDA: parity of 4B in bf16 and int4 and of a slice of 340B in fp16, then its peers."""
+    found = []
+    # a quantized bundle is judged by a text, which needs a tokenizer
+    cases = (
+        ("4B, bfloat16", "ort-4B", ["--model", "Minitron-4B"], "bfloat16", (None, "int4")),
+        ("slice of 340B, float16", "ort-slice", SLICE, "float16", (None,)),
+    )
+    for name, folder, arguments, dtype, quantized in cases:
+        checkpoint = work / folder / "checkpoint"
+        command = [*MAKE, str(checkpoint), *arguments, "--dtype", dtype, "--tokenizer"]
+        found.append(Step(f"ort {name}: weights", command))
+        for scheme in quantized:
+            bundle = work / folder / f"parity-{scheme or dtype}"
+            command = [*CLI, "build", str(checkpoint), "-o", str(bundle), "--target", "ort-cuda", "--dtype", dtype]
+            command += [] if scheme is None else ["--quantize", scheme]
+            label = "build and parity" if scheme is None else f"{scheme} build and parity"
+            found.append(Step(f"ort {name}: {label}", command, 500))
+    # it takes the checkpoint that is there
+    command = [sys.executable, str(ROOT / "ci/benchmarks/cuda_peers.py"), "--work", str(work / "ort-4B")]
+    return [*found, Step("ort 4B: peers", [*command, "--json", str(output / "cuda_peers.json")], 560)]
 
 
 def run(step: Step, output: Path) -> Outcome:
@@ -112,7 +135,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("/dev/shm/nemotron"), help="60 GB for the checkpoints")
-    kinds = ("tests", "kernels", "parity", "bench")
+    kinds = ("tests", "kernels", "parity", "bench", "ort")
     parser.add_argument("--only", nargs="+", choices=kinds, default=kinds)
     parser.add_argument("--match", default="", help="steps whose names hold this")
     arguments = parser.parse_args()

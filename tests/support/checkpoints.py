@@ -11,7 +11,7 @@ import tokenizers
 import torch
 from transformers import NemotronConfig, NemotronForCausalLM
 
-__all__ = ["ODD", "run_blocked", "write_checkpoint"]
+__all__ = ["ODD", "run_blocked", "write_checkpoint", "write_tokenizer"]
 
 # head_dim 32 with 4 heads is not hidden_size 96 / 4; two KV heads; half of the lanes are rotated
 ODD = {
@@ -33,13 +33,14 @@ def write_checkpoint(
             table = "embed_tokens" in name or "lm_head" in name
             parameter.normal_(0.0, 0.3 if "norm" in name else 0.08 if table else 0.25)
     model.to(dtype).save_pretrained(path)
-    _write_tokenizer(path / "tokenizer.json")
+    write_tokenizer(path / "tokenizer.json")
     (path / "LICENSE").write_text("Random numbers, free to use.\n", encoding="utf-8")
     # loaded anew: a model cast to bf16 and back would keep RoPE frequencies rounded to bf16
     return cls.from_pretrained(path, dtype=torch.float32).eval()
 
 
-def _write_tokenizer(path: Path) -> None:
+def write_tokenizer(path: Path) -> None:
+    """Writes a byte-level tokenizer.json of 260 tokens to the path."""
     vocabulary = {token: index for index, token in enumerate(("<pad>", "<unk>", "<s>", "</s>"))}
     # sorted: the set comes in another order in every process, and with it what a text is to a random model
     for letter in sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()):

@@ -1,0 +1,110 @@
+"""The contenders of cuda_peers.py: they note the tokens that they wrote, so that what is timed is what is compared."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from genai_peer import GenaiContender
+
+from nemotron_export.bench.contenders import CONTENDERS, ContenderSpec, Description
+from nemotron_export.bench.contenders.base import Ids
+from nemotron_export.bench.contenders.bundle import BundleContender
+from nemotron_export.bench.traffic import kv_bytes_per_token, read_parameters, total_parameters
+from nemotron_export.checkpoint import Checkpoint
+
+__all__ = ["Entry", "GenaiPeer", "OurBundle", "entries"]
+
+
+class _Noted:
+    """Keeps the tokens of the last request behind each prompt length.
+
+    Options: tokens, the file that :meth:`close` writes them to; environment, variables that are set before anything
+    is imported.
+    """
+
+    options: dict[str, Any]
+    _written: dict[int, list[int]]
+    _row: list[int]
+
+    def prepare(self) -> None:
+        os.environ.update(self.options["environment"])
+        self._written = {}
+        super().prepare()  # type: ignore[misc]
+
+    def prefill(self, ids_BS: Ids) -> Ids:
+        tokens_B: Ids = super().prefill(ids_BS)  # type: ignore[misc]
+        self._row = self._written[ids_BS.shape[1]] = [int(tokens_B[0])]
+        return tokens_B
+
+    def decode(self, tokens_B: Ids) -> Ids:
+        chosen_B: Ids = super().decode(tokens_B)  # type: ignore[misc]
+        self._row.append(int(chosen_B[0]))
+        return chosen_B
+
+    def close(self) -> None:
+        Path(self.options["tokens"]).write_text(json.dumps(self._written), encoding="utf-8")
+        super().close()  # type: ignore[misc]
+
+
+class OurBundle(_Noted, BundleContender):
+    """A bundle of ours on our runtime."""
+
+    kind: ClassVar[str] = "ours"
+
+
+class GenaiPeer(_Noted, GenaiContender):
+    """A folder on ONNX Runtime GenAI."""
+
+    kind: ClassVar[str] = "genai-noted"
+
+
+CONTENDERS.update({cls.kind: cls for cls in (OurBundle, GenaiPeer)})
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contender and the folder of `work` that it runs; those of one group are loaded at once and take turns."""
+
+    spec: ContenderSpec
+    folder: str
+    group: str
+
+
+def entries(work: Path, provider: str) -> list[Entry]:
+    """All contenders, ours first in each group; those whose folders were not built are left out."""
+    config = Checkpoint.open(work / "checkpoint").config
+    cuda = provider == "cuda"
+    dtype, bits = ("bfloat16", 16) if cuda else ("float32", 32)
+    precision = "bf16" if cuda else "fp32"
+    read, total = read_parameters(config), total_parameters(config)
+    found: list[Entry] = []
+
+    def add(runner: str, name: str, folder: str, group: str, **options: Any) -> None:
+        if not (work / folder / "model.onnx").is_file():
+            return
+        # int4: codes, and a scale for every 32 of them
+        weights = int(read * (4 + bits / 32 if group == "int4" else bits) / 8)
+        described = Description(dtype, config.vocab_size, weights, kv_bytes_per_token(config, dtype))
+        common = {"path": str(work / folder), "environment": {}, "description": vars(described)}
+        common["tokens"] = str(work / f"tokens-{len(found)}.json")
+        table = (total - read) * bits // 8
+        spec = ContenderSpec(runner, name, {**common, **options}, weights + table, provider)
+        found.append(Entry(spec, folder, group))
+
+    ours = {"weights_dir": None, "allow_unverified": True, "kind": "onnxruntime"}
+    graph = {"provider_options": {"enable_cuda_graph": "1"} if cuda else {}}
+    for group in (precision, "int4"):
+        add("ours", f"ours, {group}", f"ort-{provider}-{group}", group, **ours)
+    if cuda:
+        tuned = {"environment": {"ORT_CUDA_GEMM_AUTO_TUNE": "1"}}
+        add("ours", "ours, bf16, GEMM tuned", "ort-cuda-bf16", "bf16", **{**ours, **tuned})
+    add("genai-noted", f"GenAI, our folder, {precision}", f"genai-{provider}-{precision}", precision, **graph)
+    add("genai-noted", f"GenAI, its builder, {precision}", f"builder-{precision}", precision, **graph)
+    add("genai-noted", "GenAI, its builder, int4", "builder-int4", "int4", **graph)
+    add("genai-noted", "GenAI, its builder, bf16, last logits", "builder-bf16-pruned", "bf16", **graph)
+    add("genai-noted", "GenAI, its builder, int4, Hopper layout", "builder-int4-hopper", "int4", **graph)
+    return found
