@@ -101,7 +101,7 @@ def measure(
         for turn in turns:
             loaded = turn.attempt(lambda process: process.load())
             turn.load_seconds = loaded[0] if loaded else None
-            say(f"loaded {turn.name}" if loaded else f"FAILED to load {turn.name}: {turn.failed}")
+            say(f"loaded {turn.name}" if loaded else f"not loaded {turn.name}: {turn.failed}")
         times: dict[tuple[str, Shape], list[Times]] = {}
         for shape in shapes:
             alive = [turn for turn in turns if not turn.failed]
@@ -188,7 +188,7 @@ def show(document: dict[str, Any], context: int, prefill: int) -> None:
     rows = []
     for record in document["contenders"]:
         if record["failed"]:
-            rows.append([record["name"], "failed", *[""] * 7])
+            rows.append([record["name"], "failed", *[""] * 8])
             continue
         speed, wait = record["decode_tokens_per_second"], record["prefill_seconds"]
         cells = [
@@ -270,26 +270,33 @@ def main() -> int:
         if built.code:
             print((work / f"{built.name}.log").read_text(encoding="utf-8", errors="replace")[-2000:], flush=True)
     shapes = [Shape(count, arguments.new_tokens, 1) for count in (arguments.context, arguments.prefill)]
-    chosen = entries(work, arguments.provider)
     records: list[dict[str, Any]] = []
-    for group in dict.fromkeys(entry.group for entry in chosen):
-        members = [entry for entry in chosen if entry.group == group]
-        records += measure(members, shapes, arguments.rounds, arguments.warmup, arguments.threads, say)
-        say(f"measured {group}")
-    verdicts = compare(records, work, arguments.provider, arguments.context, say)
-    for name, verdict in verdicts.items():
-        # GenAI's builder has another epsilon: its tokens are reported, and held to nothing
-        if not verdict["passed"] and "its builder" not in name:
-            say(f"FAILED {name}: tokens {verdict['worst_margin']:.4f} behind, bound {verdict['bound']:.4f}")
-    document = {
+    document: dict[str, Any] = {
         "command": shlex.join(sys.argv), "checkpoint_command": shlex.join(command),
         "machine": machine(arguments.threads), "jobs": arguments.jobs,
         "rounds": arguments.rounds, "warmup": arguments.warmup,
         "shapes": [asdict(shape) for shape in shapes], "builds": [asdict(built) for built in done],
-        "contenders": records, "verdicts": verdicts, "failures": failures,
+        "contenders": records, "verdicts": {}, "failures": failures,
     }  # fmt: skip
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+    def save() -> None:
+        # after each stage: a run that is cut short keeps what it has
+        if arguments.json is not None:
+            arguments.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+    save()
+    chosen = entries(work, arguments.provider)
+    for group in dict.fromkeys(entry.group for entry in chosen):
+        members = [entry for entry in chosen if entry.group == group]
+        records += measure(members, shapes, arguments.rounds, arguments.warmup, arguments.threads, say)
+        say(f"measured {group}")
+        save()
+    verdicts = document["verdicts"] = compare(records, work, arguments.provider, arguments.context, say)
+    for name, verdict in verdicts.items():
+        # GenAI's builder has another epsilon: its tokens are reported, and held to nothing
+        if not verdict["passed"] and "its builder" not in name:
+            say(f"FAILED {name}: tokens {verdict['worst_margin']:.4f} behind, bound {verdict['bound']:.4f}")
+    save()
     show(document, arguments.context, arguments.prefill)
     say(f"done, {len(failures)} failures")
     return len(failures)
