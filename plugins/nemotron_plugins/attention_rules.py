@@ -41,8 +41,11 @@ def _constexprs(query_heads: int, kv_heads: int, head_dim: int, has_cache_row: b
 
 
 def decode_splits(*, kv_heads: int, max_rows: int, slots: int, multiprocessors: int) -> int:
-    """Into how many parts each row's cache is split: a power of two that fills the GPU about twice at ``max_rows``."""
-    wanted = 2 * multiprocessors // (kv_heads * max_rows)
+    """Into how many parts each row's cache is split: a power of two that fills the GPU at ``max_rows``.
+
+    As measured on an H100: one row is read fastest by one block for each multiprocessor, several rows by two.
+    """
+    wanted = min(max_rows, 2) * multiprocessors // (kv_heads * max_rows)
     useful = -(-slots // 32)
     return max(1, min(_MAX_SPLITS, next_power_of_two(wanted + 1) // 2, next_power_of_two(useful)))
 
@@ -63,10 +66,11 @@ def cached_attention_decode_rule(
     ``tokens`` × heads per group must not pass :data:`MAX_DECODE_ROWS`; ``splits`` is a power of two.
     """
     constexprs = _constexprs(query_heads, kv_heads, head_dim, has_cache_row, pdl)
-    wide = ITEM_BYTES[dtype] * int(constexprs["BLOCK_DIM"]) > 512
+    slot_bytes = ITEM_BYTES[dtype] * int(constexprs["BLOCK_DIM"])
+    block_n, stages = (32, 4) if slot_bytes <= 256 else (32, 3) if slot_bytes <= 512 else (16, 2)
     constexprs |= {
         "BLOCK_M": max(_MIN_TILE, next_power_of_two(tokens * query_heads // kv_heads)),
-        "BLOCK_N": 16 if wide else 32,
+        "BLOCK_N": block_n,
         "SPLITS": splits,
     }
     return Launch(
@@ -82,7 +86,7 @@ def cached_attention_decode_rule(
         constexprs=constexprs,
         grid=(GridAxis(kv_heads, ("B",)), GridAxis(splits)),
         num_warps=2 if ITEM_BYTES[dtype] == 2 else 4,
-        num_stages=3 if not wide else 2,
+        num_stages=stages,
         fp_fusion=True,
         pdl=pdl,
     )

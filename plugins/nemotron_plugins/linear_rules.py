@@ -35,12 +35,7 @@ def row_bucket(rows: int) -> int:
 def _blocks(rows: int, inputs: int, outputs: int, dtype: str, *, normed: bool) -> _Blocks:
     """Block sizes, as measured on an H100; several rows have no norm and fit 99 KB of shared memory everywhere."""
     if rows > 1:
-        if ITEM_BYTES[dtype] == 4:
-            chosen = _Blocks(_MIN_TILE, 32, 4, 4)
-        elif outputs >= _WIDE:
-            chosen = _Blocks(4 * _MIN_TILE, 256, 8, 3)
-        else:
-            chosen = _Blocks(_MIN_TILE, 256, 2, 5)
+        chosen = _Blocks(_MIN_TILE, 32, 4, 4) if ITEM_BYTES[dtype] == 4 else _Blocks(_MIN_TILE, 256, 2, 5)
         tile = min(chosen.inputs, max(_MIN_TILE, next_power_of_two(inputs)))
         return _Blocks(chosen.outputs, tile, chosen.num_warps, chosen.num_stages)
     if outputs >= _WIDE:

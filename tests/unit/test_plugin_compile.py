@@ -91,6 +91,6 @@ def test_grids_follow_the_sizes_of_a_call() -> None:
 
 
 def test_splits_fill_the_gpu_and_no_more() -> None:
-    assert decode_splits(kv_heads=8, max_rows=1, slots=4096, multiprocessors=132) == 32
+    assert decode_splits(kv_heads=8, max_rows=1, slots=4096, multiprocessors=132) == 16
     assert decode_splits(kv_heads=8, max_rows=64, slots=4096, multiprocessors=132) == 1
     assert decode_splits(kv_heads=8, max_rows=1, slots=100, multiprocessors=132) == 4

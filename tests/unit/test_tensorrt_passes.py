@@ -322,3 +322,31 @@ def test_sums_with_zero_vanish() -> None:
     feed = random_feed(before, x=np.array([[3], [5]]))
     assert_same(after, before, feed)
     assert not passes.EliminateZeroSumsPass()(after).modified
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_sums_of_float16_products_are_float32(bias: bool) -> None:
+    third = ", bias" if bias else ""
+    text = f"""g (float16[b,64] x, float16[1,64] w, float16[1] bias) => (float16[b,1] y) {{
+        y = Gemm<transB=1>(x, w{third})
+    }}"""
+    model = parse(text)
+    assert passes.AccumulateInFloat32Pass()(model).modified
+    assert ops(model) == ["Cast"] * (3 if bias else 2) + ["Gemm", "Cast"]
+    (output,) = model.graph.outputs
+    assert (output.name, output.dtype, [str(dim) for dim in output.shape or ()]) == (
+        "y",
+        ir.DataType.FLOAT16,
+        ["b", "1"],
+    )
+    # 2,048 + 63: float16 counts in twos there, and a sum in it would stay at 2,048
+    feed = {"x": np.ones((1, 64), np.float16), "w": np.ones((1, 64), np.float16), "bias": np.zeros(1, np.float16)}
+    feed["x"][0, 0] = 2048
+    assert run(model, feed)[0].item() == float(np.float16(2111))
+    assert not passes.AccumulateInFloat32Pass()(model).modified
+
+
+def test_sums_of_other_products_stay() -> None:
+    model = parse("g (float[b,4] x, float[2,4] w) => (float[b,2] y) { y = Gemm<transB=1>(x, w) }")
+    assert not passes.AccumulateInFloat32Pass()(model).modified
+    assert ops(model) == ["Gemm"]

@@ -1,5 +1,6 @@
 """Graph passes, one file each; a target is a list of them."""
 
+from nemotron_graphs.passes.accumulate_in_float32 import AccumulateInFloat32Pass
 from nemotron_graphs.passes.bind_rope_tables import BindRopeTablesPass
 from nemotron_graphs.passes.bind_weights import BindWeightsPass
 from nemotron_graphs.passes.canonicalize_shapes import CanonicalizeShapesPass
@@ -31,6 +32,7 @@ from nemotron_graphs.passes.set_opset import SetOpsetPass
 from nemotron_graphs.passes.widen_output import WidenOutputPass
 
 __all__ = [
+    "AccumulateInFloat32Pass",
     "BindRopeTablesPass",
     "BindWeightsPass",
     "CanonicalizeShapesPass",

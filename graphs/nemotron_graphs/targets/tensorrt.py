@@ -151,6 +151,7 @@ def common_ending(context: LoweringContext) -> Sequence[ir.passes.PassBase]:
         passes.DropUnusedInputsPass(),
         passes.InferShapesPass(),
         passes.BindRopeTablesPass(context.cos, context.sin),
+        passes.AccumulateInFloat32Pass(),
         passes.CheckCacheReadersPass(),
     )
 
