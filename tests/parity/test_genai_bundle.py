@@ -153,7 +153,10 @@ def test_the_graph_for_cuda_computes_in_its_dtype(checkpoint: Path, tmp_path: Pa
     floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
     # in fp16 relu² and down_proj compute in fp32: nobody measured that its range holds the square
     wide = {onnx.TensorProto.FLOAT} if dtype == "float16" else set()
-    found = {value.type.tensor_type.elem_type for value in graph.value_info} & floats
+    # what ONNX Runtime computes at load is float32
+    folded = ("/wide", "/sum", "foldable/1")
+    values = [value for value in graph.value_info if not value.name.endswith(folded)]
+    found = {value.type.tensor_type.elem_type for value in values} & floats
     assert found <= {expected, onnx.TensorProto.BFLOAT16} | wide
     assert wide <= found
     # a CUDA graph can be captured over nodes of the device alone: data never decides a shape

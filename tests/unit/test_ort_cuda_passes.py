@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
@@ -99,3 +102,59 @@ def test_hidden_states_have_no_tokens() -> None:
     model = parse("g (float[b,k,8] x) => (float[b,k,8] last_hidden_state) { last_hidden_state = Identity(x) }")
     assert not passes.GreedyTokensPass()(model).modified
     assert ops(model) == ["Identity"]
+
+
+GAMMA = """g (float[96] x, DTYPE one, DTYPE[N] weight) => (float[N] y) {
+    gamma = Add(one, weight)
+    y = Cast<to=1>(gamma)
+}"""
+LOW = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float": np.float32}
+
+
+def bind(model: ir.Model, name: str, array: np.ndarray) -> None:
+    """Makes an input an initializer."""
+    (value,) = [value for value in model.graph.inputs if value.name == name]
+    model.graph.inputs.remove(value)
+    value.const_value = ir.tensor(array, name=name)
+    model.graph.register_initializer(value)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_onnxruntime_folds_gamma_and_to_the_same_bits(tmp_path: Path, dtype: str) -> None:
+    low = LOW[dtype]
+    every = np.arange(1 << 16, dtype=np.uint16).view(low)
+    weight = every[np.abs(every.astype(np.float32)) < 100]
+    model = parse(GAMMA.replace("DTYPE", dtype).replace("N]", f"{weight.size}]"))
+    bind(model, "one", np.ones((), low))
+    assert passes.FoldableGammaPass()(model).modified
+    assert ops(model) == ["Constant", "Cast", "Add", "Cast", "Cast"]
+    assert list(model.graph.initializers) == []
+    assert not passes.FoldableGammaPass()(model).modified
+    # weights are bound after the passes
+    bind(model, "weight", weight)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "folded.onnx")
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    proto = ir.to_proto(model).SerializeToString()
+    session = onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"x": np.zeros(96, np.float32)})
+    np.testing.assert_array_equal(found, (weight + low(1)).astype(np.float32))
+    assert ops(ir.load(tmp_path / "folded.onnx")) == []
+
+
+@pytest.mark.parametrize(
+    ("dtype", "old", "new"),
+    [
+        ("float", "N", "8"), ("bfloat16", "DTYPE[N]", "DTYPE[8,1]"), ("bfloat16", "one, weight", "weight, weight"),
+        ("bfloat16", "Add(", "Mul("),
+    ],
+    ids=["float32", "matrix", "no constant", "no sum"],
+)  # fmt: skip
+def test_other_sums_stay(dtype: str, old: str, new: str) -> None:
+    text = GAMMA.replace(old, new)
+    assert text != GAMMA
+    model = parse(text.replace("DTYPE", dtype).replace("N]", "8]"))
+    bind(model, "one", np.ones((), LOW[dtype]))
+    names = ops(model)
+    assert not passes.FoldableGammaPass()(model).modified
+    assert ops(model) == names

@@ -10,6 +10,7 @@ from nemotron_graphs.passes.drop_unused_inputs import DropUnusedInputsPass
 from nemotron_graphs.passes.eliminate_zero_sums import EliminateZeroSumsPass
 from nemotron_graphs.passes.fix_dim import FixDimPass
 from nemotron_graphs.passes.fold_constants import FoldConstantsPass
+from nemotron_graphs.passes.foldable_gamma import FoldableGammaPass
 from nemotron_graphs.passes.form_group_query_attention import FormGroupQueryAttentionPass
 from nemotron_graphs.passes.form_layernorm_linear import FormLayerNormLinearPass
 from nemotron_graphs.passes.form_linear_residual import FormLinearResidualPass
@@ -41,6 +42,7 @@ __all__ = [
     "EliminateZeroSumsPass",
     "FixDimPass",
     "FoldConstantsPass",
+    "FoldableGammaPass",
     "FormGroupQueryAttentionPass",
     "FormLayerNormLinearPass",
     "FormLinearResidualPass",

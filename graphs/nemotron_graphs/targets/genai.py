@@ -22,7 +22,7 @@ def _lowering() -> Sequence[ir.passes.PassBase]:
 
 
 def _finishing() -> Sequence[ir.passes.PassBase]:
-    return (passes.GenaiNamesPass(),)
+    return (passes.FoldableGammaPass(), passes.GenaiNamesPass())
 
 
 def _target(

@@ -24,7 +24,7 @@ def _lowering() -> Sequence[ir.passes.PassBase]:
 
 
 def _finishing() -> Sequence[ir.passes.PassBase]:
-    return (passes.FormSkipLayerNormalizationPass(),)
+    return (passes.FormSkipLayerNormalizationPass(), passes.FoldableGammaPass())
 
 
 ort_cuda = Target(
