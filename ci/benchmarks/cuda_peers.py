@@ -140,7 +140,7 @@ def compare(records: Sequence[dict[str, Any]], work: Path, provider: str, contex
         pairs = enumerate(zip(tokens, base, strict=True))
         record["first_difference"] = next((n for n, (a, b) in pairs if a != b), None)
         record["tokens_differing"] = sum(a != b for a, b in zip(tokens, base, strict=True))
-    judged = {r["name"]: written[r["name"]] for r in records if not r["failed"] and r["group"] != "int4"}
+    judged = {r["name"]: written[r["name"]] for r in records if not r["failed"] and "int4" not in r["group"]}
     if not judged:
         return {}
     path = work / "written.json"

@@ -57,7 +57,8 @@ def builds(work: Path, provider: str, parity: bool, more: bool) -> list[Build]:
         work: where they go.
         provider: "cuda", in bf16; or "cpu", in fp32, which shows that the commands are right where no GPU is.
         parity: whether our own bundles end with their parity check.
-        more: GenAI's builder also with its options for a shorter prefill (prune_lm_head) and for Hopper's int4 layout.
+        more: GenAI's builder also with its options for a shorter prefill (prune_lm_head) and for the layout of
+            another int4 kernel, of which it has one for groups of 32.
     """
     checkpoint, cuda = work / "checkpoint", provider == "cuda"
     dtype, precision = ("bfloat16", "bf16") if cuda else ("float32", "fp32")
@@ -78,7 +79,7 @@ def builds(work: Path, provider: str, parity: bool, more: bool) -> list[Build]:
     int4 = [f"block_size={_BLOCK}", *(["use_cuda_bf16=true"] if cuda else [])]
     found = [theirs("int4", "int4", *int4), theirs(precision, precision)]
     if more and cuda:
-        found.append(theirs("int4-hopper", "int4", *int4, "matmulnbits_weights_prepacked=2"))
+        found.append(theirs("int4-prepacked", "int4", *int4, "matmulnbits_weights_prepacked=1"))
         found.append(theirs("bf16-pruned", "bf16", "prune_lm_head=true"))
     found.append(ours(f"ort-{provider}", ("--group-size", str(_BLOCK), "--quantize", "int4"), parity))
     return [*found, ours(f"ort-{provider}", checked=parity), ours(f"genai-{provider}")]

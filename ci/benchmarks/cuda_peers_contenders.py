@@ -87,7 +87,7 @@ def entries(work: Path, provider: str) -> list[Entry]:
         if not (work / folder / "model.onnx").is_file():
             return
         # int4: codes, and a scale for every 32 of them
-        weights = int(read * (4 + bits / 32 if group == "int4" else bits) / 8)
+        weights = int(read * (4 + bits / 32 if group.startswith("int4") else bits) / 8)
         described = Description(dtype, config.vocab_size, weights, kv_bytes_per_token(config, dtype))
         common = {"path": str(work / folder), "environment": {}, "description": vars(described)}
         common["tokens"] = str(work / f"tokens-{len(found)}.json")
@@ -102,9 +102,11 @@ def entries(work: Path, provider: str) -> list[Entry]:
     if cuda:
         tuned = {"environment": {"ORT_CUDA_GEMM_AUTO_TUNE": "1"}}
         add("ours", "ours, bf16, GEMM tuned", "ort-cuda-bf16", "bf16", **{**ours, **tuned})
+        other = {"environment": {"ORT_FPA_INTB_GEMM": "1"}}
+        add("ours", "ours, int4, fpA_intB", "ort-cuda-int4", "int4", **{**ours, **other})
     add("genai-noted", f"GenAI, our folder, {precision}", f"genai-{provider}-{precision}", precision, **graph)
     add("genai-noted", f"GenAI, its builder, {precision}", f"builder-{precision}", precision, **graph)
     add("genai-noted", "GenAI, its builder, int4", "builder-int4", "int4", **graph)
-    add("genai-noted", "GenAI, its builder, bf16, last logits", "builder-bf16-pruned", "bf16", **graph)
-    add("genai-noted", "GenAI, its builder, int4, Hopper layout", "builder-int4-hopper", "int4", **graph)
+    add("genai-noted", "GenAI, its builder, bf16, last logits", "builder-bf16-pruned", "bf16, options", **graph)
+    add("genai-noted", "GenAI, its builder, int4, prepacked", "builder-int4-prepacked", "int4, options", **graph)
     return found

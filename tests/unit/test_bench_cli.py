@@ -231,6 +231,14 @@ def test_bundles_that_look_the_same_are_told_apart(bundles: tuple[str, str]) -> 
     assert [spec.options["path"] for spec in specs] == [bundles[0], bundles[1], bundles[0]]
 
 
+def test_a_bundle_computes_where_its_session_does(bundles: tuple[str, str]) -> None:
+    opened = Bundle.open(bundles[0])
+    session = replace(opened.manifest.session, provider="CUDAExecutionProvider")
+    on_gpu = replace(opened, manifest=replace(opened.manifest, session=session))
+    specs = BundleContender.specs(BenchRequest((opened, on_gpu), None, None, False, (), (), ()))
+    assert [spec.device for spec in specs] == ["cpu", "cuda"]
+
+
 def test_it_is_a_command_with_help() -> None:
     assert " bench " in " ".join(CliRunner().invoke(app, ["--help"]).stdout.split())
     text = " ".join(bench("--help").stdout.split())

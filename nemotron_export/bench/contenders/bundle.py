@@ -10,6 +10,7 @@ import numpy as np
 from nemotron_errors import LimitError, RequestError
 from nemotron_runtime.bundle import Bundle
 from nemotron_runtime.manifest import Manifest
+from nemotron_runtime.sessions.onnxruntime_cuda import CUDA_PROVIDER
 
 from nemotron_export.bench.contenders.base import BenchRequest, Contender, ContenderSpec, Description, Ids
 from nemotron_export.bench.shapes import Shape
@@ -43,7 +44,8 @@ class BundleContender(Contender):
                 "allow_unverified": request.allow_unverified,
                 "kind": bundle.manifest.session.kind,
             }
-            device = "cuda" if bundle.manifest.session.kind == "tensorrt" else "cpu"
+            on_gpu = bundle.manifest.session.kind == "tensorrt" or bundle.manifest.session.provider == CUDA_PROVIDER
+            device = "cuda" if on_gpu else "cpu"
             embedding = total_parameters(config) - read_parameters(config)
             weights = _read_bytes(bundle.manifest, config) + embedding * item_bytes(bundle.manifest.dtype)
             specs.append(ContenderSpec(cls.kind, name, options, weights, device))
