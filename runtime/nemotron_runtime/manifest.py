@@ -155,14 +155,15 @@ class WeightsRecord:
     """Where the weights are and what identifies them.
 
     Attributes:
-        mode: "reference" leaves them where they are; "link" and "copy" have them in the bundle.
+        mode: "reference" leaves them where they are; "link" and "copy" have them in the bundle; "embedded" in its
+            engines, which need no weights file: the others tell what they were built from.
         directory: absolute path, or a folder of the bundle.
         chunk_bytes: bytes of a chunk.
         algorithm: hashlib's name of the chunks' digest.
         files: the files.
     """
 
-    mode: Literal["reference", "link", "copy"]
+    mode: Literal["reference", "link", "copy", "embedded"]
     directory: str
     chunk_bytes: int
     algorithm: str
@@ -306,7 +307,7 @@ class Manifest:
             # a name that climbs out would let a bundle point at any file
             inside = name not in ("", ".", "..") and not any(sign in name for sign in ("\\", "\0")) and ".." not in name
             _require(inside and not name.startswith("/"), repr(name), "a name inside the folder", where)
-        sizes = {file.name: file.size for file in self.weights.files}
+        sizes = {file.name: file.size for file in weights_files}
         for what, pieces in (
             ("session.packed", self.session.packed),
             ("tensorrt.weights", tuple(weight.parts for weight in inputs)),
@@ -322,6 +323,11 @@ class Manifest:
             "engines and their record",
             where,
         )
+        held = self.tensorrt is not None and self.tensorrt.embedded
+        apart = self.tensorrt is not None and not self.tensorrt.weights
+        agree = (self.weights.mode == "embedded") == held == apart
+        expected = "weights inside the engines, or inputs of theirs"
+        _require(agree, f"weights {self.weights.mode}, {len(inputs)} of them inputs", expected, where)
         for name in engines:
             _require(name in self.files, f"no record of {name}", "its hash", f"{where}.files")
         _require(self.head.size >= 1, str(self.head.size), "at least 1", f"{where}.head.size")

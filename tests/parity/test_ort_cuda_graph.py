@@ -12,6 +12,7 @@ import onnx
 import pytest
 import torch
 from nemotron_errors import GraphError
+from nemotron_graphs.passes import pack_qkv
 from nemotron_graphs.targets import TARGETS
 from nemotron_runtime.bundle import Bundle
 from nemotron_runtime.sessions import onnxruntime_cuda
@@ -140,8 +141,9 @@ def test_quantized_projections_take_scales_of_the_run_dtype(tmp_path: Path, quan
     build(tmp_path / "checkpoint", path, target="ort-cuda", dtype="float16", quantize=quantize, parity=False)
     graph = onnx.load(path / "model.onnx", load_external_data=False).graph
     products = [node for node in graph.node if node.op_type == "MatMulNBits"]
-    # six projections a layer and lm_head
-    assert len(products) == 6 * 3 + 1
+    # four projections a layer, queries, keys and values being one, and lm_head
+    assert len(products) == 4 * 3 + 1
+    assert sum("qkv_proj" in node.input[1] for node in products) == 3
     casts = {node.output[0]: node.attribute[0].i for node in graph.node if node.op_type == "Cast"}
     for node in products:
         # without a parity check relu² and down_proj compute in fp32
@@ -158,3 +160,21 @@ def test_quantized_projections_take_scales_of_the_run_dtype(tmp_path: Path, quan
     expected = exact.logits[0].numpy()
     error = np.sqrt(np.square(found - expected).mean()) / expected.std()
     assert error < {"int8": 0.2, "int4": 0.9}[quantize]
+
+
+def test_packed_codes_compute_what_three_products_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_checkpoint(tmp_path / "checkpoint", torch.float32)
+    ids, found = np.random.default_rng(0).integers(4, 320, 60), []
+    for name, products in (("packed", 4), ("apart", 6)):
+        if name == "apart":
+            monkeypatch.setattr(pack_qkv, "_pack_quantized", lambda graph, values: None)
+        path = tmp_path / name
+        build(tmp_path / "checkpoint", path, target="ort-cuda", dtype="float16", quantize="int4", parity=False)
+        graph = onnx.load(path / "model.onnx", load_external_data=False).graph
+        assert sum(node.op_type == "MatMulNBits" for node in graph.node) == products * 3 + 1
+        manifest = json.loads((path / "manifest.json").read_text())
+        manifest["session"]["provider"] = CPU
+        (path / "manifest.json").write_text(json.dumps(manifest))
+        with OnnxRuntimeSession(Bundle.open(path, allow_unverified=True), threads=1) as session:
+            found.append(session.logits(ids))
+    np.testing.assert_allclose(found[0], found[1], atol=1e-3 * np.ptp(found[1]))

@@ -20,21 +20,31 @@ class PackQKVPass(ir.passes.InPlacePass):
     A checkpoint lays the four projections out by their names (k, o, q, v), so that no reference into its file can be
     the packed matrix; the runtime puts the rows together when it loads them.
 
+    Args:
+        quantized: also of quantized weights, which costs a second copy of their codes on the host at load.
+
     Rules, per ``GroupQueryAttention(Linear(x, w_q), Linear(x, w_k), Linear(x, w_v), …)``:
         1. the projections become ``Linear(x, w_qkv)``, w_qkv an input whose metadata names the three, and the attention
            takes it as its packed input;
         2. with biases, b_qkv likewise; where just some have one, the nodes stay;
-        3. where a projection has another reader, or another x, the nodes stay.
+        3. where a projection has another reader, or another x, the nodes stay;
+        4. where asked for, three ``MatMulNBits`` of one scheme without bias become one likewise: its codes and its
+           scales (or what a Cast takes them from) are inputs that name the three's.
     """
+
+    def __init__(self, quantized: bool = False) -> None:
+        self.quantized = quantized
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         nodes = [n for n in model.graph if (n.domain, n.op_type) == ("com.microsoft", "GroupQueryAttention")]
-        packed = [_pack(model.graph, node) for node in nodes]
+        packed = [_pack(model.graph, node, self.quantized) for node in nodes]
         return ir.passes.PassResult(model, any(packed))
 
 
-def _pack(graph: ir.Graph, attention: ir.Node) -> bool:
+def _pack(graph: ir.Graph, attention: ir.Node, quantized: bool) -> bool:
     packed = pack_projections(graph, attention.inputs[:3])
+    if packed is None and quantized:
+        packed = _pack_quantized(graph, attention.inputs[:3])
     if packed is None:
         return False
     projections = [value.producer() for value in attention.inputs[:3] if value is not None]
@@ -81,9 +91,54 @@ def pack_projections(graph: ir.Graph, values: Sequence[ir.Value | None]) -> ir.V
     return new
 
 
+def _pack_quantized(graph: ir.Graph, values: Sequence[ir.Value | None]) -> ir.Value | None:
+    """The same of three ``MatMulNBits(x, codes, scales)``; None where they cannot be packed."""
+    products = [node for node in map(_quantized, values) if node is not None]
+    if len(products) != 3 or any(len(node.inputs) != 3 or len(node.outputs[0].uses()) != 1 for node in products):
+        return None
+    schemes = [
+        {name: attribute.value for name, attribute in node.attributes.items() if name != "N"} for node in products
+    ]
+    if len({node.inputs[0] for node in products}) != 1 or any(scheme != schemes[0] for scheme in schemes):
+        return None
+    casts = [node.inputs[2].producer() if node.inputs[2] is not None else None for node in products]
+    stored = [node.inputs[2] if cast is None else cast.inputs[0] for node, cast in zip(products, casts, strict=True)]
+    codes = _packed_input(graph, tuple(node.inputs[1] for node in products))
+    scales = _packed_input(graph, tuple(stored))
+    if codes is None or scales is None:
+        return None
+    graph.inputs.extend((codes, scales))
+    q, taken = products[0], scales
+    if casts[0] is not None:
+        cast = ir.Node("", "Cast", [scales], [casts[0].attributes["to"]])
+        taken = cast.outputs[0]
+        taken.name, taken.shape, taken.type = f"{scales.name}/cast", scales.shape, casts[0].outputs[0].type
+        graph.insert_before(q, cast)
+    assert codes.shape is not None
+    rows = codes.shape[0]
+    assert isinstance(rows, int)
+    attributes = [ir.AttrInt64(name, rows if name == "N" else q.attributes.get_int(name, 0)) for name in q.attributes]
+    node = ir.Node(q.domain, q.op_type, [q.inputs[0], codes, taken], attributes)
+    old, new = q.outputs[0], node.outputs[0]
+    assert old.name
+    assert old.shape is not None
+    new.name = old.name.replace("q_proj", "qkv_proj")
+    new.shape, new.type = ir.Shape([*old.shape[:-1], rows]), old.type
+    graph.insert_before(q, node)
+    return new
+
+
 def _linear(value: ir.Value | None) -> ir.Node | None:
+    return _produced_by(value, (DOMAIN, "Linear"))
+
+
+def _quantized(value: ir.Value | None) -> ir.Node | None:
+    return _produced_by(value, ("com.microsoft", "MatMulNBits"))
+
+
+def _produced_by(value: ir.Value | None, kind: tuple[str, str]) -> ir.Node | None:
     node = None if value is None else value.producer()
-    return node if node is not None and (node.domain, node.op_type) == (DOMAIN, "Linear") else None
+    return node if node is not None and (node.domain, node.op_type) == kind else None
 
 
 def _packed_input(graph: ir.Graph, parts: tuple[ir.Value | None, ...]) -> ir.Value | None:

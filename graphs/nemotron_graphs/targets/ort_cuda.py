@@ -16,7 +16,7 @@ def _lowering() -> Sequence[ir.passes.PassBase]:
     return (
         # the kernel reads the longest row's length on the host: computed in the graph it would be copied there
         passes.FormGroupQueryAttentionPass(total_input=True),
-        passes.PackQKVPass(),
+        passes.PackQKVPass(quantized=True),
         passes.LowerLinearToFusedMatMulPass(),
         passes.WidenOutputPass(),
         passes.GreedyTokensPass(),
