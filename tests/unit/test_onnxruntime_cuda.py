@@ -157,6 +157,21 @@ def test_an_onnxruntime_without_cuda_is_named(bundle: Bundle) -> None:
         open_session(bundle)
 
 
+def test_cuda_that_does_not_start_is_said_before_a_session_falls_back(
+    bundle: Bundle, recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(array: Any, device: str, number: int) -> Any:
+        raise RuntimeError("CUDA Provider not available, can't get interface for it")
+
+    monkeypatch.setattr(recorded, "OrtValue", SimpleNamespace(ortvalue_from_numpy=refuse), raising=False)
+    with pytest.raises(MissingDependencyError, match=r"does not start: Failed to load something.*LD_LIBRARY_PATH"):
+        open_session(bundle)
+    monkeypatch.setattr(recorded, "preload_dlls", lambda directory: None, raising=False)
+    with pytest.raises(MissingDependencyError, match="does not start: CUDA Provider not available"):
+        open_session(bundle)
+    assert recorded.providers == []
+
+
 def test_shape_arithmetic_may_stay_on_the_host() -> None:
     def node(op_type: str) -> SimpleNamespace:
         return SimpleNamespace(op_type=op_type, name=op_type.lower())

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from nemotron_errors import MissingDependencyError
 
 from nemotron_runtime.bundle import Bundle
 from nemotron_runtime.sessions.base import Ids, Logits, Session
@@ -50,7 +51,7 @@ class OnnxRuntimeCudaSession(OnnxRuntimeSession):
             step is captured.
 
     Raises:
-        MissingDependencyError: no onnxruntime with CUDA.
+        MissingDependencyError: no onnxruntime with CUDA, or CUDA does not start.
         BundleError: see :class:`OnnxRuntimeSession`; nodes that ONNX Runtime placed on the CPU.
     """
 
@@ -79,9 +80,7 @@ class OnnxRuntimeCudaSession(OnnxRuntimeSession):
 
     def _open(self, bundle: Bundle, threads: int | None) -> Any:
         if CUDA_PROVIDER in self._ort.get_available_providers():
-            # CUDA's libraries out of their packages; it prints what it does not find, which the provider then reports
-            with contextlib.redirect_stdout(io.StringIO()):
-                self._ort.preload_dlls(directory="")
+            _start_cuda(self._ort)
         session = open_graph(
             bundle,
             str(bundle.file(bundle.manifest.session.graph)),
@@ -179,6 +178,30 @@ class OnnxRuntimeCudaSession(OnnxRuntimeSession):
         if self.cuda_graph:
             options.add_run_config_entry(_GRAPH_ID, graph_id)
         return options
+
+
+def _start_cuda(ort: Any) -> None:
+    """Loads CUDA's libraries and uses the GPU once.
+
+    ONNX Runtime lists the provider wherever it is built in. Where it does not start, a session computes on the CPU with
+    no more than a line on stderr, and what is then refused is a node that the CPU has no kernel for.
+
+    Raises:
+        MissingDependencyError: no library, no driver or no GPU.
+    """
+    said = io.StringIO()
+    # out of their packages; it prints what it does not find
+    with contextlib.redirect_stdout(said):
+        ort.preload_dlls(directory="")
+    try:
+        ort.OrtValue.ortvalue_from_numpy(np.zeros(1, np.int64), *_DEVICE)
+    except Exception as error:  # ONNX Runtime's errors share no base class but this one
+        reason = next(filter(None, said.getvalue().splitlines()), str(error).strip())
+        raise MissingDependencyError(
+            f"CUDA that does not start: {reason}", "a GPU, its driver, and CUDA's libraries that onnxruntime-gpu needs",
+            "pip install onnxruntime-gpu[cuda,cudnn], or name the libraries' folders in LD_LIBRARY_PATH",
+            where="onnxruntime",
+        ) from error  # fmt: skip
 
 
 class _DeviceStep:
