@@ -7,7 +7,7 @@ import sys
 
 from nemotron_errors import MissingDependencyError
 from nemotron_graphs.targets import Target
-from nemotron_runtime.sessions.onnxruntime_cuda import CUDA_PROVIDER
+from nemotron_runtime.sessions.onnxruntime_cuda import CUDA_PROVIDER, start_cuda
 
 from nemotron_export.building.genai import is_genai
 from nemotron_export.extras import install_command, require
@@ -21,7 +21,7 @@ def check_cuda_provider(target: Target) -> None:
     """Refuses the parity check of a bundle that this machine cannot run; other targets pass.
 
     Raises:
-        MissingDependencyError: no onnxruntime, none with CUDA, or no GPU.
+        MissingDependencyError: no onnxruntime, none with CUDA, no GPU, or CUDA does not start.
     """
     # folders for GenAI are checked on the CPU alone, and refused elsewhere
     if target.session.get("provider") != CUDA_PROVIDER or is_genai(target):
@@ -38,6 +38,7 @@ def check_cuda_provider(target: Target) -> None:
         expected = "a GPU and its driver, which run the bundle for its parity check"
         remedy = "build with --no-parity here, and run `nemotron-export parity` where there is one"
         raise MissingDependencyError("no NVIDIA GPU", expected, remedy, where=f"target {target.name}")
+    start_cuda(onnxruntime)
 
 
 def _gpu_count() -> int:

@@ -54,7 +54,10 @@ def test_no_gpu_is_refused_and_one_passes(monkeypatch: pytest.MonkeyPatch) -> No
         with pytest.raises(MissingDependencyError, match=r"no NVIDIA GPU.*driver.*--no-parity"):
             check_cuda_provider(target)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: loaded.append(name) or Driver(1))
+    started: list[Any] = []
+    monkeypatch.setattr(cuda_provider, "start_cuda", started.append)
     check_cuda_provider(target)
+    assert started == [onnxruntime]
     assert loaded == [cuda_provider._DRIVER] * 3
 
     def absent(name: str) -> Any:

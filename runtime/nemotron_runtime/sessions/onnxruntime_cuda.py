@@ -21,7 +21,7 @@ from nemotron_runtime.sessions.onnxruntime import ROW_INPUTS, TOKENS_OUTPUT, TOT
 from nemotron_runtime.sessions.onnxruntime_graph import import_onnxruntime, open_graph
 from nemotron_runtime.sessions.onnxruntime_placement import RECORD_PLACEMENT, check_placement
 
-__all__ = ["CUDA_PROVIDER", "OnnxRuntimeCudaSession"]
+__all__ = ["CUDA_PROVIDER", "OnnxRuntimeCudaSession", "start_cuda"]
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
 _DEVICE = ("cuda", 0)
@@ -80,7 +80,7 @@ class OnnxRuntimeCudaSession(OnnxRuntimeSession):
 
     def _open(self, bundle: Bundle, threads: int | None) -> Any:
         if CUDA_PROVIDER in self._ort.get_available_providers():
-            _start_cuda(self._ort)
+            start_cuda(self._ort)
         session = open_graph(
             bundle,
             str(bundle.file(bundle.manifest.session.graph)),
@@ -180,7 +180,7 @@ class OnnxRuntimeCudaSession(OnnxRuntimeSession):
         return options
 
 
-def _start_cuda(ort: Any) -> None:
+def start_cuda(ort: Any) -> None:
     """Loads CUDA's libraries and uses the GPU once.
 
     ONNX Runtime lists the provider wherever it is built in. Where it does not start, a session computes on the CPU with
