@@ -13,6 +13,7 @@ from nemotron_errors import RequestError, ResourceError
 from nemotron_export.config import NemotronConfig
 
 __all__ = [
+    "EMBEDDING_COPIES",
     "REFERENCE_MODES",
     "Estimate",
     "available_memory",
@@ -22,6 +23,8 @@ __all__ = [
     "layerwise_memory",
 ]
 
+# of the weights on the host while an engine that holds them is made: the builder's constants, its copy and the engine
+EMBEDDING_COPIES = 3
 REFERENCE_MODES = ("auto", "whole", "layerwise")
 
 _log = logging.getLogger(__name__)
@@ -84,7 +87,7 @@ def estimate(
         run_dtype: dtype that the bundle computes in.
         slots: cache slots of a row, `max_seq_len` and the padding of a chunk.
         rows: rows that the parity check runs at once.
-        weights_mode: "reference", "link" or "copy".
+        weights_mode: "reference", "link", "copy" or "embedded", which writes them into two engines.
         parity: whether the reference is made and checked.
         reference: "whole" or "layerwise".
         quantized_bytes: size of the quantized weights, where there are some.
@@ -99,7 +102,7 @@ def estimate(
     row = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * slots * item
     # four prompts, six positions of each, float32
     logits = 4 * 6 * config.vocab_size * 4 if parity else 0
-    disk = _BASE_DISK + logits + quantized_bytes + (stored_bytes if weights_mode == "copy" else 0)
+    disk = _BASE_DISK + logits + quantized_bytes + stored_bytes * {"copy": 1, "embedded": 2}.get(weights_mode, 0)
     return Estimate(
         disk=disk,
         weights=weights,

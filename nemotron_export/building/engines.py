@@ -14,6 +14,7 @@ from nemotron_runtime.manifest_tensorrt import RTXRecord, TensorRTRecord
 
 from nemotron_export.building.cuda_provider import check_cuda_provider
 from nemotron_export.building.graph import make_tensorrt_graphs
+from nemotron_export.building.host_weights import host_constants
 from nemotron_export.building.tensorrt import (
     EngineMachine,
     EnginePlan,
@@ -38,10 +39,12 @@ class EngineOptions:
         architectures: "sm_80", …: for tensorrt, more than the GPU's that the bundle has kernels for; for tensorrt-rtx,
             those that engines are built for.
         plugins: whether the project's own kernels compute, or layers that TensorRT has.
+        embed_weights: whether the weights are inside the engines.
     """
 
     architectures: Sequence[str] = ()
     plugins: bool = True
+    embed_weights: bool = False
 
 
 def find_builder(target: Target, options: EngineOptions, parity: bool) -> Any:
@@ -53,6 +56,13 @@ def find_builder(target: Target, options: EngineOptions, parity: bool) -> Any:
     """
     if is_tensorrt(target):
         return find_machine(options.plugins)
+    if options.embed_weights:
+        found, expected = (
+            f"--embed-weights for target {target.name}",
+            "it for target tensorrt, whose engines can hold them",
+        )
+        remedy = "leave it out; --weights copy makes a folder that ships"
+        raise RequestError(found, expected, remedy, where="--embed-weights")
     if options.plugins is False:
         expected = "it for target tensorrt, which has plugins"
         raise RequestError(f"--no-plugins for target {target.name}", expected, "leave it out", where="--no-plugins")
@@ -71,7 +81,10 @@ def plan_target_engines(
 ) -> EnginePlan | RTXPlan | None:
     """Checks that the engines can be built; see :func:`plan_engines` and :func:`plan_rtx`."""
     if isinstance(builder, EngineMachine):
-        return plan_engines(builder, checkpoint, dtype, limits, options.architectures, plugins=options.plugins)
+        return plan_engines(
+            builder, checkpoint, dtype, limits, options.architectures,
+            plugins=options.plugins, embed_weights=options.embed_weights,
+        )  # fmt: skip
     return None if builder is None else plan_rtx(builder, checkpoint, dtype, options.architectures)
 
 
@@ -86,5 +99,6 @@ def write_target_engines(
         lowered, rtx = write_rtx_engines(plan, graphs, limits, folder, progress)
         return lowered, {"tensorrt_rtx": rtx}
     spec = kernel_spec(checkpoint, dtype, limits, plan.machine.gpu.multiprocessors)
-    lowered, record = write_tensorrt(plan, graphs, spec, limits, folder, progress)
+    constants = host_constants(checkpoint, graphs.weights) if plan.embed_weights else {}
+    lowered, record = write_tensorrt(plan, graphs, spec, limits, folder, progress, constants)
     return lowered, {"tensorrt": record}

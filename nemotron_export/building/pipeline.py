@@ -21,14 +21,14 @@ from nemotron_export.building.graph import make_graph
 from nemotron_export.building.limits import choose_limits
 from nemotron_export.building.tensorrt import EnginePlan
 from nemotron_export.building.tensorrt_rtx import RTXPlan
-from nemotron_export.building.weights import choose_weight_mode, place_weights
+from nemotron_export.building.weights import EMBEDDED, choose_weight_mode, place_weights
 from nemotron_export.building.wide import choose_wide_layers
 from nemotron_export.building.workspace import check_output, staging
 from nemotron_export.checkpoint import Checkpoint, ScanReport, scan
 from nemotron_export.extras import require
 from nemotron_export.parity import ParityFailedError, reference_for
 from nemotron_export.parity.device import default_device
-from nemotron_export.preflight import check_resources, choose_reference, estimate
+from nemotron_export.preflight import EMBEDDING_COPIES, check_resources, choose_reference, estimate
 from nemotron_export.progress import Progress, silent
 from nemotron_export.quantization import (
     HeldOut,
@@ -75,6 +75,7 @@ def build(
     eval_text: str | Path | None = None,
     architectures: Sequence[str] = (),
     plugins: bool = True,
+    embed_weights: bool = False,
     allow_cpu_nodes: bool = False,
     scan: bool = True,
     overwrite: bool = False,
@@ -107,6 +108,8 @@ def build(
         architectures: GPU architectures ("sm_80", …): beside this machine's, those that a tensorrt bundle has kernels
             for; those that the engines of a tensorrt-rtx bundle are for.
         plugins: whether a tensorrt bundle computes with the project's own kernels, or with layers of TensorRT 10.15.
+        embed_weights: whether a tensorrt bundle's engines hold the weights, once in each, and need no weights file; by
+            default both take those of the checkpoint as inputs.
         allow_cpu_nodes: whether an ort-cuda bundle may have nodes that ONNX Runtime computes on the CPU; slower.
         scan: read every weight once for NaN, Inf and chunk hashes; without, loading cannot check contents.
         overwrite: replace a bundle at `output`, once the new one is whole.
@@ -124,7 +127,7 @@ def build(
     place = Path(output).absolute()
     check_output(place, overwrite=overwrite)
     chosen = get_target(target).allowing_cpu_nodes() if allow_cpu_nodes else get_target(target)
-    options = EngineOptions(architectures, plugins)
+    options = EngineOptions(architectures, plugins, embed_weights)
     builder = find_builder(chosen, options, parity)
     if parity and builder is None:
         require("onnxruntime", "which runs the bundle for its parity check (or build with --no-parity)")
@@ -170,10 +173,10 @@ def _plan(
     quantization: tuple[str | None, int | None, str | Path | None],
     engine_builder: tuple[Any, EngineOptions],
 ) -> _Plan:
-    mode = choose_weight_mode(weights, target)
+    builder, options = engine_builder
+    mode = choose_weight_mode(weights, target, options.embed_weights)
     if dtype is not None:
         target.check_dtype(dtype)
-    builder, options = engine_builder
     opened = Checkpoint.open(source, task=task)
     # engines read the weights as they are stored
     as_stored = (builder or target.stored_dtype_first) and opened.dtype in target.dtypes
@@ -210,8 +213,8 @@ def _plan(
         quantized_bytes=0 if quantized is None else quantized.size,
     )
     if engines is not None:
-        # those are on the GPU
-        needed = replace(needed, weights=0, caches=0)
+        # those are on the GPU; an engine that holds the weights is made and written on the host
+        needed = replace(needed, weights=EMBEDDING_COPIES * opened.num_bytes if mode == EMBEDDED else 0, caches=0)
     check_resources(needed, place)
     return _Plan(opened, target, run_dtype, chosen, mode, reference, quantized, held_out, engines)
 

@@ -21,6 +21,7 @@ from nemotron_runtime.manifest_tensorrt import TensorRTRecord, TensorRTWeight
 from nemotron_export.building.head import head_record
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.engine import BuiltEngine, EngineJob, build_engine, load_product
+from nemotron_export.engine.constants import Constant
 from nemotron_export.engine.gpu import Gpu, check_device_memory, current_gpu, estimate_device, find_gpu
 from nemotron_export.engine.messages import node_ops
 from nemotron_export.engine.shapes import Range, decode_ranges, input_shapes, prefill_profiles
@@ -76,11 +77,13 @@ class EnginePlan:
         machine: what builds.
         architectures: what kernels are compiled for: the GPU's first, then others (90, …).
         plugins: whether the project's own kernels compute, or layers that TensorRT has.
+        embed_weights: whether each engine holds the weights, or both take them as inputs.
     """
 
     machine: EngineMachine
     architectures: tuple[int, ...]
     plugins: bool = True
+    embed_weights: bool = False
 
 
 def is_tensorrt(target: Target) -> bool:
@@ -132,7 +135,7 @@ def find_machine(plugins: bool = True) -> EngineMachine:
 
 def plan_engines(
     machine: EngineMachine, checkpoint: Checkpoint, dtype: str, limits: Limits, architectures: Sequence[str] = (), *,
-    plugins: bool = True,
+    plugins: bool = True, embed_weights: bool = False,
 ) -> EnginePlan:  # fmt: skip
     """Checks whether these engines can be built and run here, before anything is made.
 
@@ -143,6 +146,7 @@ def plan_engines(
         limits: of the bundle.
         architectures: more that kernels are compiled for: "sm_80" or "80".
         plugins: whether the project's own kernels will compute.
+        embed_weights: whether the weights will be inside the engines, once in each.
 
     Raises:
         GraphError: weights in another dtype, or a GPU that kernels are not compiled for.
@@ -151,8 +155,10 @@ def plan_engines(
     """
     check_stored_dtype(checkpoint, dtype)
     chosen = _architectures(machine.gpu, architectures)
-    check_device_memory(estimate_device(checkpoint.config, checkpoint.num_bytes, limits, dtype), machine.gpu)
-    return EnginePlan(machine, chosen, plugins)
+    held = checkpoint.num_bytes * (2 if embed_weights else 1)
+    first = "leave --embed-weights out: both engines then share one copy of the weights; or " if embed_weights else ""
+    check_device_memory(estimate_device(checkpoint.config, held, limits, dtype), machine.gpu, first=first)
+    return EnginePlan(machine, chosen, plugins, embed_weights)
 
 
 def _architectures(gpu: Gpu, wanted: Sequence[str]) -> tuple[int, ...]:
@@ -196,9 +202,12 @@ def kernel_spec(checkpoint: Checkpoint, dtype: str, limits: Limits, multiprocess
 
 
 def write_engines(
-    plan: EnginePlan, graphs: TensorRTGraphs, spec: KernelSpec, limits: Limits, folder: Path, progress: Progress
-) -> tuple[LoweredGraph, TensorRTRecord]:
+    plan: EnginePlan, graphs: TensorRTGraphs, spec: KernelSpec, limits: Limits, folder: Path, progress: Progress,
+    constants: Mapping[str, Constant] | None = None,
+) -> tuple[LoweredGraph, TensorRTRecord]:  # fmt: skip
     """Writes graphs, kernels and engines into a bundle.
+
+    ``constants`` are the weights by name where the engines shall hold them.
 
     Returns:
         The decode graph, whose session entry is the manifest's, and the record of the engines.
@@ -218,10 +227,17 @@ def write_engines(
         library.save(folder / KERNELS_FOLDER)
     library = libraries[plan.machine.gpu.capability]
     profiles = prefill_profiles(limits)
-    prefill = _build(plan, "prefill", graphs.prefill, profiles, library, progress)
-    (folder / PREFILL_ENGINE).write_bytes(prefill.plan)
-    decode = _build(plan, "decode", graphs.decode, (decode_ranges(limits),), library, progress)
-    (folder / DECODE_ENGINE).write_bytes(decode.plan)
+    embedded = constants or {}
+    assert plan.embed_weights == bool(embedded)
+
+    def write(name: str, graph: LoweredGraph, ranges: Sequence[Mapping[str, Range]], file: str) -> int:
+        # an engine is written and dropped before the next is built: it may hold all weights
+        built = _build(plan, name, graph, ranges, library, progress, embedded)
+        (folder / file).write_bytes(built.plan)
+        return built.workspace
+
+    prefill_workspace = write("prefill", graphs.prefill, profiles, PREFILL_ENGINE)
+    decode_workspace = write("decode", graphs.decode, (decode_ranges(limits),), DECODE_ENGINE)
     record = TensorRTRecord(
         version=plan.machine.version,
         architecture=plan.machine.gpu.architecture,
@@ -230,11 +246,12 @@ def write_engines(
         prefill_engine=PREFILL_ENGINE,
         decode_engine=DECODE_ENGINE,
         max_logits=max(sizes["positions"].most for sizes in profiles),
-        weights=weight_records(graphs),
-        prefill_workspace=prefill.workspace,
-        decode_workspace=decode.workspace,
+        weights=() if plan.embed_weights else weight_records(graphs),
+        prefill_workspace=prefill_workspace,
+        decode_workspace=decode_workspace,
         kernels=tuple(f"sm_{architecture}" for architecture in plan.architectures),
         cache_slots=0 if plan.plugins else limits.max_seq_len,
+        embedded=plan.embed_weights,
     )
     session = {**graphs.decode.session, "graph": files["decode"]}
     return replace(graphs.decode, session=session), record
@@ -253,7 +270,7 @@ def weight_records(graphs: TensorRTGraphs) -> tuple[TensorRTWeight, ...]:
 
 def _build(
     plan: EnginePlan, name: str, graph: LoweredGraph, profiles: Sequence[Mapping[str, Range]], library: KernelLibrary,
-    progress: Progress,
+    progress: Progress, constants: Mapping[str, Constant],
 ) -> BuiltEngine:  # fmt: skip
     from nemotron_plugins.tensorrt import register, take_error, use_library
 
@@ -270,6 +287,7 @@ def _build(
         graph=ir.to_proto(graph.model).SerializeToString(),
         profiles=[input_shapes(graph.model.graph.inputs, ranges) for ranges in profiles],
         nodes=node_ops(graph.model.graph),
+        constants=constants,
         in_place=plan.plugins,
         parser_flags=() if plan.plugins else ("ENABLE_PLUGIN_OVERRIDE",),
         around=around,
@@ -278,7 +296,7 @@ def _build(
     machine = plan.machine
     timing = TimingCacheFile(machine.cache_folder, machine.version, machine.gpu.name, machine.gpu.driver)
     built = build_engine(machine.trt, job, timing=timing, progress=progress)
-    expected = [value.name for value in graph.model.graph.inputs]
+    expected = [value.name for value in graph.model.graph.inputs if value.name not in constants]
     if sorted(built.inputs) != sorted(str(each) for each in expected):
         odd = ", ".join(sorted(set(built.inputs) ^ set(map(str, expected)))[:8])
         raise GraphError(f"inputs missing or added by the parser: {odd}", "the graph's inputs",

@@ -10,8 +10,10 @@ from pathlib import Path
 from nemotron_errors import BundleError, RequestError, ResourceError
 from nemotron_graphs.targets import Target
 
-__all__ = ["WEIGHTS_FOLDER", "WEIGHT_MODES", "choose_weight_mode", "place_weights"]
+__all__ = ["EMBEDDED", "WEIGHTS_FOLDER", "WEIGHT_MODES", "choose_weight_mode", "place_weights"]
 
+# the engines hold them
+EMBEDDED = "embedded"
 # where a bundle that holds its weights has them
 WEIGHTS_FOLDER = "weights"
 WEIGHT_MODES = ("reference", "link", "copy")
@@ -19,12 +21,19 @@ _COPY_CHUNK = 16 << 20
 _COMPANIONS = ("config.json", "model.safetensors.index.json")
 
 
-def choose_weight_mode(mode: str | None, target: Target) -> str:
-    """What `--weights` says, or the target's default.
+def choose_weight_mode(mode: str | None, target: Target, embed_weights: bool = False) -> str:
+    """What `--weights` says, or the target's default; :data:`EMBEDDED` where the engines hold them.
 
     Raises:
         RequestError: for a mode that does not exist, or one that the target cannot take.
     """
+    if embed_weights:
+        if mode is not None:
+            expected = "one of the two: with --embed-weights the bundle needs no weights file"
+            raise RequestError(
+                f"--weights {mode} and --embed-weights", expected, "leave one of them out", where="--weights"
+            )
+        return EMBEDDED
     if mode is None:
         return target.weight_modes[0]
     if mode not in WEIGHT_MODES:
@@ -46,7 +55,7 @@ def place_weights(
     Args:
         shards: the checkpoint's weight files.
         bundle: the bundle's folder; link and copy fill its folder `weights`.
-        mode: one of :data:`WEIGHT_MODES`.
+        mode: one of :data:`WEIGHT_MODES`, or :data:`EMBEDDED`, which leaves them where they are.
         on_bytes: told (bytes copied, bytes to copy).
 
     Returns:
@@ -56,8 +65,8 @@ def place_weights(
         BundleError: for a link that cannot be made.
         ResourceError: where the disk fills up while copying.
     """
-    assert mode in WEIGHT_MODES
-    if mode == "reference":
+    assert mode in (*WEIGHT_MODES, EMBEDDED)
+    if mode in ("reference", EMBEDDED):
         return str(shards[0].parent.absolute())
     folder = bundle / WEIGHTS_FOLDER
     folder.mkdir()

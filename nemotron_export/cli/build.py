@@ -63,6 +63,14 @@ def build(
     plugins: Annotated[
         bool, typer.Option(help="Our own kernels in a tensorrt bundle; without, layers that TensorRT 10.15 has.")
     ] = True,
+    embed_weights: Annotated[
+        bool,
+        typer.Option(
+            "--embed-weights",
+            help="Put the weights into a tensorrt bundle's two engines, which need no weights file then: twice their "
+            "size on disk and on the GPU.",
+        ),
+    ] = False,
     allow_cpu_nodes: Annotated[
         bool, typer.Option("--allow-cpu-nodes", help="Let an ort-cuda bundle compute nodes on the CPU; slower.")
     ] = False,
@@ -85,8 +93,8 @@ def build(
                 prefill_chunk=prefill_chunk, weights=weights, parity=parity, reference=reference,
                 reference_steps=reference_steps, quantize=quantize, group_size=group_size, eval_text=eval_text,
                 architectures=architectures.split(",") if architectures else (), plugins=plugins,
-                allow_cpu_nodes=allow_cpu_nodes, scan=scan, overwrite=overwrite, keep_failed=keep_failed,
-                revision=revision, progress=progress,
+                embed_weights=embed_weights, allow_cpu_nodes=allow_cpu_nodes, scan=scan, overwrite=overwrite,
+                keep_failed=keep_failed, revision=revision, progress=progress,
             )  # fmt: skip
     except ParityFailedError as error:
         if json_output:
@@ -107,4 +115,5 @@ def build(
         typer.echo()
     state = "parity passed" if report is not None else "parity pending: run `nemotron-export parity` on it"
     mode = Manifest.read(path).weights.mode
-    typer.echo(f"{path}: {target}, {size_text(bundle_size(path))}, weights by {mode}, {state}")
+    weights_are = "weights in the engines" if mode == "embedded" else f"weights by {mode}"
+    typer.echo(f"{path}: {target}, {size_text(bundle_size(path))}, {weights_are}, {state}")

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+from nemotron_export.engine.constants import Constant, embed_constants
 from nemotron_export.engine.messages import EngineError, Messages, parser_error
 from nemotron_export.engine.monitor import BuildWatch, run_cancellable
 from nemotron_export.engine.shapes import InputShapes
@@ -29,6 +30,7 @@ class EngineJob:
         graph: the ONNX model, serialized; weights are inputs of it.
         profiles: for each optimization profile, shapes of the inputs that are dynamic.
         nodes: name of each node → its op, for messages.
+        constants: inputs that become constants of the engine.
         in_place: whether plugins write into their inputs.
         parser_flags: names of flags of the ONNX parser.
         options: more that is said to the builder's config.
@@ -41,6 +43,7 @@ class EngineJob:
     graph: bytes
     profiles: Sequence[InputShapes]
     nodes: Mapping[str, str] = field(default_factory=dict)
+    constants: Mapping[str, Constant] = field(default_factory=dict)
     in_place: bool = False
     parser_flags: Sequence[str] = ()
     options: Callable[[Any], None] = lambda config: None
@@ -54,13 +57,13 @@ class BuiltEngine:
     """An engine.
 
     Attributes:
-        plan: its bytes.
+        plan: its bytes, in the builder's memory: with the weights inside there are many.
         workspace: bytes of activations that it needs on the GPU; 0 where it was not loaded.
-        inputs: names, in order.
+        inputs: names, in order, without those that became constants.
         outputs: names, in order.
     """
 
-    plan: bytes
+    plan: memoryview
     workspace: int
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -108,6 +111,7 @@ def _build(
     if not parser.parse(job.graph):
         messages.take()
         raise parser_error(parser, str(trt.__version__), what, job.plugin_error())
+    embed_constants(trt, network, job.constants, what)
     inputs = tuple(network.get_input(i).name for i in range(network.num_inputs))
     outputs = tuple(network.get_output(i).name for i in range(network.num_outputs))
     config = builder.create_builder_config()
@@ -128,7 +132,7 @@ def _build(
         raise messages.failure(what, job.nodes, error)
     if timing is not None and cache is not None:
         timing.write(bytes(memoryview(config.get_timing_cache().serialize())))
-    data = bytes(memoryview(plan))
+    data = memoryview(plan)
     return BuiltEngine(data, _workspace(trt, job, messages, data, what) if job.loads else 0, inputs, outputs)
 
 
@@ -153,7 +157,7 @@ def _set_timing(config: Any, timing: TimingCacheFile, messages: Messages) -> Any
     return cache
 
 
-def _workspace(trt: Any, job: EngineJob, messages: Messages, plan: bytes, what: str) -> int:
+def _workspace(trt: Any, job: EngineJob, messages: Messages, plan: memoryview, what: str) -> int:
     """Loads the engine as a session will."""
     runtime = trt.Runtime(messages.logger)
     engine = runtime.deserialize_cuda_engine(plan)

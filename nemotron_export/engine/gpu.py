@@ -103,7 +103,7 @@ def estimate_device(config: NemotronConfig, weight_bytes: int, limits: Limits, d
 
     Args:
         config: the checkpoint's config.
-        weight_bytes: size of its tensors, which the GPU holds as they are.
+        weight_bytes: what the GPU holds of its tensors: their size, or twice that where both engines have their own.
         limits: of the bundle.
         dtype: run dtype.
     """
@@ -122,8 +122,13 @@ def estimate_device(config: NemotronConfig, weight_bytes: int, limits: Limits, d
     return DeviceEstimate(weight_bytes, caches, tokens * widest * item + logits)
 
 
-def check_device_memory(needed: DeviceEstimate, gpu: Gpu) -> None:
+def check_device_memory(needed: DeviceEstimate, gpu: Gpu, *, first: str = "") -> None:
     """Compares an estimate with what is free.
+
+    Args:
+        needed: the estimate.
+        gpu: where it must fit.
+        first: what the user may do before anything else.
 
     Raises:
         ResourceError: naming the numbers.
@@ -136,7 +141,8 @@ def check_device_memory(needed: DeviceEstimate, gpu: Gpu) -> None:
     )
     raise ResourceError(
         f"{_gb(gpu.free)} of {_gb(gpu.total)} free on the {gpu.name}", f"about {_gb(needed.memory)} ({parts})",
-        "end what else uses the GPU, or lower --max-batch, --max-seq-len or --prefill-chunk", where="GPU memory",
+        f"{first}end what else uses the GPU, or lower --max-batch, --max-seq-len or --prefill-chunk",
+        where="GPU memory",
     )  # fmt: skip
 
 

@@ -63,7 +63,7 @@ class Bundle:
         for name, record in manifest.files.items():
             _check_small_file(directory / name, record.size, record.sha256)
         weights = Path(weights_dir) if weights_dir is not None else directory / manifest.weights.directory
-        if not weights.is_dir():
+        if manifest.weights.mode != "embedded" and not weights.is_dir():
             remedy = "name the folder that holds them with --weights-dir"
             raise BundleError("no such folder", "the folder of the weights", remedy, where=str(weights))
         opened = cls(directory, manifest, weights)
@@ -72,8 +72,10 @@ class Bundle:
         return opened
 
     def placed_weights(self) -> list[PlacedWeights]:
-        """The checkpoint's weights files, and the bundle's own quantized one."""
-        placed = [PlacedWeights(self.weights_directory / file.name, file) for file in self.manifest.weights.files]
+        """The weights files that a session reads: the checkpoint's, and the bundle's own quantized one."""
+        weights = self.manifest.weights
+        files = () if weights.mode == "embedded" else weights.files
+        placed = [PlacedWeights(self.weights_directory / file.name, file) for file in files]
         if self.manifest.quantization is not None:
             own = self.manifest.quantization.file
             placed.append(PlacedWeights(self.directory / own.name, own))

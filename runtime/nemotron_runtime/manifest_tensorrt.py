@@ -39,11 +39,12 @@ class TensorRTRecord:
         decode_engine: file name of the engine for one new token per row.
         max_logits: positions of a row, at most, whose logits one pass of the prefill engine gives; fewer where its
             optimization profile for several rows says so.
-        weights: in the order in which both engines take them.
+        weights: in the order in which both engines take them; none where they hold them.
         prefill_workspace: bytes of activations that the prefill engine needs; 0 where unknown.
         decode_workspace: likewise the decode engine.
         kernels: architectures that the bundle has kernels for.
         cache_slots: of a row, where the engines take no other number; 0 where they take any up to max_seq_len.
+        embedded: whether each engine holds the weights.
     """
 
     version: str
@@ -58,6 +59,7 @@ class TensorRTRecord:
     decode_workspace: int = 0
     kernels: tuple[str, ...] = ()
     cache_slots: int = 0
+    embedded: bool = False
 
 
 @dataclass(frozen=True)

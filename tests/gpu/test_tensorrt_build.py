@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from nemotron_errors import BundleError
 from nemotron_runtime.bundle import Bundle, write_manifest
 from nemotron_runtime.cuda import Device
+from nemotron_runtime.generation import GenerationParams, generate
 from nemotron_runtime.manifest import Manifest
 from nemotron_runtime.sessions.open import open_session
 
@@ -79,6 +81,38 @@ def test_the_bundle_passes_its_own_check_and_the_next(bundle: Path) -> None:
         assert (record.architecture, record.gpu) == (device.architecture, device.name)
     report = verify_bundle(bundle)
     assert report.passed, report.to_dict()
+
+
+def test_weights_inside_the_engines_give_the_same_tokens_without_a_weights_file(
+    bundle: Path, cache: Path, tmp_path: Path
+) -> None:
+    checkpoint = Path(shutil.copytree(Manifest.read(bundle).weights.directory, tmp_path / "checkpoint"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(building, "default_cache_folder", lambda: cache)
+        embedded = build(checkpoint, tmp_path / "bundle", target="tensorrt", embed_weights=True, **LIMITS)
+    manifest, apart = Manifest.read(embedded), Manifest.read(bundle)
+    assert manifest.parity.state == "passed"
+    assert manifest.tensorrt is not None
+    assert apart.tensorrt is not None
+    assert (manifest.tensorrt.embedded, manifest.tensorrt.weights) == (True, ())
+    weights = sum(part.length for weight in apart.tensorrt.weights for part in weight.parts)
+    for name in (manifest.tensorrt.prefill_engine, manifest.tensorrt.decode_engine):
+        assert manifest.files[name].size - apart.files[name].size > 0.9 * weights
+    shutil.rmtree(checkpoint)
+    assert verify_bundle(embedded).passed
+    params = GenerationParams(max_new_tokens=64, min_new_tokens=64)
+    prompts = [[2, *range(9, 40)], [2, 7], [2, *range(100, 300)]]
+    tokens, logits = [], []
+    for path in (bundle, embedded):
+        with open_session(Bundle.open(path)) as session:
+            # one token is a decode step: the same kernels of ours in both bundles, so the same bits
+            found = generate(session, [[2], [7], [9]], params)
+            tokens.append([each.token_ids for each in found])
+            session.reset(len(prompts), 300)
+            logits.append(session.prefill(prompts))
+    assert tokens[0] == tokens[1]
+    # TensorRT may multiply by a constant in another order than by an input
+    assert np.abs(logits[0] - logits[1]).max() < 0.02 * np.ptp(logits[0])
 
 
 def test_measurements_are_kept_for_the_next_build(bundle: Path, cache: Path, tmp_path: Path) -> None:

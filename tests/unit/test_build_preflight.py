@@ -40,6 +40,7 @@ def test_estimates_follow_the_model() -> None:
     assert needed.caches == 2 * 128 * 1024 * 4096  # fp32 is twice bf16
     assert needed.disk < 200_000_000
     assert _estimate(weights_mode="copy").disk == needed.disk + 2 * PARAMETERS
+    assert _estimate(weights_mode="embedded").disk == needed.disk + 2 * 2 * PARAMETERS
     assert _estimate(parity=False).memory < 2_000_000_000
 
 

@@ -53,6 +53,21 @@ def test_each_command_has_help(command: str) -> None:
     assert "Exit codes" in result.stdout
 
 
+def test_build_passes_on_where_the_weights_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    import nemotron_export.building
+
+    told: list[Any] = []
+
+    def build(*arguments: Any, **options: Any) -> None:
+        told.append(options["embed_weights"])
+        raise RequestError("no build", "one", "none of this is real")
+
+    monkeypatch.setattr(nemotron_export.building, "build", build)
+    assert run("build", "checkpoint", "-o", "bundle", "--embed-weights").exit_code == RequestError.exit_code
+    assert run("build", "checkpoint", "-o", "bundle").exit_code == RequestError.exit_code
+    assert told == [True, False]
+
+
 def test_version() -> None:
     result = run("--version")
     assert (result.exit_code, result.stdout) == (0, f"nemotron-export {__version__}\n")

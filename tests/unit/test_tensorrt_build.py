@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,13 +18,15 @@ from nemotron_plugins.kernel_spec import KernelSpec
 from nemotron_plugins.launch import CompiledKernel, GridAxis, LaunchRecord
 from nemotron_plugins.library import KernelLibrary
 from nemotron_runtime.bundle import Bundle
+from nemotron_runtime.limits import Limits
 from nemotron_runtime.manifest import Manifest
 from support.checkpoints import ODD, write_checkpoint
 from support.tensorrt_builder import FakeBuilderModule
 
 from nemotron_export.building import build
 from nemotron_export.building import tensorrt as building
-from nemotron_export.engine.gpu import Gpu
+from nemotron_export.checkpoint import Checkpoint
+from nemotron_export.engine.gpu import Gpu, estimate_device
 
 GPU = Gpu("A GPU of numpy", "sm_90", 132, "570.86.15", 40_000_000_000, 80_000_000_000)
 
@@ -254,6 +257,51 @@ def test_flags_of_other_targets_hold_here(fakes: Fakes, checkpoint: Path, tmp_pa
     assert {part.file for weight in record.weights for part in weight.parts} == {f.name for f in manifest.weights.files}
     make(checkpoint, output, overwrite=True)
     assert Manifest.read(output).weights.mode == "reference"
+
+
+def test_weights_inside_the_engines_need_no_weights_file(fakes: Fakes, checkpoint: Path, tmp_path: Path) -> None:
+    source = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint, source)
+    with_inputs = Manifest.read(make(source, tmp_path / "inputs"))
+    fakes.trt.builds.clear()
+    path = make(source, tmp_path / "bundle", embed_weights=True)
+    data = (source / "model.safetensors").read_bytes()
+    shutil.rmtree(source)
+    opened = Bundle.open(path, allow_unverified=True)
+    record, apart = opened.manifest.tensorrt, with_inputs.tensorrt
+    assert record is not None
+    assert apart is not None
+    assert (record.embedded, record.weights, opened.manifest.weights.mode) == (True, (), "embedded")
+    assert (apart.embedded, with_inputs.weights.mode) == (False, "reference")
+    # which weights they are is still known
+    assert opened.manifest.weights.files == with_inputs.weights.files
+    assert opened.placed_weights() == []
+    assert not (path / "weights").exists()
+    assert len(fakes.trt.builds) == 2
+    for told in fakes.trt.builds:
+        assert not [name for name in told.network.inputs if name.endswith(".weight")]
+        assert told.constants == {
+            f"{weight.name} (constant)": b"".join(data[p.offset : p.offset + p.length] for p in weight.parts)
+            for weight in apart.weights
+        }
+
+
+def test_weights_inside_the_engines_are_refused_where_they_make_no_sense(
+    fakes: Fakes, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "bundle"
+    refuse(checkpoint, output, RequestError, "--weights copy and --embed-weights", embed_weights=True, weights="copy")
+    for target in ("ort-cpu", "onnx", "tensorrt-rtx", "genai-cpu"):
+        with pytest.raises(RequestError, match=f"--embed-weights for target {target}") as caught:
+            build(checkpoint, output, target=target, embed_weights=True, parity=False)
+        assert all((caught.value.expected, caught.value.remedy))
+    needed = estimate_device(Checkpoint.open(checkpoint).config, 0, Limits(64, 2, 32), "bfloat16").memory
+    size = Checkpoint.open(checkpoint).num_bytes
+    free = needed + size + size // 2
+    monkeypatch.setattr(building, "find_gpu", lambda: Gpu("Small", "sm_90", 40, "1", free, GPU.total))
+    make(checkpoint, tmp_path / "shared")
+    error = refuse(checkpoint, output, ResourceError, "weights 0.00 GB", embed_weights=True)
+    assert error.remedy.startswith("leave --embed-weights out: both engines then share one copy")
 
 
 def test_fp16_checkpoints_are_built_in_fp16(fakes: Fakes, tmp_path: Path) -> None:

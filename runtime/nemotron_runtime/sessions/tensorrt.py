@@ -31,8 +31,8 @@ __all__ = ["TensorRTSession", "sub_chunks"]
 class TensorRTSession(Session):
     """Prompts go through the prefill engine, single tokens through the decode engine in a CUDA graph.
 
-    The weights are on the GPU once, inputs of both engines; so are the caches, which the engines' plugins write in
-    place. May be called from any thread, by one at a time.
+    The weights are on the GPU once, inputs of both engines, or inside each of them. The caches are there once: the
+    engines' plugins write them in place. May be called from any thread, by one at a time.
 
     Args:
         bundle: the bundle.
@@ -68,19 +68,25 @@ class TensorRTSession(Session):
         check_machine(bundle, record, tensorrt.trt.__version__, self.device)
         # other tasks choose no tokens
         argmax = hold.enter_context(Argmax(bundle, record, self.device)) if manifest.task == "causal-lm" else None
+        free = self.device.memory()[0]
         prefill = Engine(tensorrt, bundle, record.prefill_engine)
         hold.callback(prefill.close)
         decode = Engine(tensorrt, bundle, record.decode_engine)
         hold.callback(decode.close)
         _check_engine(prefill, bundle, record, ("input_ids", "query_start", "logits_index"))
         _check_engine(decode, bundle, record, ("input_ids", "query_start"))
-        # nothing large was allocated until here
+        if record.embedded:
+            # TensorRT took it for the weights, and gives it back
+            taken = max(0, free - self.device.memory()[0])
+            self.device.count(taken)
+            hold.callback(self.device.count, -taken)
+        # nothing large of our own was allocated until here
         stream = self.device.stream()
         hold.callback(stream.close)
         if argmax is not None:
             argmax.allocate(manifest.limits.max_batch)
         self.weights: DeviceWeights = upload_weights(bundle, record, self.device)
-        hold.callback(self.weights.buffer.close)
+        hold.callback(self.weights.close)
         size = max(prefill.memory, decode.memory, 1)
         activations = hold.enter_context(self.device.allocate(size, "the engines' activations"))
         memory = (activations.address, size)

@@ -41,21 +41,26 @@ class DeviceWeights:
     """The uploaded weights.
 
     Attributes:
-        buffer: all of them.
+        buffer: all of them; None where the engines hold them.
         addresses: of each weight, by the engines' name.
         uploaded: bytes; what two names share counts once.
         seconds: from the first byte to the last hash.
     """
 
-    buffer: DeviceBuffer
+    buffer: DeviceBuffer | None
     addresses: dict[str, int]
     uploaded: int
     seconds: float
 
     @property
     def bytes_per_second(self) -> float:
-        """Speed of the upload, hashing included."""
-        return self.uploaded / self.seconds
+        """Speed of the upload, hashing included; 0 where there was none."""
+        return self.uploaded / self.seconds if self.seconds else 0.0
+
+    def close(self) -> None:
+        """Frees them; twice is allowed."""
+        if self.buffer is not None:
+            self.buffer.close()
 
 
 def check_weights(bundle: Bundle, record: TensorRTRecord) -> None:
@@ -81,12 +86,14 @@ def upload_weights(bundle: Bundle, record: TensorRTRecord, device: Device) -> De
     """Allocates and fills one device buffer; a packed weight's parts lie one behind another.
 
     Of the files, the chunks that the weights touch are read and hashed, each once; nothing is returned before the last
-    of them agrees.
+    of them agrees. Where the engines hold the weights nothing is read.
 
     Raises:
         BundleError: a file that cannot be read or became shorter, or a chunk that changed.
         ResourceError: too little GPU memory, with the numbers.
     """
+    if record.embedded:
+        return DeviceWeights(None, {}, 0, 0.0)
     offsets, copies, size = _lay_out(record.weights)
     began = time.perf_counter()
     with ExitStack() as undo:
