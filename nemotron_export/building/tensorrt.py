@@ -13,7 +13,7 @@ from nemotron_errors import GraphError, MissingDependencyError, RequestError
 from nemotron_graphs.targets import LoweredGraph, Target
 from nemotron_graphs.targets.tensorrt import TensorRTGraphs
 from nemotron_plugins.kernel_spec import KernelSpec
-from nemotron_plugins.library import KernelLibrary, build_library
+from nemotron_plugins.library import SESSION_KERNELS, KernelLibrary, build_library
 from nemotron_runtime.limits import Limits
 from nemotron_runtime.manifest_part import WeightPart
 from nemotron_runtime.manifest_tensorrt import TensorRTRecord, TensorRTWeight
@@ -222,7 +222,11 @@ def write_engines(
     (folder / GRAPHS_FOLDER).mkdir()
     for name, graph in (("prefill", graphs.prefill), ("decode", graphs.decode)):
         graph.save(folder / files[name])
-    libraries = build_library(spec, plan.architectures, lambda done, total: progress("compile kernels", done, total))
+    # engines of native layers launch none of them; the session has two of its own
+    keys = None if plan.plugins else SESSION_KERNELS
+    libraries = build_library(
+        spec, plan.architectures, lambda done, total: progress("compile kernels", done, total), keys=keys
+    )
     for library in libraries.values():
         library.save(folder / KERNELS_FOLDER)
     library = libraries[plan.machine.gpu.capability]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,10 @@ from nemotron_plugins.launch import CompiledKernel, LaunchRecord
 if TYPE_CHECKING:
     from nemotron_plugins.kernel_spec import KernelSpec
 
-__all__ = ["KernelLibrary", "build_library"]
+__all__ = ["SESSION_KERNELS", "KernelLibrary", "build_library"]
+
+# what a session launches beside its engines, whatever those consist of
+SESSION_KERNELS = ("argmax", "argmax_combine")
 
 
 @dataclass(frozen=True)
@@ -90,9 +93,13 @@ class KernelLibrary(Mapping[str, CompiledKernel]):
 
 
 def build_library(
-    spec: KernelSpec, architectures: Sequence[int], on_done: Callable[[int, int], None] = lambda done, total: None
+    spec: KernelSpec,
+    architectures: Sequence[int],
+    on_done: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    keys: Collection[str] | None = None,
 ) -> dict[int, KernelLibrary]:
-    """Compiles every kernel of a model, for each architecture (90, …). Needs Triton, and no GPU.
+    """Compiles the kernels of a model, for each architecture (90, …). Needs Triton, and no GPU.
 
     All kernels are compiled in one set of processes, as many as this one may use CPUs; one alone in this process.
 
@@ -100,6 +107,7 @@ def build_library(
         spec: the model.
         architectures: what it is compiled for.
         on_done: told (kernels compiled, kernels in all): at the start, and after each.
+        keys: of the kernels that are wanted; all where None.
 
     Raises:
         GraphError: an architecture or dtype that kernels are not compiled for, or a compiler that crashed.
@@ -109,6 +117,7 @@ def build_library(
         CompileJob(key, launch, spec.dtype, architecture)
         for architecture in architectures
         for key, launch in spec.launches(architecture).items()
+        if keys is None or key in keys
     ]
     on_done(0, len(jobs))
     workers = worker_count(len(jobs))

@@ -81,6 +81,12 @@ def test_a_library_is_the_same_by_any_number_of_processes(count: int, monkeypatc
     assert all(kernel.record.architecture == each.architecture for each in made.values() for kernel in each.values())
 
 
+def test_wanted_kernels_alone_are_compiled() -> None:
+    made = library.build_library(TINY, [90], keys=library.SESSION_KERNELS)
+    assert tuple(made[90]) == library.SESSION_KERNELS
+    assert [made[90][key].record.kernel for key in made[90]] == ["argmax_kernel", "argmax_combine_kernel"]
+
+
 def test_as_many_processes_as_cpus_jobs_and_sixteen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compile_pool.os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
     assert [worker_count(jobs) for jobs in (0, 1, 9, 99)] == [1, 1, 9, 16]
