@@ -239,6 +239,14 @@ def test_a_bundle_computes_where_its_session_does(bundles: tuple[str, str]) -> N
     assert [spec.device for spec in specs] == ["cpu", "cuda"]
 
 
+def test_weights_inside_two_engines_count_twice(bundles: tuple[str, str]) -> None:
+    opened = Bundle.open(bundles[0])
+    weights = replace(opened.manifest.weights, mode="embedded")
+    embedded = replace(opened, manifest=replace(opened.manifest, weights=weights))
+    once, twice = BundleContender.specs(BenchRequest((opened, embedded), None, None, False, (), (), ()))
+    assert twice.weight_bytes == 2 * once.weight_bytes > 0
+
+
 def test_it_is_a_command_with_help() -> None:
     assert " bench " in " ".join(CliRunner().invoke(app, ["--help"]).stdout.split())
     text = " ".join(bench("--help").stdout.split())

@@ -48,7 +48,9 @@ class BundleContender(Contender):
             device = "cuda" if on_gpu else "cpu"
             embedding = total_parameters(config) - read_parameters(config)
             weights = _read_bytes(bundle.manifest, config) + embedding * item_bytes(bundle.manifest.dtype)
-            specs.append(ContenderSpec(cls.kind, name, options, weights, device))
+            # an engine for prompts and one for steps hold their own each
+            copies = 2 if bundle.manifest.weights.mode == "embedded" else 1
+            specs.append(ContenderSpec(cls.kind, name, options, copies * weights, device))
         return specs
 
     def prepare(self) -> None:
