@@ -20,6 +20,7 @@ MAX_DECODE_ROWS = 32
 # tensor cores multiply tiles of at least 16
 _MIN_TILE = 16
 _MAX_SPLITS = 64
+_MANY_SPLITS = 16
 # architectures whose blocks have about 100 KB of shared memory; the others have 163 KB or more
 _SMALL_SHARED_MEMORY = (86, 89, 120)
 _INPUTS = (("q_ptr", "*T"), ("k_cache_ptr", "*T"), ("v_cache_ptr", "*T"))
@@ -41,11 +42,8 @@ def _constexprs(query_heads: int, kv_heads: int, head_dim: int, has_cache_row: b
 
 
 def decode_splits(*, kv_heads: int, max_rows: int, slots: int, multiprocessors: int) -> int:
-    """Into how many parts each row's cache is split: a power of two that fills the GPU at ``max_rows``.
-
-    As measured on an H100: one row is read fastest by one block for each multiprocessor, several rows by two.
-    """
-    wanted = min(max_rows, 2) * multiprocessors // (kv_heads * max_rows)
+    """Into how many parts each row's cache is split: a power of two that fills the GPU at ``max_rows``."""
+    wanted = multiprocessors // (kv_heads * max_rows)
     useful = -(-slots // 32)
     return max(1, min(_MAX_SPLITS, next_power_of_two(wanted + 1) // 2, next_power_of_two(useful)))
 
@@ -67,7 +65,12 @@ def cached_attention_decode_rule(
     """
     constexprs = _constexprs(query_heads, kv_heads, head_dim, has_cache_row, pdl)
     slot_bytes = ITEM_BYTES[dtype] * int(constexprs["BLOCK_DIM"])
-    block_n, stages = (32, 4) if slot_bytes <= 256 else (32, 3) if slot_bytes <= 512 else (16, 2)
+    # as measured on an H100: where parts are long, and few, larger tiles of more warps read them faster
+    few = splits < _MANY_SPLITS and ITEM_BYTES[dtype] == 2
+    if slot_bytes <= 256:
+        block_n, stages = (64, 3) if few else (32, 4)
+    else:
+        block_n, stages = (32, 3) if slot_bytes <= 512 else (16, 2)
     constexprs |= {
         "BLOCK_M": max(_MIN_TILE, next_power_of_two(tokens * query_heads // kv_heads)),
         "BLOCK_N": block_n,
@@ -85,7 +88,7 @@ def cached_attention_decode_rule(
         ),
         constexprs=constexprs,
         grid=(GridAxis(kv_heads, ("B",)), GridAxis(splits)),
-        num_warps=2 if ITEM_BYTES[dtype] == 2 else 4,
+        num_warps=2 if ITEM_BYTES[dtype] == 2 and block_n < 64 else 4,
         num_stages=stages,
         fp_fusion=True,
         pdl=pdl,

@@ -324,6 +324,9 @@ def test_sums_with_zero_vanish() -> None:
     assert not passes.EliminateZeroSumsPass()(after).modified
 
 
+INSIDE = {"Gemm": (ir.DataType.FLOAT16,), "LayerNormalization": (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)}
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_sums_of_float16_products_are_float32(bias: bool) -> None:
     third = ", bias" if bias else ""
@@ -331,22 +334,36 @@ def test_sums_of_float16_products_are_float32(bias: bool) -> None:
         y = Gemm<transB=1>(x, w{third})
     }}"""
     model = parse(text)
-    assert passes.AccumulateInFloat32Pass()(model).modified
+    assert passes.ComputeInFloat32Pass(INSIDE)(model).modified
     assert ops(model) == ["Cast"] * (3 if bias else 2) + ["Gemm", "Cast"]
     (output,) = model.graph.outputs
-    assert (output.name, output.dtype, [str(dim) for dim in output.shape or ()]) == (
-        "y",
-        ir.DataType.FLOAT16,
-        ["b", "1"],
-    )
+    assert (output.name, output.dtype, str(output.shape)) == ("y", ir.DataType.FLOAT16, "[b,1]")
     # 2,048 + 63: float16 counts in twos there, and a sum in it would stay at 2,048
     feed = {"x": np.ones((1, 64), np.float16), "w": np.ones((1, 64), np.float16), "bias": np.zeros(1, np.float16)}
     feed["x"][0, 0] = 2048
     assert run(model, feed)[0].item() == float(np.float16(2111))
-    assert not passes.AccumulateInFloat32Pass()(model).modified
+    assert not passes.ComputeInFloat32Pass(INSIDE)(model).modified
 
 
-def test_sums_of_other_products_stay() -> None:
-    model = parse("g (float[b,4] x, float[2,4] w) => (float[b,2] y) { y = Gemm<transB=1>(x, w) }")
-    assert not passes.AccumulateInFloat32Pass()(model).modified
+def test_a_norm_rounds_once() -> None:
+    text = """g (float16[b,8] x, float16[8] gamma, float16[8] beta) => (float16[b,8] y) {
+        y = LayerNormalization<axis=-1, epsilon=0.00001>(x, gamma, beta)
+    }"""
+    model = parse(text)
+    assert passes.ComputeInFloat32Pass(INSIDE)(model).modified
+    assert ops(model) == ["Cast"] * 3 + ["LayerNormalization", "Cast"]
+    rng = np.random.default_rng(0)
+    feed = {"x": rng.normal(size=(64, 8)), "gamma": rng.normal(size=8), "beta": 8 * rng.normal(size=8)}
+    feed = {name: value.astype(np.float16) for name, value in feed.items()}
+    x, gamma, beta = (value.astype(np.float64) for value in feed.values())
+    normed = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    exact = normed * gamma + beta
+    # half a unit in the last place, and a little for float32's own error
+    assert (np.abs(run(model, feed)[0] - exact) <= 0.501 * np.spacing(np.abs(exact).astype(np.float16))).all()
+
+
+@pytest.mark.parametrize("dtype", ["float", "bfloat16"])
+def test_products_that_sum_in_float32_anyway_stay(dtype: str) -> None:
+    model = parse(f"g ({dtype}[b,4] x, {dtype}[2,4] w) => ({dtype}[b,2] y) {{ y = Gemm<transB=1>(x, w) }}")
+    assert not passes.ComputeInFloat32Pass(INSIDE)(model).modified
     assert ops(model) == ["Gemm"]

@@ -1,11 +1,11 @@
 """Graph passes, one file each; a target is a list of them."""
 
-from nemotron_graphs.passes.accumulate_in_float32 import AccumulateInFloat32Pass
 from nemotron_graphs.passes.bind_rope_tables import BindRopeTablesPass
 from nemotron_graphs.passes.bind_weights import BindWeightsPass
 from nemotron_graphs.passes.canonicalize_shapes import CanonicalizeShapesPass
 from nemotron_graphs.passes.check_cache_readers import CheckCacheReadersPass
 from nemotron_graphs.passes.cleanup import cleanup
+from nemotron_graphs.passes.compute_in_float32 import ComputeInFloat32Pass
 from nemotron_graphs.passes.drop_unused_inputs import DropUnusedInputsPass
 from nemotron_graphs.passes.eliminate_zero_sums import EliminateZeroSumsPass
 from nemotron_graphs.passes.fix_dim import FixDimPass
@@ -33,11 +33,11 @@ from nemotron_graphs.passes.set_opset import SetOpsetPass
 from nemotron_graphs.passes.widen_output import WidenOutputPass
 
 __all__ = [
-    "AccumulateInFloat32Pass",
     "BindRopeTablesPass",
     "BindWeightsPass",
     "CanonicalizeShapesPass",
     "CheckCacheReadersPass",
+    "ComputeInFloat32Pass",
     "DropUnusedInputsPass",
     "EliminateZeroSumsPass",
     "FixDimPass",

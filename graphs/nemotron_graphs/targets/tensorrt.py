@@ -31,6 +31,11 @@ __all__ = [
 PLUGIN_OPS = ("PackedRotaryKVCacheUpdate", "CachedAttention", "LayerNormLinear", "LinearResidual")
 
 
+# what TensorRT computes with less than PyTorch's kernels do where it is let; bf16 products have no sums but float32's
+_FLOAT32_INSIDE = {
+    "Gemm": (ir.DataType.FLOAT16,),
+    "LayerNormalization": (ir.DataType.FLOAT16, ir.DataType.BFLOAT16),
+}
 _ROW_INPUTS = ("input_ids", "query_start", "logits_index")
 # last part of a module's name → its kernel in the library of kernels
 _NORMED = {"qkv_proj": "qkv", "up_proj": "up"}
@@ -151,7 +156,7 @@ def common_ending(context: LoweringContext) -> Sequence[ir.passes.PassBase]:
         passes.DropUnusedInputsPass(),
         passes.InferShapesPass(),
         passes.BindRopeTablesPass(context.cos, context.sin),
-        passes.AccumulateInFloat32Pass(),
+        passes.ComputeInFloat32Pass(_FLOAT32_INSIDE),
         passes.CheckCacheReadersPass(),
     )
 

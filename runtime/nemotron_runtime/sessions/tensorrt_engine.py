@@ -161,7 +161,10 @@ class Engine:
     @property
     def memory(self) -> int:
         """Bytes of activations that an execution context needs, whatever its optimization profile."""
-        return int(self._engine.device_memory_size_v2)
+        # TensorRT 10.6's newer calls, here and in `context`, are for engines that stream weights: with several profiles
+        # they read and write past a table of the engine's, and the process ends when it is freed
+        size = getattr(self._engine, "device_memory_size", None)
+        return int(self._engine.device_memory_size_v2 if size is None else size)
 
     def dtype(self, name: str) -> str:
         """numpy's name of a tensor's dtype."""
@@ -210,7 +213,10 @@ class Engine:
         made = self._engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if made is None or not made.set_optimization_profile_async(profile, int(stream)):
             raise self.tensorrt.fail(f"{self.where}: no execution context")
-        made.set_device_memory(memory, size)
+        if hasattr(type(made), "device_memory"):
+            made.device_memory = memory
+        else:
+            made.set_device_memory(memory, size)
         self.tensorrt.check(self.where)
         return Context(self, made)
 
