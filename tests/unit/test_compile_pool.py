@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,13 @@ def broken(*call: Any) -> CompileJob:
 
 
 def workers(of: int | None = None) -> list[psutil.Process]:
-    found = psutil.Process(of).children(recursive=True)
-    return [process for process in found if any("compile_worker" in word for word in process.cmdline())]
+    found = []
+    for process in psutil.Process(of).children(recursive=True):
+        # an assembler that a worker started may be gone by now
+        with suppress(psutil.Error):
+            if any("compile_worker" in word for word in process.cmdline()):
+                found.append(process)
+    return found
 
 
 def test_processes_give_the_bytes_that_this_one_gives_in_order() -> None:
