@@ -116,7 +116,7 @@ class _Engine(_Living):
         self.outputs = {"logits": "FLOAT", **dict.fromkeys((c.replace(".", "_out.") for c in caches), "HALF")}
         self.names = [module.renamed.get(name, name) for name in (*self.inputs, *self.outputs)]
         self.num_io_tensors = len(self.names)
-        self.device_memory_size_v2 = module.memory[kind]
+        self.device_memory_size = self.device_memory_size_v2 = module.memory[kind]
         # decode takes a token per row
         self.profiles = list(module.profiles) if kind == "prefill" else [(1 << 10, 1, 1)]
         self.num_optimization_profiles = len(self.profiles)
@@ -156,9 +156,15 @@ class _Context(_Living):
         self.profile = self.engine.profiles[index]
         return True
 
+    def _take_memory(self, address):
+        self.memory = address
+
+    # TensorRT's can be written alone
+    device_memory = property(None, _take_memory)
+
     def set_device_memory(self, address, size):
-        assert size >= self.engine.device_memory_size_v2
-        self.memory = (address, size)
+        assert self.engine.num_optimization_profiles == 1, "TensorRT 10.6 writes past a table's end"
+        self.memory = address
 
     def set_tensor_address(self, name, address):
         self.addresses[name] = address
@@ -189,7 +195,7 @@ class _Context(_Living):
     def _compute(self, addresses, shapes, B, S, K):
         cuda = self.module.cuda
         # activations share their memory: whatever was there is gone
-        cuda.array(self.memory[0], (self.memory[1],), np.uint8).fill(B)
+        cuda.array(self.memory, (self.engine.device_memory_size,), np.uint8).fill(B)
         for name, expected in () if self.module.embedded else self.module.expected.items():
             found = cuda.array(addresses[name], expected.shape, np.float16)
             np.testing.assert_array_equal(found, expected, err_msg=name)

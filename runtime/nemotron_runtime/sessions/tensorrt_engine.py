@@ -15,7 +15,7 @@ from nemotron_runtime.bundle import Bundle
 from nemotron_runtime.cuda import Device, Stream
 from nemotron_runtime.manifest_tensorrt import TensorRTRecord
 
-__all__ = ["Context", "Engine", "TensorRT", "check_machine", "load_tensorrt"]
+__all__ = ["Context", "Engine", "TensorRT", "activation_bytes", "check_machine", "load_tensorrt"]
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +66,17 @@ class TensorRT:
         """Drops errors that are nobody's any more."""
         self._plugins.take_error()
         self._messages.clear()
+
+
+def activation_bytes(engine: Any) -> int:
+    """Bytes of activations that an execution context of TensorRT's engine needs, whatever its optimization profile.
+
+    Asked by the older of two calls where there is one: TensorRT 10.6's newer ones, this and that which gives a context
+    its memory, are for engines that stream weights. With several profiles they write past the end of a table: the
+    process dies when contexts are freed.
+    """
+    size = getattr(engine, "device_memory_size", None)
+    return int(engine.device_memory_size_v2 if size is None else size)
 
 
 @cache
@@ -161,10 +172,7 @@ class Engine:
     @property
     def memory(self) -> int:
         """Bytes of activations that an execution context needs, whatever its optimization profile."""
-        # TensorRT 10.6's newer calls, here and in `context`, are for engines that stream weights: with several profiles
-        # they read and write past a table of the engine's, and the process ends when it is freed
-        size = getattr(self._engine, "device_memory_size", None)
-        return int(self._engine.device_memory_size_v2 if size is None else size)
+        return activation_bytes(self._engine)
 
     def dtype(self, name: str) -> str:
         """numpy's name of a tensor's dtype."""
@@ -213,6 +221,7 @@ class Engine:
         made = self._engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if made is None or not made.set_optimization_profile_async(profile, int(stream)):
             raise self.tensorrt.fail(f"{self.where}: no execution context")
+        # see activation_bytes
         if hasattr(type(made), "device_memory"):
             made.device_memory = memory
         else:
