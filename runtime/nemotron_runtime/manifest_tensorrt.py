@@ -61,6 +61,11 @@ class TensorRTRecord:
     cache_slots: int = 0
     embedded: bool = False
 
+    @property
+    def has_plugins(self) -> bool:
+        """Whether the engines hold this project's plugins; TensorRT's own layers want a cache of a fixed length."""
+        return self.cache_slots == 0
+
 
 @dataclass(frozen=True)
 class RTXRecord:

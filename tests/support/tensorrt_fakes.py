@@ -231,7 +231,12 @@ def install(monkeypatch, *, cuda=None, version="10.6.0.post1", plugin_errors=Non
     cuda = cuda or FakeCuda()
     trt = FakeTensorRT(cuda, version)
     errors = [] if plugin_errors is None else plugin_errors
-    plugins = SimpleNamespace(register=lambda: None, take_error=lambda: errors.pop() if errors else None)
+    trt.registered = 0
+
+    def register():
+        trt.registered += 1
+
+    plugins = SimpleNamespace(register=register, take_error=lambda: errors.pop() if errors else None)
 
     class LoadedKernel:
         def __init__(self, record, cubin):

@@ -200,5 +200,7 @@ class TestNoPlugins:
             session.reset(1, 20)
             session.prefill([[1, 2, 3]])
         assert made == [600]
+        # such an engine has no plugins, and must not need what those need
+        assert trt.registered == 0
         gc.collect()
         assert cuda.leaks() == (0, 0, 0, 0)

@@ -260,6 +260,7 @@ def test_nothing_runs_ahead_into_the_last_slot(session: Any, fakes: Any) -> None
 def test_engines_for_one_row_may_say_so(fakes: Any, tmp_path: Path) -> None:
     fakes[1].batch = 1
     with TensorRTSession(Bundle.open(make_tensorrt_bundle(tmp_path, fakes[1], max_batch=1))) as session:
+        assert fakes[1].registered
         np.testing.assert_array_equal(session.logits([1, 2, 3]), toy().logits([1, 2, 3]))
 
 

@@ -66,6 +66,8 @@ class TensorRTSession(Session):
         self.device = hold.enter_context(Device())
         tensorrt = load_tensorrt()
         check_machine(bundle, record, tensorrt.trt.__version__, self.device)
+        if record.has_plugins:
+            tensorrt.register_plugins()
         # other tasks choose no tokens
         argmax = hold.enter_context(Argmax(bundle, record, self.device)) if manifest.task == "causal-lm" else None
         free = self.device.memory()[0]

@@ -41,6 +41,14 @@ class TensorRT:
         self._logger = _logger(trt, self._messages)
         self.runtime: Any = trt.Runtime(self._logger)
 
+    def register_plugins(self) -> None:
+        """Makes the plugins known, which engines of native layers need none of.
+
+        Raises:
+            MissingDependencyError: bindings or a registry that cannot take them.
+        """
+        self._plugins.register()
+
     def fail(self, what: str) -> NemotronError:
         """The error for a call that said it failed: a plugin's own, or TensorRT's last words."""
         error, words = self._plugins.take_error(), "; ".join(self._messages)
@@ -81,7 +89,7 @@ def activation_bytes(engine: Any) -> int:
 
 @cache
 def load_tensorrt() -> TensorRT:
-    """Imports TensorRT and registers the plugins; once per process.
+    """Imports TensorRT, once per process.
 
     Raises:
         MissingDependencyError: no TensorRT.
@@ -93,7 +101,6 @@ def load_tensorrt() -> TensorRT:
         raise MissingDependencyError(
             f"no tensorrt ({error})", "TensorRT, which runs this bundle", _INSTALL, where="tensorrt"
         ) from error
-    plugins.register()
     return TensorRT(trt, plugins)
 
 
