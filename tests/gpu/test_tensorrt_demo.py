@@ -1,0 +1,74 @@
+"""The embedded checkpoint, which was trained: from the checkpoint to text on a GPU, judged along the text it writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import nemotron_runtime
+import numpy as np
+import pytest
+import torch
+from nemotron_runtime.manifest import Manifest
+from typer.testing import CliRunner
+
+from nemotron_export.building import build
+from nemotron_export.checkpoint import Checkpoint
+from nemotron_export.cli import app
+from nemotron_export.model.load import load_model
+from nemotron_export.parity.device import true_fp32
+
+pytest.importorskip("tensorrt")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="engines run on an NVIDIA GPU")
+
+PROMPTS = ("If the file does not exist,", "This module provides", "Returns the number of")
+TOKENS = 96
+# of the parity protocol: by so many RMSE a choice may be off where the run dtype cannot tell two tokens apart
+MARGIN = 4.0
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Iterator[Path]:
+    with as_file(files("nemotron_export") / "assets" / "demo") as source:
+        yield source
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(checkpoint, tmp_path_factory.mktemp("demo") / "bundle", target="tensorrt")
+
+
+def test_its_build_passes_parity(bundle: Path) -> None:
+    manifest = Manifest.read(bundle)
+    assert (manifest.parity.state, manifest.dtype) == ("passed", "bfloat16")
+
+
+def test_its_text_is_what_fp32_would_write_or_bf16_cannot_tell_from_it(bundle: Path, checkpoint: Path) -> None:
+    with nemotron_runtime.load(bundle) as model:
+        results = model.generate(list(PROMPTS), max_new_tokens=TOKENS)
+        prompts = [np.array(model.tokenizer.encode(prompt)) for prompt in PROMPTS]
+    opened = Checkpoint.open(checkpoint)
+    exact_model, low_model = (load_model(opened, dtype, "sdpa", "cuda") for dtype in (torch.float32, torch.bfloat16))
+    for prompt, result in zip(prompts, results, strict=True):
+        tokens = torch.tensor(result.token_ids)
+        assert len(tokens) >= 4
+        ids = torch.cat([torch.from_numpy(prompt), tokens[:-1]])[None].cuda()
+        with torch.inference_mode(), true_fp32("cuda"):
+            exact, low = (made(ids).logits[0, -len(tokens) :].double().cpu() for made in (exact_model, low_model))
+        margins = exact.max(-1).values - exact[torch.arange(len(tokens)), tokens]
+        assert margins.max() <= MARGIN * (low - exact).square().mean().sqrt()
+        # most of a trained model's choices are clear
+        assert (margins == 0).double().mean() > 0.9
+
+
+def test_the_command_line_writes_the_same_text_and_talks(bundle: Path) -> None:
+    with nemotron_runtime.load(bundle) as model:
+        (expected,) = model.generate([PROMPTS[0]], max_new_tokens=32)
+    runner = CliRunner()
+    written = runner.invoke(app, ["generate", str(bundle), PROMPTS[0], "-n", "32"])
+    assert written.exit_code == 0, written.output
+    assert expected.text.strip() in written.output
+    talked = runner.invoke(app, ["chat", str(bundle), "-n", "24"], input="What does this file hold?\n")
+    assert talked.exit_code == 0, talked.output
+    assert talked.output.strip()
