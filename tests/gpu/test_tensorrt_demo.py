@@ -47,6 +47,7 @@ def test_its_build_passes_parity(bundle: Path) -> None:
 def test_its_text_is_what_fp32_would_write_or_bf16_cannot_tell_from_it(bundle: Path, checkpoint: Path) -> None:
     with nemotron_runtime.load(bundle) as model:
         results = model.generate(list(PROMPTS), max_new_tokens=TOKENS)
+        assert model.tokenizer
         prompts = [np.array(model.tokenizer.encode(prompt)) for prompt in PROMPTS]
     opened = Checkpoint.open(checkpoint)
     exact_model, low_model = (load_model(opened, dtype, "sdpa", "cuda") for dtype in (torch.float32, torch.bfloat16))
