@@ -7,9 +7,11 @@ Shapes: B rows, S new tokens, K positions, V vocabulary, G key/value heads, T sl
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import sys
+from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -24,7 +26,7 @@ from safetensors.numpy import save_file
 from support.cuda_driver import FakeCuda
 from support.sessions import ToySession
 
-__all__ = ["LAYERS", "WEIGHTS", "FakeTensorRT", "G", "V", "install", "make_tensorrt_bundle", "toy"]
+__all__ = ["LAYERS", "WEIGHTS", "FakeTensorRT", "G", "V", "install", "installed", "make_tensorrt_bundle", "toy"]
 
 V, G, D, LAYERS, MAX_LOGITS, PARTS = 32, 2, 4, 2, 4, 8
 # engine's name → the checkpoint's tensors that it is made of
@@ -254,6 +256,16 @@ def install(monkeypatch, *, cuda=None, version="10.6.0.post1", plugin_errors=Non
     load_driver.cache_clear()
     load_tensorrt.cache_clear()
     return cuda, trt
+
+
+@contextmanager
+def installed(monkeypatch):
+    """:func:`install`; when it ends nothing of either may be left."""
+    cuda, trt = install(monkeypatch)
+    yield cuda, trt
+    gc.collect()
+    assert cuda.leaks() == (0, 0, 0, 0)
+    assert trt.living == 0
 
 
 def _argmax(cuda, logits, partial, index, B):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,17 +16,14 @@ from nemotron_runtime.manifest import Manifest
 from nemotron_runtime.sessions.open import open_session
 from nemotron_runtime.sessions.tensorrt import TensorRTSession
 from support.cuda_driver import FakeCuda
-from support.tensorrt_fakes import WEIGHTS, V, install, make_tensorrt_bundle, toy
+from support.tensorrt_fakes import WEIGHTS, V, install, installed, make_tensorrt_bundle, toy
 
 
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """CUDA and TensorRT; afterwards nothing of either may be left."""
-    cuda, trt = install(monkeypatch)
-    yield cuda, trt
-    gc.collect()
-    assert cuda.leaks() == (0, 0, 0, 0)
-    assert trt.living == 0
+    """CUDA and TensorRT."""
+    with installed(monkeypatch) as both:
+        yield both
 
 
 def refuse(bundle: Path, error: type[NemotronError], match: str) -> NemotronError:

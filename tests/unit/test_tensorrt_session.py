@@ -20,19 +20,16 @@ from nemotron_runtime.sessions import tensorrt_weights
 from nemotron_runtime.sessions.open import open_session
 from nemotron_runtime.sessions.tensorrt import TensorRTSession, sub_chunks
 from nemotron_runtime.sessions.tensorrt_engine import Engine, activation_bytes
-from support.tensorrt_fakes import V, install, make_tensorrt_bundle, toy
+from support.tensorrt_fakes import V, installed, make_tensorrt_bundle, toy
 
 RNG = np.random.default_rng(5)
 
 
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """CUDA and TensorRT; afterwards nothing of either may be left."""
-    cuda, trt = install(monkeypatch)
-    yield cuda, trt
-    gc.collect()
-    assert cuda.leaks() == (0, 0, 0, 0)
-    assert trt.living == 0
+    """CUDA and TensorRT."""
+    with installed(monkeypatch) as both:
+        yield both
 
 
 @pytest.fixture
