@@ -92,6 +92,9 @@ class OnnxRuntimeCudaSession(OnnxRuntimeSession):
         )
         if not self._allow_cpu:
             check_placement(session, str(bundle.directory))
+            if session.get_providers()[0] == CUDA_PROVIDER:
+                # every node is on the GPU, and so is every weight
+                session.weights = {}
         return session
 
     def allocate(self, rows: int, slots: int) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from nemotron_errors import BundleError, MissingDependencyError
 
 from nemotron_runtime.bundle import Bundle
+from nemotron_runtime.sessions.onnxruntime_initializers import ExternalTensor, external_tensors
 from nemotron_runtime.weights import checked_chunks, map_weights, packed_weights
 
 __all__ = ["import_onnxruntime", "open_graph"]
@@ -17,6 +21,10 @@ __all__ = ["import_onnxruntime", "open_graph"]
 _ERRORS_ONLY = 3
 # what the graph calls the weights that are put together at load
 _PACKED_FILE = "packed"
+# numpy's stand-ins of ONNX's types, by their numbers: numpy has no bfloat16
+_STORED: Mapping[int, Any] = {
+    1: np.float32, 2: np.uint8, 3: np.int8, 6: np.int32, 7: np.int64, 10: np.float16, 11: np.float64, 16: np.uint16,
+}  # fmt: skip
 
 
 def import_onnxruntime() -> ModuleType:
@@ -43,6 +51,8 @@ def open_graph(
 ) -> Any:
     """ONNX Runtime's session of a graph over the bundle's weights, on the provider that the bundle names.
 
+    The session's attribute ``weights`` keeps alive what it may read in place.
+
     Args:
         bundle: whose weights the graph's initializers refer to.
         graph: a file, or a serialized model.
@@ -68,21 +78,11 @@ def open_graph(
         options.add_session_config_entry(key, value)
     chosen = (provider, dict(provider_options)) if provider_options else provider
     views = map_weights(bundle, verify_chunks=False)
-    folder = bundle.manifest.session.weights_folder
-    files: dict[str, Any] = {}
-    # where ONNX Runtime can open the files itself it holds the weights once; given memory, it keeps copies beside it,
-    # and then every file must be given
-    opens = isinstance(graph, str) and folder and bundle.weights_directory == bundle.directory / folder
-    if not opens or bundle.manifest.session.packed:
-        files |= {f"{folder}/{name}" if folder and "/" not in name else name: view for name, view in views.items()}
-    if bundle.manifest.session.packed:
-        files[_PACKED_FILE] = np.frombuffer(packed_weights(bundle, views), np.uint8)
-    if files:
-        options.add_external_initializers_from_files_in_memory(
-            list(files), list(files.values()), [len(view) for view in files.values()]
-        )
     with checked_chunks(bundle, views):
         try:
+            values = _weight_values(bundle, graph, views)
+            if values:
+                options.add_external_initializers(list(values), list(values.values()))
             # without its second try on the CPU, or with a provider's defaults, which would hide the error
             session = ort.InferenceSession(graph, options, providers=[chosen], enable_fallback=0)
         except Exception as error:  # ONNX Runtime's errors share no base class but this one
@@ -93,4 +93,45 @@ def open_graph(
     if session.get_providers()[0] != provider:
         remedy = "`nemotron-export doctor` tells what the provider needs"
         raise MissingDependencyError(f"{session.get_providers()[0]}", provider, remedy, where="onnxruntime")
+    session.weights = values
     return session
+
+
+def _weight_values(bundle: Bundle, graph: str | bytes, views: Mapping[str, mmap.mmap]) -> dict[str, Any]:
+    """Initializer → the mapped or packed bytes that it refers to, for those that ONNX Runtime does not open itself.
+
+    Given whole files in memory instead, it would copy every weight on the host before it does anything with it.
+
+    Raises:
+        ValueError: a graph that refers to what the weights do not have.
+    """
+    ort, record = import_onnxruntime(), bundle.manifest.session
+    folder = record.weights_folder
+    # what it opens by path on the CPU, it holds once
+    opens = isinstance(graph, str) and folder and bundle.weights_directory == bundle.directory / folder
+    files: dict[str, Any] = {}
+    if not opens:
+        files |= {f"{folder}/{name}" if folder and "/" not in name else name: view for name, view in views.items()}
+    if record.packed:
+        files[_PACKED_FILE] = packed_weights(bundle, views)
+    if not files:
+        return {}
+    model = Path(graph).read_bytes() if isinstance(graph, str) else graph
+    values = {}
+    for tensor in external_tensors(model):
+        if tensor.location in files or not opens:
+            array = _array(tensor, files.get(tensor.location, b""))
+            values[tensor.name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, tensor.data_type)
+    return values
+
+
+def _array(tensor: ExternalTensor, file: Any) -> npt.NDArray[Any]:
+    """A tensor's bytes in its file, not copied."""
+    stored = np.dtype(_STORED.get(tensor.data_type, np.void))
+    count = int(np.prod(tensor.shape, dtype=np.int64))
+    if count * stored.itemsize != tensor.length or tensor.offset + tensor.length > len(file):
+        raise ValueError(
+            f"initializer '{tensor.name}' of type {tensor.data_type} and shape {list(tensor.shape)} at byte "
+            f"{tensor.offset} of '{tensor.location}', which has {len(file)} bytes in this bundle"
+        )
+    return np.frombuffer(file, stored, count, tensor.offset).reshape(tensor.shape)
