@@ -22,27 +22,31 @@ class PackQKVPass(ir.passes.InPlacePass):
 
     Args:
         quantized: also of quantized weights, which costs a second copy of their codes on the host at load.
+        concat: in the graph, for what loads it without this project's runtime: ONNX Runtime computes it once, at load.
 
     Rules, per ``GroupQueryAttention(Linear(x, w_q), Linear(x, w_k), Linear(x, w_v), …)``:
         1. the projections become ``Linear(x, w_qkv)``, w_qkv an input whose metadata names the three, and the attention
            takes it as its packed input;
         2. with biases, b_qkv likewise; where just some have one, the nodes stay;
         3. where a projection has another reader, or another x, the nodes stay;
-        4. where asked for, three ``MatMulNBits`` of one scheme without bias become one likewise: its codes and its
+        4. with ``concat``, w_qkv and b_qkv are ``Concat`` nodes of the three parameters, on axis 0, in place of inputs;
+        5. where asked for, three ``MatMulNBits`` of one scheme without bias become one likewise: its codes and its
            scales (or what a Cast takes them from) are inputs that name the three's.
     """
 
-    def __init__(self, quantized: bool = False) -> None:
+    def __init__(self, quantized: bool = False, concat: bool = False) -> None:
+        assert not (quantized and concat), "quantized weights are packed by the runtime alone"
         self.quantized = quantized
+        self.concat = concat
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         nodes = [n for n in model.graph if (n.domain, n.op_type) == ("com.microsoft", "GroupQueryAttention")]
-        packed = [_pack(model.graph, node, self.quantized) for node in nodes]
+        packed = [_pack(model.graph, node, self.quantized, self.concat) for node in nodes]
         return ir.passes.PassResult(model, any(packed))
 
 
-def _pack(graph: ir.Graph, attention: ir.Node, quantized: bool) -> bool:
-    packed = pack_projections(graph, attention.inputs[:3])
+def _pack(graph: ir.Graph, attention: ir.Node, quantized: bool, concat: bool) -> bool:
+    packed = pack_projections(graph, attention.inputs[:3], concat)
     if packed is None and quantized:
         packed = _pack_quantized(graph, attention.inputs[:3])
     if packed is None:
@@ -55,12 +59,13 @@ def _pack(graph: ir.Graph, attention: ir.Node, quantized: bool) -> bool:
     return True
 
 
-def pack_projections(graph: ir.Graph, values: Sequence[ir.Value | None]) -> ir.Value | None:
+def pack_projections(graph: ir.Graph, values: Sequence[ir.Value | None], concat: bool = False) -> ir.Value | None:
     """Puts ``Linear(x, w_qkv)`` beside three projections of one x, which the caller then replaces and removes.
 
     Args:
         graph: gets the node, and the packed weight and bias as inputs.
         values: results of the projections of queries, keys and values.
+        concat: put ``Concat`` nodes in front in place of the inputs.
 
     Returns:
         The packed projection [..., rows of the three weights], or None where the three cannot be packed: another
@@ -78,7 +83,11 @@ def pack_projections(graph: ir.Graph, values: Sequence[ir.Value | None]) -> ir.V
         if packed is None:
             return None
         inputs.append(packed)
-    graph.inputs.extend(value for value in inputs[1:] if value is not None)
+    if concat:
+        columns = list(zip(*(node.inputs[1:] for node in linears), strict=True))
+        _concatenate(graph, q, inputs[1:], columns)
+    else:
+        graph.inputs.extend(value for value in inputs[1:] if value is not None)
     node = ir.Node(DOMAIN, "Linear", inputs, num_outputs=1)
     old, new = q.outputs[0], node.outputs[0]
     assert old.name
@@ -126,6 +135,16 @@ def _pack_quantized(graph: ir.Graph, values: Sequence[ir.Value | None]) -> ir.Va
     new.shape, new.type = ir.Shape([*old.shape[:-1], rows]), old.type
     graph.insert_before(q, node)
     return new
+
+
+def _concatenate(
+    graph: ir.Graph, before: ir.Node, packed: Sequence[ir.Value | None], columns: Sequence[Sequence[ir.Value | None]]
+) -> None:
+    """Makes packed values the results of nodes over their parts."""
+    for value, parts in zip(packed, columns, strict=True):
+        assert value is not None
+        del value.meta[PARTS]
+        graph.insert_before(before, ir.Node("", "Concat", parts, [ir.AttrInt64("axis", 0)], outputs=[value]))
 
 
 def _linear(value: ir.Value | None) -> ir.Node | None:

@@ -12,17 +12,23 @@ __all__ = ["WidenOutputPass"]
 class WidenOutputPass(ir.passes.InPlacePass):
     """Makes the model's answer float32, whatever it computes in.
 
+    Args:
+        only: of this dtype; another stays as it is.
+
     Rules, for the graph's first output:
         1. a ``LayerNormLinear`` without activation gives it in float32 itself, unrounded;
         2. anything else is cast;
         3. a float32 output stays. The output keeps its name.
     """
 
+    def __init__(self, only: ir.DataType | None = None) -> None:
+        self.only = only
+
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
         output = graph.outputs[0]
         node = output.producer()
-        if output.dtype == ir.DataType.FLOAT:
+        if output.dtype == ir.DataType.FLOAT or self.only not in (None, output.dtype):
             return ir.passes.PassResult(model, modified=False)
         assert node is not None
         fused = (node.domain, node.op_type) == (DOMAIN, "LayerNormLinear") and not output.uses()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
@@ -12,7 +12,10 @@ from nemotron_graphs.targets.target import Target
 __all__ = ["genai_cpu", "genai_cuda"]
 
 
-def _lowering() -> Sequence[ir.passes.PassBase]:
+_Passes = Callable[[], Sequence[ir.passes.PassBase]]
+
+
+def _cpu_lowering() -> Sequence[ir.passes.PassBase]:
     return (
         passes.FormGroupQueryAttentionPass(),
         passes.LowerLinearToFusedMatMulPass(),
@@ -21,18 +24,40 @@ def _lowering() -> Sequence[ir.passes.PassBase]:
     )
 
 
-def _finishing() -> Sequence[ir.passes.PassBase]:
+def _cpu_finishing() -> Sequence[ir.passes.PassBase]:
     return (passes.FoldableGammaPass(), passes.GenaiNamesPass())
 
 
+def _cuda_lowering() -> Sequence[ir.passes.PassBase]:
+    return (
+        passes.FormGroupQueryAttentionPass(),
+        passes.PackQKVPass(concat=True),
+        passes.LowerLinearToFusedMatMulPass(),
+        passes.GenaiAttentionMaskPass(),
+        passes.GenaiFullLogitsPass(),
+        # GenAI searches in float32 and converts float16 on the device; not every version of it does so with bfloat16
+        passes.WidenOutputPass(ir.DataType.BFLOAT16),
+    )
+
+
+def _cuda_finishing() -> Sequence[ir.passes.PassBase]:
+    return (passes.FormSkipLayerNormalizationPass(), passes.FoldableGammaPass(), passes.GenaiNamesPass())
+
+
 def _target(
-    name: str, dtypes: tuple[str, ...], provider: str, description: str, quantized_bits: tuple[int, ...]
+    name: str,
+    dtypes: tuple[str, ...],
+    made_by: tuple[_Passes, _Passes],
+    provider: str,
+    description: str,
+    quantized_bits: tuple[int, ...],
 ) -> Target:
+    lowering, finishing = made_by
     return Target(
         name=name,
         dtypes=dtypes,
-        lowering=_lowering,
-        finishing=_finishing,
+        lowering=lowering,
+        finishing=finishing,
         session={
             "kind": "genai",
             "provider": provider,
@@ -50,6 +75,7 @@ def _target(
 genai_cpu = _target(
     "genai-cpu",
     ("float32",),
+    (_cpu_lowering, _cpu_finishing),
     "CPUExecutionProvider",
     "a folder that ONNX Runtime GenAI loads, on the CPU",
     (8, 4),
@@ -57,6 +83,7 @@ genai_cpu = _target(
 genai_cuda = _target(
     "genai-cuda",
     ("bfloat16", "float16"),
+    (_cuda_lowering, _cuda_finishing),
     "CUDAExecutionProvider",
     "a folder that ONNX Runtime GenAI loads, on NVIDIA GPUs",
     (),
