@@ -218,6 +218,28 @@ def test_three_projections_become_one_over_a_packed_weight(biases: tuple[str, ..
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("biases", [(), ("q", "k", "v")], ids=["no bias", "biases"])
+def test_the_packed_weight_may_be_a_node_over_the_three(biases: tuple[str, ...]) -> None:
+    before, after = projections(biases), projections(biases)
+    assert passes.PackQKVPass(concat=True)(after).modified
+    assert [value.name for value in after.graph.inputs] == [value.name for value in before.graph.inputs]
+    assert (ops(after).count("Linear"), ops(after).count("Concat")) == (1, 1 + bool(biases))
+    (linear,) = (node for node in after.graph if node.op_type == "Linear")
+    for value, kind in zip(linear.inputs[1:], ("weight", "bias"), strict=False):
+        assert value is not None
+        assert value.meta.get("packed_from") is None
+        assert [each.name for each in value.producer().inputs] == [f"layer.{part}_proj.{kind}" for part in "qkv"]  # type: ignore[union-attr]
+    rng = np.random.default_rng(0)
+    values = feed(8) | {"x": rng.normal(size=(1, 3, 6)).astype(np.float32)}
+    for weight in before.graph.inputs:
+        if weight.name and weight.name.startswith("layer."):
+            assert weight.shape is not None
+            values[weight.name] = rng.normal(size=weight.shape.numpy()).astype(np.float32)
+    for found, expected in zip(run(after, values), run(before, values), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert not passes.PackQKVPass(concat=True)(projections(("q",))).modified
+
+
 def test_projections_that_differ_are_not_packed() -> None:
     assert not passes.PackQKVPass()(projections(("q",))).modified
     model = projections(())

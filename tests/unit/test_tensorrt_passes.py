@@ -265,6 +265,11 @@ def test_the_answer_is_float32() -> None:
     assert got[0].dtype == np.float32
     assert got[0].tolist() == [[1, 0, 3, float(np.float16(0.1))]]
     assert not passes.WidenOutputPass()(model).modified
+    other = parse(text)
+    assert not passes.WidenOutputPass(ir.DataType.BFLOAT16)(other).modified
+    assert other.graph.outputs[0].dtype == ir.DataType.FLOAT16
+    assert passes.WidenOutputPass(ir.DataType.FLOAT16)(other).modified
+    assert other.graph.outputs[0].dtype == ir.DataType.FLOAT
 
 
 def test_a_fused_head_gives_float32_itself() -> None:
