@@ -1,4 +1,4 @@
-"""Whether ONNX Runtime can compute on an NVIDIA GPU here: asked before a build that ends with a parity check there."""
+"""Whether ONNX Runtime can compute on an NVIDIA GPU here: asked before the reference of a parity check is made."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import sys
 
 from nemotron_errors import MissingDependencyError
 from nemotron_graphs.targets import Target
+from nemotron_runtime.bundle import Bundle
 from nemotron_runtime.sessions.onnxruntime_cuda import CUDA_PROVIDER, start_cuda
 
-from nemotron_export.building.genai import is_genai
+from nemotron_export.building.genai import is_genai, refuse_genai_on_cuda
 from nemotron_export.extras import install_command, require
 
-__all__ = ["check_cuda_provider"]
+__all__ = ["check_bundle_provider", "check_cuda_provider"]
 
 _DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
@@ -24,20 +25,38 @@ def check_cuda_provider(target: Target) -> None:
         MissingDependencyError: no onnxruntime, none with CUDA, no GPU, or CUDA does not start.
     """
     # folders for GenAI are checked on the CPU alone, and refused elsewhere
-    if target.session.get("provider") != CUDA_PROVIDER or is_genai(target):
+    if target.session.get("provider") == CUDA_PROVIDER and not is_genai(target):
+        there = "build with --no-parity here, and run `nemotron-export parity` where there is one"
+        _check(f"target {target.name}", " (or build with --no-parity)", ", or build with --no-parity", there)
+
+
+def check_bundle_provider(bundle: Bundle) -> None:
+    """Refuses the parity check of a bundle for CUDA that this machine cannot run; other bundles pass.
+
+    Raises:
+        MissingDependencyError: as :func:`check_cuda_provider`.
+        RequestError: a folder for GenAI on CUDA, which the runtime does not run.
+    """
+    session = bundle.manifest.session
+    if session.provider != CUDA_PROVIDER:
         return
-    require("onnxruntime", "which runs the bundle for its parity check (or build with --no-parity)")
+    if session.kind == "genai":
+        refuse_genai_on_cuda(bundle.manifest.target, "run the folder with ONNX Runtime GenAI", str(bundle.directory))
+    _check(str(bundle.directory), "", "", "run `nemotron-export parity` where there is one")
+
+
+def _check(where: str, or_else: str, or_otherwise: str, there: str) -> None:
+    require("onnxruntime", f"which runs the bundle for its parity check{or_else}")
     import onnxruntime
 
     available = onnxruntime.get_available_providers()
     if CUDA_PROVIDER not in available:
-        remedy = f"{install_command('ort-gpu')} in place of onnxruntime, or build with --no-parity"
+        remedy = f"{install_command('ort-gpu')} in place of onnxruntime{or_otherwise}"
         expected = f"{CUDA_PROVIDER}, which runs the bundle for its parity check"
         raise MissingDependencyError(f"providers {', '.join(available)}", expected, remedy, where="onnxruntime")
     if not _gpu_count():
         expected = "a GPU and its driver, which run the bundle for its parity check"
-        remedy = "build with --no-parity here, and run `nemotron-export parity` where there is one"
-        raise MissingDependencyError("no NVIDIA GPU", expected, remedy, where=f"target {target.name}")
+        raise MissingDependencyError("no NVIDIA GPU", expected, there, where=where)
     start_cuda(onnxruntime)
 
 

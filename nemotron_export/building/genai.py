@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from nemotron_errors import RequestError
 from nemotron_graphs.targets import LoweredGraph, Target
@@ -12,7 +12,14 @@ from nemotron_runtime.limits import Limits
 
 from nemotron_export.checkpoint import Checkpoint
 
-__all__ = ["GENAI_CONFIG", "check_genai_request", "genai_config", "is_genai", "write_genai_config"]
+__all__ = [
+    "GENAI_CONFIG",
+    "check_genai_request",
+    "genai_config",
+    "is_genai",
+    "refuse_genai_on_cuda",
+    "write_genai_config",
+]
 
 GENAI_CONFIG = "genai_config.json"
 
@@ -43,15 +50,18 @@ def check_genai_request(target: Target, task: str, parity: bool) -> None:
     if not is_genai(target):
         return
     if parity and target.session["provider"] != "CPUExecutionProvider":
-        raise RequestError(
-            f"a parity check of target {target.name}", "--no-parity: the runtime runs GenAI's graphs on the CPU alone",
-            "add --no-parity, and run the folder with ONNX Runtime GenAI", where="--parity",
-        )  # fmt: skip
+        refuse_genai_on_cuda(target.name, "add --no-parity, and run the folder with ONNX Runtime GenAI", "--parity")
     if task != "causal-lm":
         raise RequestError(
             f"task {task}", f"causal-lm for target {target.name}, which generates text",
             "choose --target ort-cpu, or a checkpoint with a language-model head", where="--task",
         )  # fmt: skip
+
+
+def refuse_genai_on_cuda(target: str, remedy: str, where: str) -> NoReturn:
+    """Raises RequestError: a parity check of a target whose graphs the runtime does not run."""
+    expected = "no such check: the runtime runs GenAI's graphs on the CPU alone"
+    raise RequestError(f"a parity check of target {target}", expected, remedy, where=where)
 
 
 def genai_config(checkpoint: Checkpoint, limits: Limits, session: dict[str, Any]) -> dict[str, Any]:

@@ -55,9 +55,16 @@ def check_parity(
     Raises:
         BundleError: a broken bundle, or another checkpoint than the one that it was built from.
         CheckpointError: a checkpoint that does not load.
+        MissingDependencyError: a bundle for ONNX Runtime on CUDA, where that does not start.
+        RequestError: a folder for GenAI on CUDA, which the runtime does not run.
     """
+    # this module needs this package whole
+    from nemotron_export.building.cuda_provider import check_bundle_provider
+
     with quiet_about_parity():
         opened = Bundle.open(bundle, weights_dir=weights_dir, allow_unverified=True)
+    # a reference may take minutes
+    check_bundle_provider(opened)
     source = Checkpoint.open(
         opened.weights_directory if checkpoint is None else Path(checkpoint), task=opened.manifest.task
     )

@@ -8,10 +8,11 @@ from typing import Any
 
 import onnxruntime
 import pytest
-from nemotron_errors import MissingDependencyError
+from nemotron_errors import MissingDependencyError, RequestError
 from nemotron_graphs.targets import get_target
 from support.raw_checkpoints import TINY, write_sparse
 
+from nemotron_export import check_parity
 from nemotron_export.building import build, cuda_provider
 from nemotron_export.building.cuda_provider import check_cuda_provider
 
@@ -76,3 +77,37 @@ def test_a_build_is_refused_before_the_checkpoint_is_opened(tmp_path: Path, monk
     write_sparse(tmp_path / "checkpoint", {**TINY, "head_dim": 32}, shard_bytes=1 << 30)
     made = build(tmp_path / "checkpoint", tmp_path / "bundle", target="ort-cuda", parity=False, scan=False)
     assert (made / "model.onnx").is_file()
+
+
+def test_a_parity_check_is_refused_before_its_reference_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_sparse(tmp_path / "checkpoint", {**TINY, "head_dim": 32}, shard_bytes=1 << 30)
+    options: Any = {"parity": False, "scan": False, "max_seq_len": 64}
+    bundles = {
+        name: build(tmp_path / "checkpoint", tmp_path / name, target=name, **options)
+        for name in ("ort-cuda", "genai-cuda", "ort-cpu")
+    }
+
+    def made(*args: Any, **options: Any) -> Any:
+        raise AssertionError("a reference")
+
+    monkeypatch.setattr("nemotron_export.parity.check.reference_for", made)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(MissingDependencyError, match=rf"found providers CPUExecution.*{CUDA}.*ort-gpu") as caught:
+        check_parity(bundles["ort-cuda"])
+    assert "--no-parity" not in str(caught.value)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, "CPUExecutionProvider"])
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver(0))
+    with pytest.raises(MissingDependencyError, match="no NVIDIA GPU") as caught:
+        check_parity(bundles["ort-cuda"])
+    assert caught.value.where == str(bundles["ort-cuda"])
+    with pytest.raises(RequestError, match="a parity check of target genai-cuda") as refused:
+        check_parity(bundles["genai-cuda"])
+    assert refused.value.where == str(bundles["genai-cuda"])
+    # what can be run goes on to its reference
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver(1))
+    monkeypatch.setattr(cuda_provider, "start_cuda", lambda ort: None)
+    for name in ("ort-cuda", "ort-cpu"):
+        with pytest.raises(AssertionError, match="a reference"):
+            check_parity(bundles[name])
