@@ -152,6 +152,13 @@ def test_nodes_on_the_cpu_are_refused_by_name_unless_allowed(bundle: Bundle, rec
     assert recorded.providers[-1][1]["enable_cuda_graph"] == "0"
 
 
+def test_the_host_keeps_weights_for_nodes_on_the_cpu_alone(bundle: Bundle, recorded: Recorded) -> None:
+    with OnnxRuntimeCudaSession(bundle, threads=1) as session:
+        assert session._session.weights == {}
+    with OnnxRuntimeCudaSession(bundle, threads=1, allow_cpu_nodes=True) as session:
+        assert len(session._session.weights) > 0
+
+
 def test_an_onnxruntime_without_cuda_is_named(bundle: Bundle) -> None:
     with pytest.raises(MissingDependencyError, match=CUDA):
         open_session(bundle)
