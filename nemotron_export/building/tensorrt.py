@@ -24,7 +24,7 @@ from nemotron_export.engine import BuiltEngine, EngineJob, build_engine, load_pr
 from nemotron_export.engine.constants import Constant
 from nemotron_export.engine.gpu import Gpu, check_device_memory, current_gpu, estimate_device, find_gpu
 from nemotron_export.engine.messages import node_ops
-from nemotron_export.engine.shapes import Range, decode_ranges, input_shapes, prefill_profiles
+from nemotron_export.engine.shapes import Range, decode_ranges, input_shapes, pass_ranges
 from nemotron_export.engine.timing_cache import TimingCacheFile, default_cache_folder
 from nemotron_export.extras import require
 from nemotron_export.progress import Progress
@@ -230,18 +230,18 @@ def write_engines(
     for library in libraries.values():
         library.save(folder / KERNELS_FOLDER)
     library = libraries[plan.machine.gpu.capability]
-    profiles = prefill_profiles(limits)
+    prefill_sizes = pass_ranges(limits)
     embedded = constants or {}
     assert plan.embed_weights == bool(embedded)
 
-    def write(name: str, graph: LoweredGraph, ranges: Sequence[Mapping[str, Range]], file: str) -> int:
+    def write(name: str, graph: LoweredGraph, ranges: Mapping[str, Range], file: str) -> int:
         # an engine is written and dropped before the next is built: it may hold all weights
         built = _build(plan, name, graph, ranges, library, progress, embedded)
         (folder / file).write_bytes(built.plan)
         return built.workspace
 
-    prefill_workspace = write("prefill", graphs.prefill, profiles, PREFILL_ENGINE)
-    decode_workspace = write("decode", graphs.decode, (decode_ranges(limits),), DECODE_ENGINE)
+    prefill_workspace = write("prefill", graphs.prefill, prefill_sizes, PREFILL_ENGINE)
+    decode_workspace = write("decode", graphs.decode, decode_ranges(limits), DECODE_ENGINE)
     record = TensorRTRecord(
         version=plan.machine.version,
         architecture=plan.machine.gpu.architecture,
@@ -249,7 +249,7 @@ def write_engines(
         driver=plan.machine.gpu.driver,
         prefill_engine=PREFILL_ENGINE,
         decode_engine=DECODE_ENGINE,
-        max_logits=max(sizes["positions"].most for sizes in profiles),
+        max_logits=prefill_sizes["positions"].most,
         weights=() if plan.embed_weights else weight_records(graphs),
         prefill_workspace=prefill_workspace,
         decode_workspace=decode_workspace,
@@ -273,7 +273,7 @@ def weight_records(graphs: TensorRTGraphs) -> tuple[TensorRTWeight, ...]:
 
 
 def _build(
-    plan: EnginePlan, name: str, graph: LoweredGraph, profiles: Sequence[Mapping[str, Range]], library: KernelLibrary,
+    plan: EnginePlan, name: str, graph: LoweredGraph, ranges: Mapping[str, Range], library: KernelLibrary,
     progress: Progress, constants: Mapping[str, Constant],
 ) -> BuiltEngine:  # fmt: skip
     from nemotron_plugins.tensorrt import register, take_error, use_library
@@ -289,7 +289,7 @@ def _build(
     job = EngineJob(
         name=name,
         graph=ir.to_proto(graph.model).SerializeToString(),
-        profiles=[input_shapes(graph.model.graph.inputs, ranges) for ranges in profiles],
+        profiles=[input_shapes(graph.model.graph.inputs, ranges)],
         nodes=node_ops(graph.model.graph),
         constants=constants,
         in_place=plan.plugins,

@@ -7,8 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from nemotron_runtime.sessions.tensorrt_engine import activation_bytes
-
 from nemotron_export.engine.constants import Constant, embed_constants
 from nemotron_export.engine.messages import EngineError, Messages, parser_error
 from nemotron_export.engine.monitor import BuildWatch, run_cancellable
@@ -166,4 +164,4 @@ def _workspace(trt: Any, job: EngineJob, messages: Messages, plan: memoryview, w
     error = job.plugin_error()
     if engine is None or error is not None:
         raise messages.failure(what, job.nodes, error)
-    return activation_bytes(engine)
+    return int(engine.device_memory_size_v2)

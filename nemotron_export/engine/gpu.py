@@ -13,7 +13,7 @@ from nemotron_runtime.limits import Limits
 from nemotron_export.config import NemotronConfig
 from nemotron_export.doctor import driver_version
 from nemotron_export.engine.monitor import run_cancellable
-from nemotron_export.engine.shapes import prefill_profiles
+from nemotron_export.engine.shapes import pass_ranges
 
 __all__ = ["DeviceEstimate", "Gpu", "check_device_memory", "current_gpu", "estimate_device", "find_gpu"]
 
@@ -111,9 +111,8 @@ def estimate_device(config: NemotronConfig, weight_bytes: int, limits: Limits, d
     E, F, D = config.hidden_size, config.intermediate_size, config.head_dim
     H, G = config.num_attention_heads, config.num_key_value_heads
     caches = 2 * config.num_hidden_layers * G * D * limits.max_seq_len * limits.max_batch * item
-    profiles = prefill_profiles(limits)
-    tokens = max(sizes["batch"].most * sizes["tokens"].most for sizes in profiles)
-    positions = max(sizes["batch"].most * sizes["positions"].most for sizes in profiles)
+    sizes = pass_ranges(limits)
+    tokens, positions = (sizes["batch"].most * sizes[each].most for each in ("tokens", "positions"))
     # the widest step: residual and normed stream, and the MLP's inner one before and after its activation,
     # or queries, keys and values packed, rotated and attended
     widest = 2 * E + max(3 * F, 3 * H * D + 2 * G * D)

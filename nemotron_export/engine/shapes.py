@@ -11,14 +11,13 @@ from typing import Any
 
 from nemotron_runtime.limits import Limits
 
-__all__ = ["MAX_LOGITS", "InputShapes", "Range", "decode_ranges", "input_shapes", "prefill_profiles", "prefill_ranges"]
+__all__ = ["MAX_LOGITS", "InputShapes", "Range", "decode_ranges", "input_shapes", "pass_ranges", "prefill_ranges"]
 
 # positions of a row whose logits one pass of a prefill engine gives
 MAX_LOGITS = 16
-# positions of all rows together, at most, whose logits one pass gives: each takes a vector of the vocabulary's length
-_ALL_LOGITS = 128
-# tokens of a row that is not alone: at least so many, and a multiple, which kernels' tiles are filled by
-_ROW_TOKENS, _TOKENS_STEP = 64, 16
+# of all rows of a pass together, where they are more than one: new tokens, and positions whose logits are given, which
+# take a vector of the vocabulary's length each
+_PASS_TOKENS, _PASS_LOGITS = 8192, 128
 Shape = tuple[int, ...]
 # name of an input → its least, best and largest shape
 InputShapes = dict[str, tuple[Shape, Shape, Shape]]
@@ -47,19 +46,16 @@ def prefill_ranges(limits: Limits, max_logits: int = MAX_LOGITS) -> dict[str, Ra
     }
 
 
-def prefill_profiles(limits: Limits) -> tuple[dict[str, Range], ...]:
-    """Sizes of the prefill engine's optimization profiles, which bound its activations.
+def pass_ranges(limits: Limits) -> dict[str, Range]:
+    """Sizes of one pass of a session's prefill engine; a session takes more rows in turns.
 
-    One row takes up to a chunk of tokens; several rows take about as many together, in more passes. Without that bound
-    activations would be ``max_batch`` times as large, and a pass would take no less time per token.
+    A pass of several thousand tokens takes no less time per token than one of all rows would, whose activations would
+    be many times as large. One optimization profile that suits few rows and another for many would serve too, but
+    TensorRT 10.6 cannot free contexts of an engine that has plugins and two profiles: the process dies.
     """
-    rows = limits.max_batch
-    each = max(_ROW_TOKENS, limits.prefill_chunk // rows // _TOKENS_STEP * _TOKENS_STEP)
-    several = prefill_ranges(limits, min(MAX_LOGITS, max(1, _ALL_LOGITS // rows)))
-    if rows == 1 or each >= limits.prefill_chunk:
-        return (several,)
-    several |= {"batch": Range(1, rows, rows), "tokens": Range(1, each, each)}
-    return {**prefill_ranges(limits), "batch": Range(1, 1, 1)}, several
+    rows = max(1, min(limits.max_batch, _PASS_TOKENS // limits.prefill_chunk))
+    ranges = prefill_ranges(limits, min(MAX_LOGITS, max(1, _PASS_LOGITS // rows)))
+    return {**ranges, "batch": Range(1, 1, rows)}
 
 
 def input_shapes(inputs: Iterable[Any], ranges: Mapping[str, Range]) -> InputShapes:

@@ -86,7 +86,7 @@ class FakeBuilderModule:
         def load(plan: bytes) -> Any:
             for text in self.load_errors:
                 logger.log(_Severity.ERROR, text)
-            return None if self.load_errors else SimpleNamespace(device_memory_size=4321)
+            return None if self.load_errors else SimpleNamespace(device_memory_size_v2=4321)
 
         return SimpleNamespace(deserialize_cuda_engine=load)
 

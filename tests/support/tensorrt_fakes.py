@@ -55,6 +55,7 @@ class FakeTensorRT(ModuleType):
     Attributes:
         batch: the caches' first dim as engines tell it.
         profiles: (rows, tokens, positions) at most of each optimization profile of prefill engines.
+        rows: at most of a decode engine.
         passes: (engine, B, S, K) of each pass that was given to a stream, captured ones included.
         expected: what the weights must be: name → array.
         embedded: whether the engines hold the weights, which are no inputs then.
@@ -72,6 +73,7 @@ class FakeTensorRT(ModuleType):
         self.memory = {"prefill": 5000, "decode": 3000}
         self.renamed = {}
         self.batch = -1
+        self.rows = 1 << 10
         self.profiles = [(4, 16, MAX_LOGITS)]
         module = self
 
@@ -118,9 +120,9 @@ class _Engine(_Living):
         self.outputs = {"logits": "FLOAT", **dict.fromkeys((c.replace(".", "_out.") for c in caches), "HALF")}
         self.names = [module.renamed.get(name, name) for name in (*self.inputs, *self.outputs)]
         self.num_io_tensors = len(self.names)
-        self.device_memory_size = self.device_memory_size_v2 = module.memory[kind]
+        self.device_memory_size_v2 = module.memory[kind]
         # decode takes a token per row
-        self.profiles = list(module.profiles) if kind == "prefill" else [(1 << 10, 1, 1)]
+        self.profiles = list(module.profiles) if kind == "prefill" else [(module.rows, 1, 1)]
         self.num_optimization_profiles = len(self.profiles)
 
     def get_tensor_name(self, index):
@@ -158,15 +160,9 @@ class _Context(_Living):
         self.profile = self.engine.profiles[index]
         return True
 
-    def _take_memory(self, address):
-        self.memory = address
-
-    # TensorRT's can be written alone
-    device_memory = property(None, _take_memory)
-
     def set_device_memory(self, address, size):
-        assert self.engine.num_optimization_profiles == 1, "TensorRT 10.6 writes past a table's end"
-        self.memory = address
+        assert size >= self.engine.device_memory_size_v2
+        self.memory = (address, size)
 
     def set_tensor_address(self, name, address):
         self.addresses[name] = address
@@ -197,7 +193,7 @@ class _Context(_Living):
     def _compute(self, addresses, shapes, B, S, K):
         cuda = self.module.cuda
         # activations share their memory: whatever was there is gone
-        cuda.array(self.memory, (self.engine.device_memory_size,), np.uint8).fill(B)
+        cuda.array(self.memory[0], (self.memory[1],), np.uint8).fill(B)
         for name, expected in () if self.module.embedded else self.module.expected.items():
             found = cuda.array(addresses[name], expected.shape, np.float16)
             np.testing.assert_array_equal(found, expected, err_msg=name)

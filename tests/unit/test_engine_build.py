@@ -24,7 +24,7 @@ from nemotron_export.engine import gpu as gpu_module
 from nemotron_export.engine.gpu import Gpu, check_device_memory, estimate_device, find_gpu
 from nemotron_export.engine.messages import node_ops
 from nemotron_export.engine.monitor import BuildWatch, run_cancellable
-from nemotron_export.engine.shapes import MAX_LOGITS, decode_ranges, input_shapes, prefill_profiles, prefill_ranges
+from nemotron_export.engine.shapes import MAX_LOGITS, decode_ranges, input_shapes, pass_ranges, prefill_ranges
 from nemotron_export.engine.timing_cache import TimingCacheFile
 
 LIMITS = Limits(max_seq_len=600, max_batch=4, prefill_chunk=128)
@@ -75,20 +75,22 @@ def test_every_dynamic_input_has_its_shapes_and_weights_have_none() -> None:
     ("max_batch", "chunk", "expected"),
     [
         # (rows, tokens, positions) at most
-        (8, 2048, [(1, 2048, 16), (8, 256, 16)]),
-        (3, 2048, [(1, 2048, 16), (3, 672, 16)]),
-        (64, 2048, [(1, 2048, 16), (64, 64, 2)]),
-        (500, 2048, [(1, 2048, 16), (500, 64, 1)]),
-        (1, 2048, [(1, 2048, 16)]),
-        (8, 64, [(8, 64, 16)]),
-        (32, 20, [(32, 20, 4)]),
+        (8, 2048, (4, 2048, 16)),
+        (3, 2048, (3, 2048, 16)),
+        (8, 4096, (2, 4096, 16)),
+        (8, 10000, (1, 10000, 16)),
+        (64, 512, (16, 512, 8)),
+        (500, 64, (128, 64, 1)),
+        (1, 2048, (1, 2048, 16)),
+        (32, 20, (32, 20, 4)),
     ],
 )
-def test_several_rows_take_as_many_tokens_together_as_one(max_batch: int, chunk: int, expected: Any) -> None:
-    profiles = prefill_profiles(Limits(max_seq_len=4096, max_batch=max_batch, prefill_chunk=chunk))
-    assert [tuple(sizes[dim].most for dim in ("batch", "tokens", "positions")) for sizes in profiles] == expected
-    for sizes in profiles:
-        assert all(size.least == 1 and size.least <= size.best <= size.most for size in sizes.values())
+def test_a_pass_takes_rows_up_to_some_thousand_tokens(
+    max_batch: int, chunk: int, expected: tuple[int, int, int]
+) -> None:
+    sizes = pass_ranges(Limits(max_seq_len=16384, max_batch=max_batch, prefill_chunk=chunk))
+    assert tuple(sizes[dim].most for dim in ("batch", "tokens", "positions")) == expected
+    assert all(size.least == 1 and size.least <= size.best <= size.most for size in sizes.values())
 
 
 def test_the_builder_is_told_profiles_and_flags() -> None:
@@ -291,11 +293,11 @@ def test_too_little_gpu_memory_is_refused_with_the_numbers() -> None:
     needed = estimate_device(config, 8_382_000_000, limits, "bfloat16")
     # 128 KiB per token of a 4B model
     assert needed.caches == 128 * 1024 * 4096 * 8
-    # a step of 2048 tokens, however many rows, and logits of 8 rows
-    logits = 8 * 16 * 256_000 * 10
-    assert needed.workspace == 2048 * (2 * 3072 + 3 * 9216) * 2 + logits
+    # a pass of 4 rows of 2048 tokens, and logits of 4 rows
+    logits = 4 * 16 * 256_000 * 10
+    assert needed.workspace == 4 * 2048 * (2 * 3072 + 3 * 9216) * 2 + logits
     alone = estimate_device(config, 8_382_000_000, Limits(4096, 1, 2048), "bfloat16")
-    assert alone.workspace == needed.workspace - logits // 8 * 7
+    assert alone.workspace == needed.workspace // 4
     gpu = Gpu("NVIDIA H100", "sm_90", 132, "570.86", free=needed.memory, total=80_000_000_000)
     assert gpu.capability == 90
     check_device_memory(needed, gpu)

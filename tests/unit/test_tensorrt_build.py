@@ -26,6 +26,7 @@ from support.tensorrt_builder import FakeBuilderModule
 from nemotron_export.building import build
 from nemotron_export.building import tensorrt as building
 from nemotron_export.checkpoint import Checkpoint
+from nemotron_export.engine import shapes as engine_shapes
 from nemotron_export.engine.gpu import Gpu, estimate_device
 
 GPU = Gpu("A GPU of numpy", "sm_90", 132, "570.86.15", 40_000_000_000, 80_000_000_000)
@@ -145,16 +146,17 @@ def test_engines_are_built_for_the_limits(fakes: Fakes, checkpoint: Path, tmp_pa
         assert told.config.features == {"aliased": True}
 
 
-def test_several_rows_have_a_profile_of_their_own(fakes: Fakes, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_prefill_engine_takes_fewer_rows_where_chunks_are_long(
+    fakes: Fakes, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_shapes, "_PASS_TOKENS", 500)
     path = make(checkpoint, tmp_path / "bundle", max_seq_len=256, max_batch=3, prefill_chunk=250)
-    one, several = fakes.trt.builds[0].config.profiles
+    (prefill,), (decode,) = (told.config.profiles for told in fakes.trt.builds)
     heads, dim = ODD["num_key_value_heads"], ODD["head_dim"]
-    assert (one["input_ids"], one["query_start"]) == (((1, 1), (1, 250), (1, 250)), ((1,), (1,), (1,)))
-    assert one["k_cache.0"] == ((1, heads, 1, dim), (1, heads, 256, dim), (1, heads, 256, dim))
-    assert (several["input_ids"], several["query_start"]) == (((1, 1), (3, 80), (3, 80)), ((1,), (3,), (3,)))
-    assert several["k_cache.0"] == ((1, heads, 1, dim), (3, heads, 256, dim), (3, heads, 256, dim))
-    assert several["logits_index"] == ((1, 1), (3, 1), (3, 16))
-    assert len(fakes.trt.builds[1].config.profiles) == 1
+    assert (prefill["input_ids"], prefill["query_start"]) == (((1, 1), (1, 250), (2, 250)), ((1,), (1,), (2,)))
+    assert prefill["k_cache.0"] == ((1, heads, 1, dim), (1, heads, 256, dim), (2, heads, 256, dim))
+    assert prefill["logits_index"] == ((1, 1), (1, 1), (2, 16))
+    assert decode["input_ids"] == ((1, 1), (1, 1), (3, 1))
     record = Manifest.read(path).tensorrt
     assert record is not None
     assert record.max_logits == 16

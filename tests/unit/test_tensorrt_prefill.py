@@ -1,4 +1,4 @@
-"""Prefill of the TensorRT session: padded lengths, graphs, profiles, cut passes; over a CUDA and a TensorRT of numpy.
+"""Prefill of the TensorRT session: padded lengths, graphs, rows in turns; over a CUDA and a TensorRT of numpy.
 
 Shapes: B rows, S tokens of a pass, K positions, T cache slots.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,9 @@ LENGTHS = (16, 32, 48, 64, 96, 128, 160, 192, 200)
 
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """CUDA and TensorRT, whose prefill engine has a profile for one row and one for several."""
+    """CUDA and TensorRT, whose prefill engine takes fewer rows than a request may have."""
     with installed(monkeypatch) as (cuda, trt):
-        trt.profiles = [(1, CHUNK, 4), (4, 48, 2)]
+        trt.profiles = [(2, CHUNK, 2)]
         yield cuda, trt
 
 
@@ -193,25 +194,57 @@ def test_of_too_many_lengths_the_one_not_used_for_longest_goes(
         assert prefill(10, 20, 10) == ([], 0)
         # 32 goes, which 16 was used after
         assert prefill(60, 10) == ([(1, 64, 1)], 0)
-        assert "drops 1 rows of 32 tokens" in caplog.text
+        assert "drops rows from 0 on, 1 of 32 tokens" in caplog.text
         # two engines and two contexts
         assert fakes[1].living == 4
         assert prefill(20, 20) == ([(1, 32, 1)] * 2, 1)
         assert prefill(10) == ([], 0)
 
 
-def test_several_rows_take_their_profile_and_are_cut(session: Any, passes: Any) -> None:
+def test_more_rows_than_a_pass_takes_go_in_turns(session: Any, passes: Any) -> None:
     rows = [ids(150, 1), ids(3, 2), ids(49, 3)]
-    check(session, rows)
-    # 48 tokens at a time, and 6 that are padded; a step then drops in
-    found, _ = passes()
-    assert found == [(3, 48, 1), (3, 48, 1), (3, 16, 1)]
+    for use in range(3):
+        check(session, rows)
+        # the third row alone is shorter
+        expected = [(2, 160, 1), (1, 64, 1)] if use < 2 else []
+        assert passes()[0] == expected
     check(session, [rows[0]])
+    # the first row alone is no pass of two
     assert passes()[0] == [(1, 160, 1)]
     whole = reference()
     whole.reset(3, 250)
     session.reset(3, 250)
     np.testing.assert_array_equal(session.prefill(rows), whole.prefill(rows))
+
+
+def test_rows_behind_others_are_fed_where_they_ended(session: Any) -> None:
+    first, second = [ids(20, 8), ids(9, 9), ids(1, 7), ids(77, 6)], [ids(3, 1), ids(90, 2), ids(70, 3), ids(1, 4)]
+    session.reset(4, 250)
+    session.prefill(first)
+    found = session.prefill(second)
+    for logits_V, before, behind in zip(found, first, second, strict=True):
+        np.testing.assert_array_equal(logits_V, toy().row_logits([*before, *behind]))
+
+
+@pytest.mark.parametrize(
+    ("most", "row_bytes", "rows", "expected"),
+    [
+        (4, 4096, 8, [(0, 4), (4, 8)]),
+        (4, 4096, 6, [(0, 4), (4, 6)]),
+        (4, 4096, 4, [(0, 4)]),
+        (3, 128, 7, [(0, 2), (2, 4), (4, 6), (6, 7)]),
+        (3, 128, 3, [(0, 3)]),
+        # nothing is aligned there
+        (2, 16, 5, [(0, 2), (2, 4), (4, 5)]),
+    ],
+)
+def test_turns_begin_where_an_allocation_might(
+    session: Any, most: int, row_bytes: int, rows: int, expected: list[tuple[int, int]]
+) -> None:
+    prefiller = session._prefiller
+    prefiller.limits = replace(prefiller.limits, rows=most)
+    prefiller._row_bytes = row_bytes
+    assert list(prefiller.turns(rows)) == expected
 
 
 def test_several_rows_with_logits_of_many_positions(session: Any, passes: Any) -> None:
@@ -225,32 +258,8 @@ def test_several_rows_with_logits_of_many_positions(session: Any, passes: Any) -
     for found, expected in zip(session.prefill_at(rows, wanted), whole.prefill_at(rows, wanted), strict=True):
         np.testing.assert_array_equal(found, expected)
     sizes = passes()[0]
-    assert all(B == 3 and S <= 48 and K <= 2 for B, S, K in sizes)
+    assert {B for B, _, _ in sizes} == {1, 2}
     assert {K for _, _, K in sizes} == {1, 2}
-
-
-def test_logits_of_pieces_that_nobody_wants_are_not_copied(session: Any, fakes: Any) -> None:
-    device, copied = session.device, []
-    driver = device.driver
-
-    def call(name: str, *arguments: Any, **options: Any) -> Any:
-        if name == "MemcpyDtoHAsync":
-            copied.append(arguments[2])
-        return driver(name, *arguments, **options)
-
-    session.reset(2, 250)
-    pair = session._prefiller._one.device
-    pair._device = type("Watched", (), {"driver": staticmethod(call), "count": device.count})()
-    session.prefill([ids(140), ids(130)])
-    assert copied == [2 * V * 4]
-
-
-def test_an_engine_with_one_profile_takes_all_rows_at_once(fakes: Any, tmp_path: Path, passes: Any) -> None:
-    fakes[1].profiles = [(4, CHUNK, 4)]
-    with TensorRTSession(bundle(tmp_path, fakes[1])) as session:
-        check(session, [ids(150), ids(40)])
-        check(session, [ids(150)])
-    assert passes()[0] == [(2, 160, 1), (1, 160, 1)]
 
 
 def test_generation_over_and_over_takes_the_same_tokens(session: Any, fakes: Any) -> None:

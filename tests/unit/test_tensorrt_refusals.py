@@ -67,7 +67,10 @@ def test_engines_that_do_not_load_or_fit_are_refused(fakes: Any, tmp_path: Path)
     rewrite(bundle, weights=(replace(manifest.tensorrt.weights[0], shape=(8, V)), *manifest.tensorrt.weights[1:]))
     refuse(bundle, BundleError, rf"found {name} of float16 \[{V}, 8\]; expected float16 \[8, {V}\]")
     rewrite(bundle, weights=manifest.tensorrt.weights)
+    most = trt.profiles
     trt.profiles = [(1, 16, 4), (3, 16, 4)]
+    refuse(bundle, BundleError, "found 2 optimization profiles; expected one")
+    trt.profiles, trt.rows = most, 3
     refuse(bundle, BundleError, "found an engine for 3 rows; expected one for 4")
     engine = bundle / "decode.engine"
     opened = Bundle.open(bundle)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import logging
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ from nemotron_runtime.generation import GenerationParams, generate
 from nemotron_runtime.sessions import tensorrt_weights
 from nemotron_runtime.sessions.open import open_session
 from nemotron_runtime.sessions.tensorrt import TensorRTSession, sub_chunks
-from nemotron_runtime.sessions.tensorrt_engine import Engine, activation_bytes
 from support.tensorrt_fakes import V, installed, make_tensorrt_bundle, toy
 
 RNG = np.random.default_rng(5)
@@ -93,20 +91,16 @@ def test_rows_of_different_lengths_and_a_second_request(session: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("index", "tokens", "most", "longest", "expected"),
+    ("index", "tokens", "most", "expected"),
     [
-        ([[0, 1, 2, 3, 4]], 5, 2, 9, [(0, 2), (2, 4), (4, 5)]),
-        ([[4, 4, 4, 4]], 8, 2, 8, [(0, 8)]),
-        ([[0, 3, 7], [0, 1, 2]], 9, 2, 9, [(0, 2), (2, 9)]),
-        ([[8, 0, 5]], 9, 1, 9, [(0, 5), (5, 8), (8, 9)]),
-        ([[8, 0, 5]], 9, 1, 4, [(0, 4), (4, 8), (8, 9)]),
-        ([[0, 1, 2, 8], [6, 6, 6, 6]], 9, 2, 4, [(0, 2), (2, 6), (6, 9)]),
+        ([[0, 1, 2, 3, 4]], 5, 2, [(0, 2), (2, 4), (4, 5)]),
+        ([[4, 4, 4, 4]], 8, 2, [(0, 8)]),
+        ([[0, 3, 7], [0, 1, 2]], 9, 2, [(0, 2), (2, 9)]),
+        ([[8, 0, 5]], 9, 1, [(0, 5), (5, 8), (8, 9)]),
     ],
 )
-def test_a_pass_is_cut_where_a_row_wants_too_many_logits(
-    index: Any, tokens: int, most: int, longest: int, expected: Any
-) -> None:
-    assert list(sub_chunks(np.array(index), tokens, most, longest)) == expected
+def test_a_pass_is_cut_where_a_row_wants_too_many_logits(index: Any, tokens: int, most: int, expected: Any) -> None:
+    assert list(sub_chunks(np.array(index), tokens, most)) == expected
 
 
 def test_logits_in_any_order_and_more_than_once(session: Any) -> None:
@@ -281,33 +275,6 @@ def test_memory_is_counted_and_twenty_loads_leave_nothing(fakes: Any, tmp_path: 
         gc.collect()
         assert cuda.leaks() == (0, 0, 0, 0)
         assert trt.living == 0
-
-
-@pytest.mark.parametrize("older", [True, False])
-def test_memory_is_asked_for_and_given_by_the_older_calls_where_there_are_such(older: bool) -> None:
-    class Context:
-        given: Any = None
-
-        def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
-            return True
-
-        def set_device_memory(self, address: int, size: int) -> None:
-            self.given = (address, size)
-
-    if older:
-        Context.device_memory = property(None, lambda self, address: setattr(self, "given", address))  # type: ignore[attr-defined]
-    context = Context()
-    engine = SimpleNamespace(device_memory_size_v2=30, create_execution_context=lambda strategy: context)
-    if older:
-        engine.device_memory_size = 20
-    assert activation_bytes(engine) == (20 if older else 30)
-    made = object.__new__(Engine)
-    strategies = SimpleNamespace(USER_MANAGED="ours")
-    trt = SimpleNamespace(ExecutionContextAllocationStrategy=strategies)
-    made.tensorrt = SimpleNamespace(trt=trt, check=lambda where: None)  # type: ignore[assignment]
-    made.where, made._engine = "prefill.engine", engine
-    made.context(7, 4096, 30)  # type: ignore[arg-type]
-    assert context.given == (4096 if older else (4096, 30))
 
 
 def test_another_task_needs_no_kernel_that_chooses_tokens(fakes: Any, tmp_path: Path) -> None:

@@ -77,6 +77,10 @@ class TensorRTSession(Session):
         hold.callback(decode.close)
         _check_engine(prefill, bundle, record, ("input_ids", "query_start", "logits_index"))
         _check_engine(decode, bundle, record, ("input_ids", "query_start"))
+        (rows,) = decode.largest_shape("query_start")
+        if rows < manifest.limits.max_batch:
+            found, expected = f"an engine for {rows} rows", f"one for {manifest.limits.max_batch}"
+            raise BundleError(found, expected, "build the bundle again", where=decode.where)
         if record.embedded:
             # TensorRT took it for the weights, and gives it back
             taken = max(0, free - self.device.memory()[0])
@@ -121,30 +125,39 @@ class TensorRTSession(Session):
             self._lengths_B, self._slots = np.zeros(0, np.int64), 0
             raise
         if moved:
-            self._prefiller.bind(self._cache.addresses, self._cache.shape_BGTD)
+            self._prefiller.bind(self._cache.addresses, self._cache.shape_BGTD, self._cache.item_bytes)
             self._decoder.bind(self._cache.addresses, self._cache.shape_BGTD)
 
     def forward(self, input_ids_BS: Ids, query_start_B: Ids, query_length_B: Ids, logits_index_BK: Ids) -> Logits:
-        """See :meth:`Session.forward`; more tokens or logits per row than the engine takes go in several passes."""
+        """See :meth:`Session.forward`; more rows, or logits per row, than a pass takes go in several."""
         S, K = input_ids_BS.shape[1], logits_index_BK.shape[1]
         if S == K == 1 and (query_length_B == 1).all():
             return self.step(input_ids_BS[:, 0], query_start_B)[:, None]
         self.device.make_current()
         self._decoder.forget()
-        limits = self._prefiller.limits(len(query_start_B))
-        if limits.tokens >= S and limits.positions >= K:
-            return self._prefiller.run(input_ids_BS, query_start_B, logits_index_BK)
+        found = []
+        for first, last in self._prefiller.turns(len(query_start_B)):
+            # those of a turn may all be shorter than another's
+            longest = max(1, int(query_length_B[first:last].max()))
+            found.append(
+                self._turn(input_ids_BS[first:last, :longest], query_start_B[first:last], logits_index_BK[first:last],
+                           first)
+            )  # fmt: skip
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    def _turn(self, input_ids_BS: Ids, query_start_B: Ids, logits_index_BK: Ids, first_row: int) -> Logits:
+        """Passes of the rows from ``first_row`` on: logits [B, K, V]."""
+        run, limits = self._prefiller.run, self._prefiller.limits
+        if limits.positions >= logits_index_BK.shape[1]:
+            return run(input_ids_BS, query_start_B, logits_index_BK, first_row)
         logits_BKV = np.zeros((*logits_index_BK.shape, self.output_size), np.float32)
-        for first, last in sub_chunks(logits_index_BK, S, limits.positions, limits.tokens):
+        for first, last in sub_chunks(logits_index_BK, input_ids_BS.shape[1], limits.positions):
             inside_BK = (logits_index_BK >= first) & (logits_index_BK < last)
             wanted = [np.unique(row[inside]) for row, inside in zip(logits_index_BK, inside_BK, strict=True)]
-            if not any(map(len, wanted)):
-                self._prefiller.feed(input_ids_BS[:, first:last], query_start_B + first)
-                continue
             index_Bk = np.zeros((len(wanted), max(map(len, wanted))), np.int64)
             for b, positions in enumerate(wanted):
                 index_Bk[b, : len(positions)] = positions - first
-            found_BkV = self._prefiller.run(input_ids_BS[:, first:last], query_start_B + first, index_Bk)
+            found_BkV = run(input_ids_BS[:, first:last], query_start_B + first, index_Bk, first_row)
             for b, positions in enumerate(wanted):
                 logits_BKV[b, inside_BK[b]] = found_BkV[b, np.searchsorted(positions, logits_index_BK[b, inside_BK[b]])]
         return logits_BKV
@@ -168,14 +181,13 @@ class TensorRTSession(Session):
             self._held.close()
 
 
-def sub_chunks(logits_index_BK: Ids, tokens: int, most: int, longest: int) -> Iterator[tuple[int, int]]:
+def sub_chunks(logits_index_BK: Ids, tokens: int, most: int) -> Iterator[tuple[int, int]]:
     """Cuts a pass of ``tokens`` positions so that no row wants more than ``most`` logits of a piece.
 
     Args:
         logits_index_BK: the positions whose logits are wanted.
         tokens: positions in all.
         most: logits of a row and piece.
-        longest: positions of a piece.
 
     Returns:
         (first, last) of each piece, the last one excluded; they cover all positions, in order.
@@ -183,7 +195,7 @@ def sub_chunks(logits_index_BK: Ids, tokens: int, most: int, longest: int) -> It
     rows = [np.unique(row) for row in logits_index_BK]
     first = 0
     while first < tokens:
-        last = min(tokens, first + longest)
+        last = tokens
         for positions in rows:
             ahead = positions[positions >= first]
             if len(ahead) > most:
@@ -212,8 +224,3 @@ def _check_engine(engine: Engine, bundle: Bundle, record: TensorRTRecord, row_in
     tensors[manifest.head.output] = ("float32", None)
     inputs = (*row_inputs, *names, *(weight.name for weight in record.weights))
     engine.check(inputs, (manifest.head.output, *names.values()), tensors)
-    rows, wanted = max(shape[0] for shape in engine.largest_shapes("input_ids")), manifest.limits.max_batch
-    if rows < wanted:
-        raise BundleError(
-            f"an engine for {rows} rows", f"one for {wanted}", "build the bundle again", where=engine.where
-        )

@@ -30,13 +30,14 @@ class DeviceCache:
     Attributes:
         addresses: of each cache, by the names of inputs and outputs.
         shape_BGTD: of each.
+        item_bytes: of a value.
     """
 
     def __init__(self, device: Device, stream: Stream, manifest: Manifest) -> None:
         self._device, self._stream = device, stream
         self._names = cache_names(manifest.model.num_layers)
         self._heads, self._head_dim = manifest.model.num_kv_heads, manifest.model.head_dim
-        self._item_bytes = _ITEM_BYTES[manifest.session.cache_dtype]
+        self.item_bytes = _ITEM_BYTES[manifest.session.cache_dtype]
         self._max_slots = manifest.limits.max_seq_len
         # of engines that take one number of slots alone
         self._fixed_slots = 0 if manifest.tensorrt is None else manifest.tensorrt.cache_slots
@@ -74,7 +75,7 @@ class DeviceCache:
         self._stream.synchronize()
         # first, so that both need not fit
         self.close()
-        size = rows * self._heads * slots * self._head_dim * self._item_bytes
+        size = rows * self._heads * slots * self._head_dim * self.item_bytes
         stride = -(-size // _ALIGNMENT) * _ALIGNMENT
         what = f"the KV cache of {rows} rows of {slots} tokens"
         self._buffer = self._device.allocate(stride * len(self._names), what)

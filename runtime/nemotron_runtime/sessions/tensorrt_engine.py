@@ -15,7 +15,7 @@ from nemotron_runtime.bundle import Bundle
 from nemotron_runtime.cuda import Device, Stream
 from nemotron_runtime.manifest_tensorrt import TensorRTRecord
 
-__all__ = ["Context", "Engine", "TensorRT", "activation_bytes", "check_machine", "load_tensorrt"]
+__all__ = ["Context", "Engine", "TensorRT", "check_machine", "load_tensorrt"]
 
 _log = logging.getLogger(__name__)
 
@@ -74,17 +74,6 @@ class TensorRT:
         """Drops errors that are nobody's any more."""
         self._plugins.take_error()
         self._messages.clear()
-
-
-def activation_bytes(engine: Any) -> int:
-    """Bytes of activations that an execution context of TensorRT's engine needs, whatever its optimization profile.
-
-    Asked by the older of two calls where there is one: TensorRT 10.6's newer ones, this and that which gives a context
-    its memory, are for engines that stream weights. With several profiles they write past the end of a table: the
-    process dies when contexts are freed.
-    """
-    size = getattr(engine, "device_memory_size", None)
-    return int(engine.device_memory_size_v2 if size is None else size)
 
 
 @cache
@@ -178,8 +167,8 @@ class Engine:
 
     @property
     def memory(self) -> int:
-        """Bytes of activations that an execution context needs, whatever its optimization profile."""
-        return activation_bytes(self._engine)
+        """Bytes of activations that an execution context needs."""
+        return int(self._engine.device_memory_size_v2)
 
     def dtype(self, name: str) -> str:
         """numpy's name of a tensor's dtype."""
@@ -201,6 +190,10 @@ class Engine:
         Raises:
             BundleError: another interface.
         """
+        profiles = int(self._engine.num_optimization_profiles)
+        if profiles != 1:
+            # TensorRT 10.6 dies where contexts of such an engine, with plugins in it, are freed
+            self._refuse(f"{profiles} optimization profiles", "one")
         for what, found, expected in (("inputs", self.inputs, set(inputs)), ("outputs", self.outputs, set(outputs))):
             if set(found) != expected:
                 odd = ", ".join(sorted(set(found) ^ expected)[:8])
@@ -210,29 +203,17 @@ class Engine:
                 wanted = f"{dtype} {list(shape) if shape is not None else ''}".strip()
                 self._refuse(f"{name} of {self.dtype(name)} {list(self.shape(name))}", wanted)
 
-    def largest_shapes(self, name: str) -> tuple[tuple[int, ...], ...]:
-        """The largest shape of an input with dynamic dims, in each optimization profile."""
-        profiles = range(self._engine.num_optimization_profiles)
-        return tuple(tuple(self._engine.get_tensor_profile_shape(name, profile)[2]) for profile in profiles)
+    def largest_shape(self, name: str) -> tuple[int, ...]:
+        """The largest shape that an input with dynamic dims may have."""
+        return tuple(self._engine.get_tensor_profile_shape(name, 0)[2])
 
-    def context(self, stream: Stream, memory: int, size: int, profile: int = 0) -> Context:
-        """An execution context whose activations live at ``memory``; contexts may share it, one runs at a time.
-
-        Args:
-            stream: of its first work.
-            memory: address.
-            size: bytes there, at least :attr:`memory`.
-            profile: the optimization profile, whose shapes it takes.
-        """
+    def context(self, stream: Stream, memory: int, size: int) -> Context:
+        """An execution context whose activations live at ``memory``; contexts may share it, one runs at a time."""
         trt = self.tensorrt.trt
         made = self._engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        if made is None or not made.set_optimization_profile_async(profile, int(stream)):
+        if made is None or not made.set_optimization_profile_async(0, int(stream)):
             raise self.tensorrt.fail(f"{self.where}: no execution context")
-        # see activation_bytes
-        if hasattr(type(made), "device_memory"):
-            made.device_memory = memory
-        else:
-            made.set_device_memory(memory, size)
+        made.set_device_memory(memory, size)
         self.tensorrt.check(self.where)
         return Context(self, made)
 

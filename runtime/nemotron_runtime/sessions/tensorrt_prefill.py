@@ -1,11 +1,13 @@
 """Prompts on the GPU: passes of the prefill engine, small inputs and logits through pinned memory.
 
-Shapes: B rows, S new tokens, K positions whose logits are wanted, V vocabulary.
+Shapes: B rows of a pass, S new tokens, K positions whose logits are wanted, V vocabulary, G key/value heads, T cache
+slots, D head_dim.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,20 +23,20 @@ Ids = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.float32]
 
 _ID_BYTES = 8
+# of an input's address, as allocations have it
+_ALIGNMENT = 256
 
 
 @dataclass(frozen=True)
 class PassLimits:
-    """What one optimization profile of the prefill engine takes at most.
+    """What one pass takes at most.
 
     Attributes:
-        profile: its number.
-        rows: of a pass.
+        rows: of a request.
         tokens: new ones of a row.
         positions: of a row whose logits are wanted.
     """
 
-    profile: int
     rows: int
     tokens: int
     positions: int
@@ -65,7 +67,7 @@ class _Pair:
 
 
 class Prefiller:
-    """Runs the prefill engine.
+    """Runs the prefill engine; more rows than it takes go in turns: a pass gets its rows' part of the caches.
 
     Passes that want one position's logits per row, as generation does, are padded to a few lengths and replayed as
     CUDA graphs, see :class:`PassGraphs`; the others, and those whose padding would run past the cache's end, run as
@@ -80,6 +82,9 @@ class Prefiller:
         memory: address and bytes of the activations.
         output: name of the engine's output.
         vocab_size: V.
+
+    Attributes:
+        limits: of a pass.
     """
 
     def __init__(
@@ -94,22 +99,19 @@ class Prefiller:
     ) -> None:
         self._device, self._stream, self._engine, self._memory = device, stream, engine, memory
         self._output, self._vocab_size = output, vocab_size
-        self._limits = _limits_of(engine)
-        self._lengths = {each.profile: padded_lengths(each.tokens) for each in self._limits}
-        self._caches: dict[str, tuple[int, ...]] = {}
-        self._slots = 0
-        # by profile: for passes of any length
-        self._contexts: dict[int, Context] = {}
+        (rows, tokens), (_, positions) = engine.largest_shape("input_ids"), engine.largest_shape("logits_index")
+        self.limits = PassLimits(rows, tokens, positions)
+        self._lengths = padded_lengths(tokens)
+        self._caches: dict[str, int] = {}
+        self._shape_GTD: tuple[int, ...] = ()
+        self._row_bytes = 0
+        # for passes of any length
+        self._any: Context | None = None
         self._graphs = PassGraphs(stream, self._context, self._prepare)
         self._inputs: dict[str, _Pair] = {}
         self._several: _Pair | None = None
         self._one: _Pair | None = None
-        rows = max(each.rows for each in self._limits)
-        sizes = {
-            "input_ids": max(each.rows * each.tokens for each in self._limits),
-            "query_start": rows,
-            "logits_index": max(each.rows * each.positions for each in self._limits),
-        }
+        sizes = {"input_ids": rows * tokens, "query_start": rows, "logits_index": rows * positions}
         try:
             for name, size in sizes.items():
                 self._inputs[name] = _Pair(device, size * _ID_BYTES, f"{name} of a pass")
@@ -121,91 +123,86 @@ class Prefiller:
         self._addresses = {**addresses, output: self._one.device.address}
         self._addresses |= {name: pair.device.address for name, pair in self._inputs.items()}
 
-    def bind(self, addresses: Mapping[str, int], shape_BGTD: tuple[int, ...]) -> None:
+    def bind(self, addresses: Mapping[str, int], shape_BGTD: tuple[int, ...], item_bytes: int) -> None:
         """Takes caches by name; the graphs of other addresses or slots are dropped.
 
         Args:
             addresses: of the caches, inputs and outputs.
             shape_BGTD: of each; its rows do not matter.
+            item_bytes: of a value.
         """
         self._stream.synchronize()
         self._graphs.forget()
-        self._addresses |= addresses
-        for context in self._contexts.values():
-            context.bind(addresses)
-        # k_cache_out.L is its input's memory, and has no shape to be told
-        self._caches = {name: shape_BGTD[1:] for name in addresses if name in self._engine.inputs}
-        self._slots = shape_BGTD[2]
+        self._caches = dict(addresses)
+        self._shape_GTD = shape_BGTD[1:]
+        self._row_bytes = math.prod(self._shape_GTD) * item_bytes
 
-    def limits(self, rows: int) -> PassLimits:
-        """What a pass of so many rows may take: the profile with the most tokens of those that hold the rows."""
-        fitting = [each for each in self._limits if each.rows >= rows]
-        assert fitting, f"{rows} rows, more than any profile takes"
-        return max(fitting, key=lambda each: each.tokens)
+    def turns(self, rows: int) -> Iterator[tuple[int, int]]:
+        """Rows of a request, first and last, the latter excluded, that one pass after the other takes."""
+        most = self.limits.rows
+        # a turn's part of a cache begins where an allocation might, as far as the caches' rows allow
+        aligned = math.lcm(self._row_bytes, _ALIGNMENT) // self._row_bytes
+        step = most - most % aligned or most
+        for first in range(0, rows, step) if rows > most else (0,):
+            yield first, min(first + step, rows) if rows > most else rows
 
-    def run(self, input_ids_BS: Ids, query_start_B: Ids, logits_index_BK: Ids) -> Logits:
-        """One pass: logits [B, K, V], an array of the caller's own. S and K are inside :meth:`limits`."""
-        logits = self._launch(input_ids_BS, query_start_B, logits_index_BK)
+    def run(self, input_ids_BS: Ids, query_start_B: Ids, logits_index_BK: Ids, first: int = 0) -> Logits:
+        """One pass of a request's rows from ``first`` on: logits [B, K, V], an array of the caller's own.
+
+        B, S and K are inside :attr:`limits`, and ``first`` is what :meth:`turns` gave.
+        """
+        logits = self._launch(input_ids_BS, query_start_B, logits_index_BK, first)
         logits_BKV = np.empty((*logits_index_BK.shape, self._vocab_size), np.float32)
         logits.device.download(logits.pinned.address, logits_BKV.nbytes, self._stream)
         self._stream.synchronize()
         np.copyto(logits_BKV, logits.pinned.array(np.float32, logits_BKV.shape))
         return logits_BKV
 
-    def feed(self, input_ids_BS: Ids, query_start_B: Ids) -> None:
-        """One pass whose logits nobody wants."""
-        self._launch(input_ids_BS, query_start_B, np.zeros((len(query_start_B), 1), np.int64))
-        # its inputs' pinned memory is the next one's
-        self._stream.synchronize()
-
     def close(self) -> None:
         """Frees graphs, contexts and buffers. Twice is allowed."""
         self._graphs.close()
-        for context in self._contexts.values():
-            context.close()
-        self._contexts.clear()
+        if self._any is not None:
+            self._any.close()
+            self._any = None
         for pair in (*self._inputs.values(), self._one, self._several):
             if pair is not None:
                 pair.close()
         self._inputs.clear()
         self._one = self._several = None
 
-    def _launch(self, input_ids_BS: Ids, query_start_B: Ids, logits_index_BK: Ids) -> _Pair:
+    def _launch(self, input_ids_BS: Ids, query_start_B: Ids, logits_index_BK: Ids, first: int) -> _Pair:
         """Gives a pass to the stream; returns where its logits will be."""
         B, S = input_ids_BS.shape
         K = logits_index_BK.shape[1]
-        limits = self.limits(B)
-        assert limits.tokens >= S, "cut by the session"
-        assert limits.positions >= K, "cut by the session"
+        assert self.limits.rows >= B, "cut by the session"
+        assert self.limits.tokens >= S, "cut by the session"
+        assert self.limits.positions >= K, "cut by the session"
         length = None
         if K == 1:
-            length = padded_to(S, self._lengths[limits.profile], self._slots - int(query_start_B.max()))
+            length = padded_to(S, self._lengths, self._shape_GTD[1] - int(query_start_B.max()))
         self._inputs["input_ids"].upload(input_ids_BS, length or S, self._stream)
         self._inputs["query_start"].upload(query_start_B[:, None], 1, self._stream)
         self._inputs["logits_index"].upload(logits_index_BK, K, self._stream)
         logits = self._logits(B, K)
         if length is not None:
-            self._graphs.run(B, length)
+            self._graphs.run(first, B, length)
             return logits
-        context = self._contexts.get(limits.profile)
-        if context is None:
-            context = self._contexts[limits.profile] = self._context(B)
-            context.bind(self._addresses)
-        context.bind({self._output: logits.device.address})
-        context.shape(self._shapes(B, S, K))
-        context.run(self._stream)
+        if self._any is None:
+            self._any = self._context()
+        self._prepare(self._any, first, B, S, K)
+        self._any.bind({self._output: logits.device.address})
+        self._any.run(self._stream)
         return logits
 
-    def _context(self, rows: int) -> Context:
-        return self._engine.context(self._stream, *self._memory, profile=self.limits(rows).profile)
+    def _context(self) -> Context:
+        return self._engine.context(self._stream, *self._memory)
 
-    def _prepare(self, context: Context, B: int, S: int) -> None:
-        context.bind(self._addresses)
-        context.shape(self._shapes(B, S, 1))
-
-    def _shapes(self, B: int, S: int, K: int) -> dict[str, tuple[int, ...]]:
-        shapes = {"input_ids": (B, S), "query_start": (B,), "logits_index": (B, K)}
-        return {**shapes, **{name: (B, *rest) for name, rest in self._caches.items()}}
+    def _prepare(self, context: Context, first: int, B: int, S: int, K: int = 1) -> None:
+        ahead = first * self._row_bytes
+        context.bind({**self._addresses, **{name: address + ahead for name, address in self._caches.items()}})
+        context.shape({"input_ids": (B, S), "query_start": (B,), "logits_index": (B, K)})
+        # k_cache_out.L is its input's memory, and has no shape to be told
+        context.shape({name: (B, *self._shape_GTD) for name in self._caches if name in self._engine.inputs})
 
     def _logits(self, B: int, K: int) -> _Pair:
         assert self._one is not None, "closed"
@@ -218,8 +215,3 @@ class Prefiller:
         if self._several is None:
             self._several = _Pair(self._device, size, "the logits of a pass")
         return self._several
-
-
-def _limits_of(engine: Engine) -> tuple[PassLimits, ...]:
-    largest = zip(engine.largest_shapes("input_ids"), engine.largest_shapes("logits_index"), strict=True)
-    return tuple(PassLimits(i, rows, tokens, positions) for i, ((rows, tokens), (_, positions)) in enumerate(largest))

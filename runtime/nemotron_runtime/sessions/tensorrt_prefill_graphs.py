@@ -1,6 +1,6 @@
 """Prefill passes of fixed lengths: each in an execution context of its own, and a CUDA graph from its second use on.
 
-Shapes: B rows, S tokens of a pass, padding included.
+Shapes: B rows, S tokens of a pass, padding included. The rows are those from ``first`` on of a request.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def padded_to(tokens: int, lengths: tuple[int, ...], room: int) -> int | None:
 
 @dataclass
 class _Pass:
-    """One number of rows of one length. TensorRT bakes shapes into what it launches: the context is the graph's own."""
+    """Some rows at one length. TensorRT bakes shapes into what it launches: the context is the graph's own."""
 
     context: Context
     ran: bool = False
@@ -73,7 +73,7 @@ class _Pass:
 
 
 class PassGraphs:
-    """Runs passes by number of rows and length; 32 at most are kept, the one that was not used for longest goes.
+    """Runs passes by their rows and length; 32 at most are kept, the one that was not used for longest goes.
 
     The first use of a pass runs in its context directly: TensorRT sets itself up for the shapes, which cannot be
     recorded. The second records the graph and launches it: recording takes as long as launching kernel by kernel, and
@@ -81,28 +81,28 @@ class PassGraphs:
 
     Args:
         stream: of all work of the session.
-        make: gives a context for so many rows.
-        prepare: binds addresses and sets shapes of a context, for rows and tokens.
+        make: gives a context.
+        prepare: binds addresses and sets shapes of a context, for first row, rows and tokens.
     """
 
     def __init__(
-        self, stream: Stream, make: Callable[[int], Context], prepare: Callable[[Context, int, int], None]
+        self, stream: Stream, make: Callable[[], Context], prepare: Callable[[Context, int, int, int], None]
     ) -> None:
         self._stream, self._make, self._prepare = stream, make, prepare
         # least recently used first
-        self._passes: dict[tuple[int, int], _Pass] = {}
+        self._passes: dict[tuple[int, int, int], _Pass] = {}
 
-    def run(self, B: int, S: int) -> None:
+    def run(self, first: int, B: int, S: int) -> None:
         """Gives the pass of B rows of S tokens to the stream; its inputs lie where ``prepare`` bound them."""
-        one = self._take(B, S)
+        one = self._take(first, B, S)
         if not one.ran:
-            self._prepare(one.context, B, S)
+            self._prepare(one.context, first, B, S)
             one.context.run(self._stream)
             one.ran = True
             return
         if one.graph is None:
             one.graph = self._stream.capture(lambda: one.context.run(self._stream))
-            _log.debug("prefill: recorded %d rows of %d tokens", B, S)
+            _log.debug("prefill: recorded rows from %d on, %d of %d tokens", first, B, S)
         one.graph.launch(self._stream)
 
     def forget(self) -> None:
@@ -116,14 +116,14 @@ class PassGraphs:
             one.close()
         self._passes.clear()
 
-    def _take(self, B: int, S: int) -> _Pass:
-        one = self._passes.pop((B, S), None)
+    def _take(self, first: int, B: int, S: int) -> _Pass:
+        one = self._passes.pop((first, B, S), None)
         if one is None:
             if len(self._passes) >= _MOST_PASSES:
                 oldest = next(iter(self._passes))
-                _log.debug("prefill: drops %d rows of %d tokens", *oldest)
+                _log.debug("prefill: drops rows from %d on, %d of %d tokens", *oldest)
                 self._stream.synchronize()
                 self._passes.pop(oldest).close()
-            one = _Pass(self._make(B))
-        self._passes[B, S] = one
+            one = _Pass(self._make())
+        self._passes[first, B, S] = one
         return one
