@@ -1,10 +1,13 @@
 """Everything that needs an NVIDIA GPU, in one go: tests, kernels' times, builds, parity, the bench.
 
-    python ci/gpu/run.py --output results [--only tests kernels parity bench ort] [--work /dev/shm/nemotron]
+    python ci/gpu/run.py --output results [--only tests kernels parity bench ort] [--jobs 4] [--work /dev/shm/nemotron]
 
 Needs the `build` and `tensorrt` extras; `ort` needs onnxruntime-gpu and onnxruntime-genai-cuda instead of the latter. A
-step that fails is named and the next one runs; the exit code is the number of steps that failed. `results` gets each
-step's log, the measurements as JSON, and summary.json with every step's seconds, peak memory and exit code.
+step that fails is named and the others run; the exit code is the number of steps that failed. `results`
+gets each step's log, the measurements as JSON, and summary.json with every step's seconds, peak memory and exit code.
+
+With `--jobs` so many of the tests and parity checks run at once: most of their time is the CPU's. What is measured, free
+memory too, runs alone behind them.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -46,6 +51,14 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Chain:
+    """Steps that need those before them; `alone` where other work would disturb what they measure."""
+
+    steps: list[Step]
+    alone: bool = False
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What became of a step; `peak_bytes` is the resident memory of its largest process."""
 
@@ -56,39 +69,42 @@ class Outcome:
     peak_bytes: int
 
 
-def steps(output: Path, work: Path, only: set[str]) -> list[Step]:
-    """All steps of the chosen kinds, in order."""
-    found: list[Step] = []
+def chains(output: Path, work: Path, only: set[str]) -> Iterator[Chain]:
+    """All of the chosen kinds."""
     if "tests" in only:
+        pytest = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider"]
         for path in sorted((ROOT / "tests/gpu").glob("test_*.py")):
-            command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(path)]
-            found.append(Step(path.stem, command, 400))
+            yield Chain([Step(path.stem, [*pytest, "-m", "not free_memory", str(path)], 400)])
+        yield Chain([Step("tests of free memory", [*pytest, "-m", "free_memory", "tests/gpu"], 400)], alone=True)
     if "kernels" in only:
         command = [sys.executable, str(ROOT / "ci/benchmarks/plugin_kernels.py"), "--output"]
-        found.append(Step("kernels", [*command, str(output / "kernels.json")], 200))
+        yield Chain([Step("kernels", [*command, str(output / "kernels.json")], 200)], alone=True)
     for number, (name, arguments, dtypes) in enumerate(PARITY if "parity" in only else ()):
         for dtype in dtypes:
             checkpoint, bundle = work / f"{number}-{dtype}", work / f"{number}-{dtype}-bundle"
-            found.append(Step(f"{name}, {dtype}: weights", [*MAKE, str(checkpoint), *arguments, "--dtype", dtype]))
+            weights = Step(f"{name}, {dtype}: weights", [*MAKE, str(checkpoint), *arguments, "--dtype", dtype])
             command = [*CLI, "build", str(checkpoint), "-o", str(bundle), "--target", "tensorrt", "--dtype", dtype]
-            found.append(Step(f"{name}, {dtype}: build and parity", command, 500))
+            yield Chain([weights, Step(f"{name}, {dtype}: build and parity", command, 500)])
     if "bench" in only:
         checkpoint, bundle = work / "bench-4B", work / "bench-4B-bundle"
-        found.append(Step("4B: weights", [*MAKE, str(checkpoint), "--model", "Minitron-4B"]))
         command = [*CLI, "build", str(checkpoint), "-o", str(bundle), "--target", "tensorrt", "--dtype", "bfloat16"]
-        found.append(Step("4B: build alone", [*command, "--no-parity", "--no-scan"]))
-        bench = [*CLI, "bench", str(bundle), "--allow-unverified", "--new-tokens", "64"]
+        bench = [*CLI, "bench", str(bundle), "--allow-unverified", "--new-tokens", "64", "--rounds", "4", "--json"]
+        # a prompt's length is set up at its first use and recorded at its second
+        bench += ["--warmup", "3"]
         against = ["--against", "eager", "--eager-dtype", "bfloat16", "--eager-device", "cuda"]
-        arguments = ["--prompt-tokens", "512", "--context", "2048", "--rounds", "3"]
-        found.append(Step("4B: bench", [*bench, *arguments, *against, "--json"], 400))
-        arguments = ["--prompt-tokens", "128", "--batch", "8", "--rounds", "3"]
-        found.append(Step("4B: batch of 8", [*bench, *arguments, "--json"]))
-    return [*found, *(_ort_steps(output, work) if "ort" in only else ())]
+        found = [
+            Step("4B: weights", [*MAKE, str(checkpoint), "--model", "Minitron-4B"]),
+            Step("4B: build alone", [*command, "--no-parity", "--no-scan"]),
+            Step("4B: batch of 8", [*bench, "--prompt-tokens", "128", "--batch", "8"]),
+            Step("4B: bench", [*bench, "--prompt-tokens", "512", "--context", "2048", *against], 400),
+        ]
+        yield Chain(found, alone=True)
+    if "ort" in only:
+        yield from _ort_chains(output, work)
 
 
-def _ort_steps(output: Path, work: Path) -> list[Step]:
+def _ort_chains(output: Path, work: Path) -> Iterator[Chain]:
     """ONNX Runtime on CUDA: parity of 4B in bf16 and int4 and of a slice of 340B in fp16, then its peers."""
-    found = []
     # a quantized bundle is judged by a text, which needs a tokenizer
     cases = (
         ("4B, bfloat16", "ort-4B", ["--model", "Minitron-4B"], "bfloat16", (None, "int4")),
@@ -97,16 +113,18 @@ def _ort_steps(output: Path, work: Path) -> list[Step]:
     for name, folder, arguments, dtype, quantized in cases:
         checkpoint = work / folder / "checkpoint"
         command = [*MAKE, str(checkpoint), *arguments, "--dtype", dtype, "--tokenizer"]
-        found.append(Step(f"ort {name}: weights", command))
+        found = [Step(f"ort {name}: weights", command)]
         for scheme in quantized:
             bundle = work / folder / f"parity-{scheme or dtype}"
             command = [*CLI, "build", str(checkpoint), "-o", str(bundle), "--target", "ort-cuda", "--dtype", dtype]
             command += [] if scheme is None else ["--quantize", scheme]
             label = "build and parity" if scheme is None else f"{scheme} build and parity"
             found.append(Step(f"ort {name}: {label}", command, 500))
+        yield Chain(found)
     # it takes the checkpoint that is there
     command = [sys.executable, str(ROOT / "ci/benchmarks/cuda_peers.py"), "--work", str(work / "ort-4B")]
-    return [*found, Step("ort 4B: peers", [*command, "--json", str(output / "cuda_peers.json")], 560)]
+    peers = Step("ort 4B: peers", [*command, "--json", str(output / "cuda_peers.json")], 560)
+    yield Chain([peers], alone=True)
 
 
 def run(step: Step, output: Path) -> Outcome:
@@ -124,9 +142,9 @@ def run(step: Step, output: Path) -> Outcome:
     code = 124 if timed_out else os.waitstatus_to_exitcode(status)
     peak = usage.ru_maxrss * 1024
     outcome = Outcome(step.name, shlex.join(step.command), code, round(time.monotonic() - began, 1), peak)
-    print(f"{'ok  ' if code == 0 else 'FAIL'} {outcome.seconds:6.1f} s  {step.name}", flush=True)
-    for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-(6 if code == 0 else 30) :]:
-        print(f"      {line[:220]}", flush=True)
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-(6 if code == 0 else 30) :]
+    head = f"{'ok  ' if code == 0 else 'FAIL'} {outcome.seconds:6.1f} s  {step.name}"
+    print("\n".join([head, *(f"      {line[:220]}" for line in lines)]), flush=True)
     return outcome
 
 
@@ -138,10 +156,20 @@ def main() -> int:
     kinds = ("tests", "kernels", "parity", "bench", "ort")
     parser.add_argument("--only", nargs="+", choices=kinds, default=kinds)
     parser.add_argument("--match", default="", help="steps whose names hold this")
+    parser.add_argument("--jobs", type=int, default=1, help="tests and parity checks at once; each may take 60 GB")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    chosen = steps(arguments.output, arguments.work, set(arguments.only))
-    outcomes = [run(step, arguments.output) for step in chosen if arguments.match in step.name]
+    outcomes: list[Outcome] = []
+
+    def run_chain(chain: Chain) -> None:
+        outcomes.extend(run(step, arguments.output) for step in chain.steps if arguments.match in step.name)
+
+    chosen = list(chains(arguments.output, arguments.work, set(arguments.only)))
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        list(pool.map(run_chain, (chain for chain in chosen if not chain.alone)))
+    for chain in chosen:
+        if chain.alone:
+            run_chain(chain)
     text = json.dumps([asdict(outcome) for outcome in outcomes], indent=1)
     (arguments.output / "summary.json").write_text(text + "\n", encoding="utf-8")
     return sum(outcome.code != 0 for outcome in outcomes)

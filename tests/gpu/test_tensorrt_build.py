@@ -131,6 +131,7 @@ def test_measurements_are_kept_for_the_next_build(bundle: Path, cache: Path, tmp
     assert timing.read()
 
 
+@pytest.mark.free_memory
 def test_an_engine_is_loaded_and_dropped_twenty_times_without_a_leak(bundle: Path) -> None:
     free: list[int] = []
     with Device() as watcher:

@@ -254,6 +254,7 @@ def test_a_request_leaves_nothing_to_the_next(built: Built) -> None:
     np.testing.assert_array_equal(built.session.logits(ids(40)), first)
 
 
+@pytest.mark.free_memory
 def test_closing_frees_the_memory(built: Built) -> None:
     bundle = Bundle.open(built.bundle, allow_unverified=True)
     free = []
