@@ -3,11 +3,11 @@
     python ci/gpu/run.py --output results [--only tests kernels parity bench ort] [--jobs 4] [--work /dev/shm/nemotron]
 
 Needs the `build` and `tensorrt` extras; `ort` needs onnxruntime-gpu and onnxruntime-genai-cuda instead of the latter. A
-step that fails is named and the others run; the exit code is the number of steps that failed. `results`
-gets each step's log, the measurements as JSON, and summary.json with every step's seconds, peak memory and exit code.
+step that fails is named and the others run; the exit code is the number of steps that failed. `results` gets each
+step's log, the measurements as JSON, and summary.json with every step's seconds, peak memory and exit code.
 
-With `--jobs` so many of the tests and parity checks run at once: most of their time is the CPU's. What is measured, free
-memory too, runs alone behind them.
+With `--jobs` so many of the tests and parity checks run at once: most of their time is the CPU's. What is measured,
+free memory too, runs alone behind them.
 """
 
 from __future__ import annotations
