@@ -110,7 +110,7 @@ def examine() -> Report:
     packages = [Package("nemotron-export", _version("nemotron-export"), None)]
     packages += [Package(name, _version(name), None) for name in _BASE]
     packages += [
-        Package(dist, _version(dist), extra, PROVEN.get(extra) if dist.startswith("tensorrt") else None)
+        Package(dist, _version(dist), extra, None if dist.startswith("cuda") else PROVEN.get(extra))
         for extra, names in EXTRAS.items()
         for dist in names.values()
     ]

@@ -31,8 +31,9 @@ EXTRAS: dict[str, dict[str, str]] = {
     "report": {"matplotlib": "matplotlib"},
 }
 
-# Extra -> the version (major.minor) of NVIDIA's builder that this project was run with; others are used with a warning.
-PROVEN = {"tensorrt": "10.6", "tensorrt-rtx": "1.7"}
+# Extra -> the version (major.minor) of what computes on GPUs that this project was run with; another builder of NVIDIA's
+# is used with a warning.
+PROVEN = {"tensorrt": "10.6", "tensorrt-rtx": "1.7", "ort-gpu": "1.31", "genai-cuda": "0.18"}
 
 
 def extra_of(module: str) -> str | None:

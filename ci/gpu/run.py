@@ -89,8 +89,6 @@ def chains(output: Path, work: Path, only: set[str]) -> Iterator[Chain]:
         checkpoint, bundle = work / "bench-4B", work / "bench-4B-bundle"
         command = [*CLI, "build", str(checkpoint), "-o", str(bundle), "--target", "tensorrt", "--dtype", "bfloat16"]
         bench = [*CLI, "bench", str(bundle), "--allow-unverified", "--new-tokens", "64", "--rounds", "4", "--json"]
-        # a prompt's length is set up at its first use and recorded at its second
-        bench += ["--warmup", "3"]
         against = ["--against", "eager", "--eager-dtype", "bfloat16", "--eager-device", "cuda"]
         found = [
             Step("4B: weights", [*MAKE, str(checkpoint), "--model", "Minitron-4B"]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +40,7 @@ class BenchOptions:
         batch: rows, all of one length.
         contexts: more prompt lengths, to see decode against context length.
         rounds: rounds that count.
-        warmup: rounds before them.
+        warmup: rounds before them; see :meth:`warmup_of` where None.
         threads: CPU threads of every contender and of the bandwidth probe; one per physical core where None.
         eager_dtypes: of eager PyTorch; float32, the bundles' own and bfloat16 where empty.
         eager_caches: of eager PyTorch.
@@ -52,11 +52,21 @@ class BenchOptions:
     batch: int = 1
     contexts: tuple[int, ...] = ()
     rounds: int = 5
-    warmup: int = 1
+    warmup: int | None = None
     threads: int | None = None
     eager_dtypes: tuple[str, ...] = ()
     eager_caches: tuple[str, ...] = EAGER_CACHES
     eager_device: str = "cpu"
+
+    def warmup_of(self, specs: Iterable[ContenderSpec]) -> int:
+        """Rounds before those that count: as said, or one, or three where something computes on a GPU.
+
+        There a session sets a prompt's length up at its first use and records it at its second, after a longer one may
+        have moved its cache.
+        """
+        if self.warmup is not None:
+            return self.warmup
+        return 3 if any(spec.device == "cuda" for spec in specs) else 1
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
@@ -129,6 +139,7 @@ def measure_specs(specs: Sequence[ContenderSpec], options: BenchOptions, progres
     """
     _check_memory(specs)
     threads = options.threads or default_threads()
+    warmup = options.warmup_of(specs)
     machine = _machine(threads)
     with ExitStack() as stack:
         gpu = stack.enter_context(Gpu(specs)) if any(spec.device == "cuda" for spec in specs) else None
@@ -149,7 +160,7 @@ def measure_specs(specs: Sequence[ContenderSpec], options: BenchOptions, progres
             return read()
 
         times, probed = run_rounds(
-            processes, options.shapes, rounds=options.rounds, warmup=options.warmup, probe=probe, progress=progress
+            processes, options.shapes, rounds=options.rounds, warmup=warmup, probe=probe, progress=progress
         )
         peaks = {process.name: (process.close(), process.device_peak_bytes) for process in processes}
         buffer_bytes = read.buffer_bytes
@@ -176,7 +187,7 @@ def measure_specs(specs: Sequence[ContenderSpec], options: BenchOptions, progres
         options.batch,
         tuple(shape.prompt_tokens for shape in options.shapes),
         options.rounds,
-        options.warmup,
+        warmup,
         bandwidth,
         buffer_bytes,
         machine,
@@ -205,7 +216,8 @@ def _check(options: BenchOptions, bundles: Sequence[str | Path], against: Sequen
             raise RequestError(repr(kind), f"one of {', '.join(known)}", "choose one of them", where="--against")
     numbers = {
         "--prompt-tokens": (options.prompt_tokens,), "--new-tokens": (options.new_tokens,), "--batch": (options.batch,),
-        "--context": options.contexts, "--rounds": (options.rounds,), "--warmup": (options.warmup + 1,),
+        "--context": options.contexts, "--rounds": (options.rounds,),
+        "--warmup": () if options.warmup is None else (options.warmup + 1,),
         "--threads": () if options.threads is None else (options.threads,),
     }  # fmt: skip
     for option, values in numbers.items():

@@ -34,7 +34,9 @@ def bench(
         str | None, typer.Option(help="More prompt lengths, for decode against context: 128,512,1024.")
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds that count; everything takes its turn in each.")] = 5,
-    warmup: Annotated[int, typer.Option(min=0, help="Rounds before them.")] = 1,
+    warmup: Annotated[
+        int | None, typer.Option(min=0, help="Rounds before them; 1 by default, 3 where a GPU computes.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; one per physical core by default.")] = None,
     eager_dtype: Annotated[str | None, typer.Option(help="Only these dtypes of eager PyTorch, by commas.")] = None,
     eager_cache: Annotated[str, typer.Option(help="KV caches of eager PyTorch, by commas.")] = "dynamic,static",

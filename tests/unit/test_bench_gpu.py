@@ -12,7 +12,7 @@ from nemotron_errors import MissingDependencyError, RequestError, ResourceError
 from nemotron_runtime.cuda import load_driver
 from support.cuda_driver import FakeCuda
 
-from nemotron_export.bench import BenchResult, ContenderResult, Measurement, Spread
+from nemotron_export.bench import BenchOptions, BenchResult, ContenderResult, Measurement, Spread
 from nemotron_export.bench.contenders.base import BenchRequest, ContenderSpec, Description
 from nemotron_export.bench.contenders.eager import EagerContender
 from nemotron_export.bench.gpu import Gpu
@@ -45,6 +45,12 @@ def test_the_gpu_is_described_and_measured_once_per_round(cuda: Any) -> None:
             gpu()
         # eight copies of 1024 bytes, read and written, in the fake's 2 ms
         assert gpu.measured(2) == [pytest.approx(8_192_000)] * 2
+
+
+def test_a_gpu_is_warmed_up_for_longer() -> None:
+    on_cpu, on_gpu = [spec("cpu", 1)], [spec("cpu", 1), spec("cuda", 1)]
+    assert [BenchOptions().warmup_of(each) for each in (on_cpu, on_gpu)] == [1, 3]
+    assert [BenchOptions(warmup=0).warmup_of(each) for each in (on_cpu, on_gpu)] == [0, 0]
 
 
 def test_weights_that_do_not_fit_on_the_gpu_are_refused(cuda: Any) -> None:

@@ -101,7 +101,10 @@ def test_a_tensorrt_target_needs_packages_and_a_gpu(monkeypatch: pytest.MonkeyPa
 def test_proven_versions_are_named() -> None:
     proven = {package.name: package.proven for package in doctor.examine().packages if package.proven}
     assert proven["tensorrt-cu12"] == "10.6"
-    assert set(proven) == {"tensorrt-cu12", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu13-libs"}
+    assert set(proven) == {
+        "tensorrt-cu12", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu13-libs", "onnxruntime-gpu",
+        "onnxruntime-genai-cuda",
+    }  # fmt: skip
 
 
 def test_both_builds_of_onnx_runtime_are_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
