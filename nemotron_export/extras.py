@@ -31,8 +31,8 @@ EXTRAS: dict[str, dict[str, str]] = {
     "report": {"matplotlib": "matplotlib"},
 }
 
-# Extra -> the version (major.minor) of what computes on GPUs that this project was run with; another builder of NVIDIA's
-# is used with a warning.
+# Extra -> the version (major.minor) of what computes on GPUs that this project was run with; NVIDIA's builders are used
+# with a warning in other versions.
 PROVEN = {"tensorrt": "10.6", "tensorrt-rtx": "1.7", "ort-gpu": "1.31", "genai-cuda": "0.18"}
 
 

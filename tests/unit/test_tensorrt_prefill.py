@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from nemotron_errors import ResourceError
 from nemotron_runtime.bundle import Bundle
 from nemotron_runtime.generation import GenerationParams, generate
@@ -260,6 +262,33 @@ def test_several_rows_with_logits_of_many_positions(session: Any, passes: Any) -
     sizes = passes()[0]
     assert {B for B, _, _ in sizes} == {1, 2}
     assert {K for _, _, K in sizes} == {1, 2}
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.lists(st.integers(1, 90), min_size=1, max_size=4), min_size=1, max_size=3),
+            st.integers(1, 90), st.integers(0, 3), st.integers(0, 2**32 - 1),
+        ),
+        min_size=1, max_size=3,
+    )
+)  # fmt: skip
+def test_any_requests_one_after_another_give_the_reference_s_logits(session: Any, requests: Any) -> None:
+    whole = reference()
+    for turns, chunk, steps, seed in requests:
+        rng, rows = np.random.default_rng(seed), len(turns[0])
+        for each in (session, whole):
+            each.reset(rows, 400)
+        for turn in turns:
+            prompts = [rng.integers(0, V, turn[row % len(turn)]) for row in range(rows)]
+            wanted = [np.sort(rng.integers(0, len(prompt), rng.integers(1, 6))) for prompt in prompts]
+            pairs = (each.prefill_at(prompts, wanted, chunk=chunk) for each in (session, whole))
+            for found, expected in zip(*pairs, strict=True):
+                np.testing.assert_array_equal(found, expected)
+            for _ in range(steps):
+                tokens = rng.integers(0, V, rows)
+                np.testing.assert_array_equal(session.decode(tokens), whole.decode(tokens))
 
 
 def test_generation_over_and_over_takes_the_same_tokens(session: Any, fakes: Any) -> None:
