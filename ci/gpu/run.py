@@ -93,6 +93,7 @@ def chains(output: Path, work: Path, only: set[str]) -> Iterator[Chain]:
         found = [
             Step("4B: weights", [*MAKE, str(checkpoint), "--model", "Minitron-4B"]),
             Step("4B: build alone", [*command, "--no-parity", "--no-scan"]),
+            _profile("4B", bundle, output),
             Step("4B: batch of 8", [*bench, "--prompt-tokens", "128", "--batch", "8"]),
             Step("4B: bench", [*bench, "--prompt-tokens", "512", "--context", "2048", *against], 400),
         ]
@@ -122,7 +123,16 @@ def _ort_chains(output: Path, work: Path) -> Iterator[Chain]:
     # it takes the checkpoint that is there
     command = [sys.executable, str(ROOT / "ci/benchmarks/cuda_peers.py"), "--work", str(work / "ort-4B")]
     peers = Step("ort 4B: peers", [*command, "--json", str(output / "cuda_peers.json")], 560)
-    yield Chain([peers], alone=True)
+    profiles = [
+        _profile(f"ort 4B, {scheme}", work / f"ort-4B/ort-cuda-{scheme}", output) for scheme in ("bf16", "int4")
+    ]
+    yield Chain([peers, *profiles], alone=True)
+
+
+def _profile(name: str, bundle: Path, output: Path) -> Step:
+    file = output / f"profile-{bundle.name}.json"
+    program = str(ROOT / "ci/benchmarks/step_profile.py")
+    return Step(f"{name}: profile of a step", [sys.executable, program, str(bundle), "--json", str(file)], 120)
 
 
 def run(step: Step, output: Path) -> Outcome:

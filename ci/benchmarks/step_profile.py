@@ -1,0 +1,96 @@
+"""Where a decode step's time goes on the GPU: every kernel's share, of any session that computes there.
+
+    python ci/benchmarks/step_profile.py BUNDLE [--context 512] [--batch 1] [--steps 16] [--json profile.json]
+
+The kernels are those that PyTorch's profiler (CUPTI) sees in this process, whoever launched them, CUDA graphs' too;
+PyTorch computes nothing here. What is left of a step between the kernels' times is launches and waiting. Being watched
+costs a step some of its speed: times of whole steps are taken before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nemotron_runtime.bundle import Bundle
+from nemotron_runtime.sessions.open import open_session
+
+from nemotron_export.cli.console import print_table
+
+_WARMUP = 8
+
+
+def decode(session: Any, tokens_B: np.ndarray, steps: int) -> tuple[np.ndarray, float]:
+    """So many greedy steps; the last tokens, and seconds of a step."""
+    began = time.perf_counter()
+    for _ in range(steps):
+        tokens_B = session.greedy_decode(tokens_B)
+    return tokens_B, (time.perf_counter() - began) / steps
+
+
+def shares(events: Iterable[tuple[str, float]], steps: int) -> list[dict[str, Any]]:
+    """Kernels by name, the longest first: launches and microseconds per step.
+
+    Args:
+        events: name and microseconds of each kernel or copy.
+        steps: that they belong to.
+    """
+    found: dict[str, list[float]] = defaultdict(list)
+    for name, microseconds in events:
+        found[name].append(microseconds)
+    rows = [
+        {"kernel": name, "per_step": len(times) / steps, "microseconds": sum(times) / steps, "each": np.median(times)}
+        for name, times in found.items()
+    ]
+    return sorted(rows, key=lambda row: -row["microseconds"])
+
+
+def main() -> int:
+    """Measures and prints; 1 where no kernel was seen."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("PyTorch sees no NVIDIA GPU to watch")
+    steps, rng = arguments.steps, np.random.default_rng(0)
+    with open_session(Bundle.open(arguments.bundle, allow_unverified=True)) as session:
+        session.reset(arguments.batch, arguments.context + _WARMUP + 2 * steps + 2)
+        prompts = [rng.integers(0, session.vocab_size, arguments.context) for _ in range(arguments.batch)]
+        tokens_B = session.prefill(prompts).argmax(-1)
+        tokens_B, _ = decode(session, tokens_B, _WARMUP)
+        tokens_B, alone = decode(session, tokens_B, steps)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            decode(session, tokens_B, steps)
+    events = [
+        (event.name, float(event.device_time_total))
+        for event in profile.events()
+        if event.device_type == torch.autograd.DeviceType.CUDA
+    ]
+    rows = shares(events, steps)
+    total = sum(row["microseconds"] for row in rows)
+    print(f"A step: {1e6 * alone:.1f} µs, {arguments.batch / alone:.1f} tok/s; kernels and copies {total:.1f} µs of it")
+    cells = [
+        [row["kernel"][:90], f"{row['per_step']:.1f}", f"{row['each']:.2f}", f"{row['microseconds']:.1f}"]
+        for row in rows
+    ]
+    print_table("Per step", ["kernel", "launches", "median µs", "µs in all"], cells)
+    if arguments.json is not None:
+        document = {"bundle": arguments.bundle.name, "step_microseconds": 1e6 * alone, "kernels": rows}
+        arguments.json.write_text(json.dumps(document, indent=1, default=float) + "\n", encoding="utf-8")
+    return 0 if rows else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
