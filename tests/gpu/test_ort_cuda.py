@@ -5,7 +5,6 @@ Shapes: S tokens, V vocabulary.
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,13 +20,10 @@ from nemotron_runtime.parity.rules import RMSE_RATIO, SHAPE_RATIO
 from nemotron_runtime.sessions import onnxruntime_cuda
 from nemotron_runtime.sessions.onnxruntime_cuda import CUDA_PROVIDER, OnnxRuntimeCudaSession
 from nemotron_runtime.sessions.onnxruntime_placement import cpu_nodes, memcpy_nodes
+from support.gpu_models import COMMON, eager_logits, eager_pair, write_random
 
 from nemotron_export.building import build
-from nemotron_export.checkpoint import Checkpoint
-from nemotron_export.config import NemotronConfig
 from nemotron_export.model import NemotronForCausalLM
-from nemotron_export.model.load import load_model
-from nemotron_export.parity.device import true_fp32
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytestmark = [
@@ -38,11 +34,9 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no NVIDIA GPU to compare on"),
 ]
 
-V, SLOTS, CHUNK = 320, 2048, 512
+V, SLOTS, CHUNK = COMMON["vocab_size"], 2048, 512
 _CONFIG = {
-    "model_type": "nemotron", "architectures": ["NemotronForCausalLM"], "vocab_size": V, "num_hidden_layers": 2,
-    "max_position_embeddings": SLOTS, "norm_eps": 1e-5, "hidden_act": "relu2", "tie_word_embeddings": False,
-    "bos_token_id": 2, "eos_token_id": 3, "hidden_size": 256, "intermediate_size": 640, "num_attention_heads": 4,
+    "max_position_embeddings": SLOTS, "hidden_size": 256, "intermediate_size": 640, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 64, "partial_rotary_factor": 0.5,
 }  # fmt: skip
 
@@ -58,38 +52,20 @@ class Built:
 
 @pytest.fixture(scope="module", params=["bfloat16", "float16"])
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
-    folder, dtype = tmp_path_factory.mktemp("ort_cuda"), getattr(torch, request.param)
-    torch.manual_seed(0)
-    model = NemotronForCausalLM(NemotronConfig.from_dict(_CONFIG))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            table = "embed_tokens" in name or "lm_head" in name
-            parameter.normal_(0.0, 0.3 if "norm" in name else 0.08 if table else 0.1)
-    checkpoint = model.to(dtype).save_pretrained(folder / "checkpoint")
+    folder, dtype = tmp_path_factory.mktemp("ort_cuda"), request.param
+    checkpoint = write_random(folder / "checkpoint", dtype, **_CONFIG)
     path = build(
         checkpoint, folder / "bundle", target="ort-cuda", max_seq_len=SLOTS, max_batch=3, prefill_chunk=CHUNK,
         parity=False,
     )  # fmt: skip
     bundle = Bundle.open(path, allow_unverified=True)
-    assert bundle.manifest.session.cache_dtype == request.param
-    opened = Checkpoint.open(checkpoint)
-    models = tuple(load_model(opened, each, "sdpa", "cuda") for each in (torch.float32, dtype))
-    with OnnxRuntimeCudaSession(bundle) as session:
-        yield Built(bundle, session, (models[0], models[1]))
-    del models
-    gc.collect()
-    torch.cuda.empty_cache()
+    assert bundle.manifest.session.cache_dtype == dtype
+    with eager_pair(checkpoint, dtype) as models, OnnxRuntimeCudaSession(bundle) as session:
+        yield Built(bundle, session, models)
 
 
 def ids(count: int, seed: int = 1) -> npt.NDArray[np.int64]:
     return np.random.default_rng(seed).integers(4, V, count)
-
-
-@torch.inference_mode()
-def eager(model: NemotronForCausalLM, prompt: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Logits of every position [S, V]."""
-    with true_fp32("cuda"):
-        return model(torch.from_numpy(prompt).cuda()[None]).logits[0].double().cpu().numpy()
 
 
 def rmse(found: Any, expected: Any) -> float:
@@ -99,7 +75,7 @@ def rmse(found: Any, expected: Any) -> float:
 @pytest.mark.parametrize(("chunk", "bound"), [(CHUNK, RMSE_RATIO), (131, SHAPE_RATIO)])
 def test_prefill_whole_and_in_chunks(built: Built, chunk: int, bound: float) -> None:
     prompt = ids(1300)
-    exact, low = (eager(model, prompt) for model in built.models)
+    exact, low = (eager_logits(model, prompt) for model in built.models)
     own = rmse(low, exact)
     assert own > 0
     built.session.reset(1, len(prompt))
@@ -117,7 +93,7 @@ def test_64_greedy_tokens_flip_within_the_margin_alone(built: Built, length: int
         tokens.append(int(session.greedy_decode(tokens[-1:])[0]))
     # every position is judged behind the tokens that were chosen, so that one flip does not spoil the rest
     text = np.array([*prompt, *tokens[:-1]])
-    exact, low = (eager(model, text)[length - 1 :] for model in built.models)
+    exact, low = (eager_logits(model, text)[length - 1 :] for model in built.models)
     margins = exact.max(-1) - exact[np.arange(64), tokens]
     assert (margins <= 4 * rmse(low, exact)).all()
 

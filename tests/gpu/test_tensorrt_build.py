@@ -17,13 +17,12 @@ from nemotron_runtime.cuda import Device
 from nemotron_runtime.generation import GenerationParams, generate
 from nemotron_runtime.manifest import Manifest
 from nemotron_runtime.sessions.open import open_session
+from support.gpu_models import write_random
 
 from nemotron_export.building import build
 from nemotron_export.building import tensorrt as building
-from nemotron_export.config import NemotronConfig
 from nemotron_export.engine.timing_cache import TimingCacheFile
 from nemotron_export.file_record import file_record
-from nemotron_export.model import NemotronForCausalLM
 from nemotron_export.verification import verify_bundle
 
 pytest.importorskip("tensorrt")
@@ -35,22 +34,9 @@ LIMITS = {"max_seq_len": 1536, "max_batch": 7, "prefill_chunk": 512}
 
 
 CONFIG = {
-    "model_type": "nemotron", "architectures": ["NemotronForCausalLM"], "vocab_size": 320, "hidden_size": 96,
-    "intermediate_size": 208, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "head_dim": 32, "partial_rotary_factor": 0.5, "max_position_embeddings": 2048, "norm_eps": 1e-5,
-    "hidden_act": "relu2", "tie_word_embeddings": False, "bos_token_id": 2, "eos_token_id": 3,
+    "hidden_size": 96, "intermediate_size": 208, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 32, "partial_rotary_factor": 0.5, "max_position_embeddings": 2048,
 }  # fmt: skip
-
-
-def write_checkpoint(folder: Path) -> Path:
-    torch.manual_seed(0)
-    model = NemotronForCausalLM(NemotronConfig.from_dict(CONFIG))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            # norms at their defaults would hide a wrong gamma or bias, small projections a wrong attention
-            table = "embed_tokens" in name or "lm_head" in name
-            parameter.normal_(0.0, 0.3 if "norm" in name else 0.08 if table else 0.25)
-    return model.to(torch.bfloat16).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +47,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     folder = tmp_path_factory.mktemp("build")
-    write_checkpoint(folder / "checkpoint")
+    write_random(folder / "checkpoint", "bfloat16", projections=0.25, **CONFIG)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(building, "default_cache_folder", lambda: cache)
         return build(folder / "checkpoint", folder / "bundle", target="tensorrt", **LIMITS)

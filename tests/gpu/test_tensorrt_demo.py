@@ -11,13 +11,11 @@ import numpy as np
 import pytest
 import torch
 from nemotron_runtime.manifest import Manifest
+from support.gpu_models import eager_logits, eager_pair
 from typer.testing import CliRunner
 
 from nemotron_export.building import build
-from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.cli import app
-from nemotron_export.model.load import load_model
-from nemotron_export.parity.device import true_fp32
 
 pytest.importorskip("tensorrt")
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="engines run on an NVIDIA GPU")
@@ -49,18 +47,16 @@ def test_its_text_is_what_fp32_would_write_or_bf16_cannot_tell_from_it(bundle: P
         results = model.generate(list(PROMPTS), max_new_tokens=TOKENS)
         assert model.tokenizer
         prompts = [np.array(model.tokenizer.encode(prompt)) for prompt in PROMPTS]
-    opened = Checkpoint.open(checkpoint)
-    exact_model, low_model = (load_model(opened, dtype, "sdpa", "cuda") for dtype in (torch.float32, torch.bfloat16))
-    for prompt, result in zip(prompts, results, strict=True):
-        tokens = torch.tensor(result.token_ids)
-        assert len(tokens) >= 4
-        ids = torch.cat([torch.from_numpy(prompt), tokens[:-1]])[None].cuda()
-        with torch.inference_mode(), true_fp32("cuda"):
-            exact, low = (made(ids).logits[0, -len(tokens) :].double().cpu() for made in (exact_model, low_model))
-        margins = exact.max(-1).values - exact[torch.arange(len(tokens)), tokens]
-        assert margins.max() <= MARGIN * (low - exact).square().mean().sqrt()
-        # most of a trained model's choices are clear
-        assert (margins == 0).double().mean() > 0.9
+    with eager_pair(checkpoint, "bfloat16") as models:
+        for prompt, result in zip(prompts, results, strict=True):
+            tokens = np.array(result.token_ids)
+            assert len(tokens) >= 4
+            text = np.concatenate([prompt, tokens[:-1]])
+            exact, low = (eager_logits(model, text)[-len(tokens) :] for model in models)
+            margins = exact.max(-1) - exact[np.arange(len(tokens)), tokens]
+            assert margins.max() <= MARGIN * np.sqrt(np.square(low - exact).mean())
+            # most of a trained model's choices are clear
+            assert (margins == 0).mean() > 0.9
 
 
 def test_the_command_line_writes_the_same_text_and_talks(bundle: Path) -> None:

@@ -22,25 +22,17 @@ from nemotron_runtime.parity.rules import RMSE_RATIO, SHAPE_RATIO
 from nemotron_runtime.reference import REFERENCE_FILE, read_reference
 from nemotron_runtime.sessions.open import open_session
 from nemotron_runtime.sessions.tensorrt import TensorRTSession
+from support.gpu_models import COMMON, eager_logits, eager_pair, write_random
 
 from nemotron_export.building import build
-from nemotron_export.checkpoint import Checkpoint
-from nemotron_export.config import NemotronConfig
 from nemotron_export.engine import shapes
 from nemotron_export.model import NemotronForCausalLM
-from nemotron_export.model.load import load_model
 from nemotron_export.parity import check_parity
-from nemotron_export.parity.device import true_fp32
 
 pytest.importorskip("tensorrt")
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="engines run on an NVIDIA GPU")
 
-V, ROWS, CHUNK, SLOTS = 320, 3, 512, 4096
-_COMMON = {
-    "model_type": "nemotron", "architectures": ["NemotronForCausalLM"], "vocab_size": V, "num_hidden_layers": 2,
-    "max_position_embeddings": SLOTS, "norm_eps": 1e-5, "hidden_act": "relu2", "tie_word_embeddings": False,
-    "bos_token_id": 2, "eos_token_id": 3,
-}  # fmt: skip
+V, ROWS, CHUNK, SLOTS = COMMON["vocab_size"], 3, 512, 4096
 
 
 @dataclass(frozen=True)
@@ -73,18 +65,11 @@ class Built:
 
 def write_checkpoint(folder: Path, case: Case) -> Path:
     query_heads, kv_heads, head_dim, rotated = case.heads
-    config = NemotronConfig.from_dict({
-        **_COMMON, "hidden_size": case.hidden, "intermediate_size": case.intermediate,
-        "num_attention_heads": query_heads, "num_key_value_heads": kv_heads, "head_dim": head_dim,
-        "partial_rotary_factor": rotated, "attention_bias": case.biases, "mlp_bias": case.biases,
-    })  # fmt: skip
-    torch.manual_seed(0)
-    model = NemotronForCausalLM(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            table = "embed_tokens" in name or "lm_head" in name
-            parameter.normal_(0.0, 0.3 if "norm" in name or "bias" in name else 0.08 if table else 0.1)
-    return model.to(getattr(torch, case.dtype)).save_pretrained(folder)
+    return write_random(
+        folder, case.dtype, max_position_embeddings=SLOTS, hidden_size=case.hidden, intermediate_size=case.intermediate,
+        num_attention_heads=query_heads, num_key_value_heads=kv_heads, head_dim=head_dim,
+        partial_rotary_factor=rotated, attention_bias=case.biases, mlp_bias=case.biases,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=CASES, ids=list(CASES))
@@ -98,24 +83,13 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             checkpoint, folder / "bundle", target="tensorrt", dtype=case.dtype, max_seq_len=SLOTS, max_batch=ROWS,
             prefill_chunk=CHUNK, parity=False,
         )  # fmt: skip
-    opened = Checkpoint.open(checkpoint)
-    models = tuple(load_model(opened, dtype, "sdpa", "cuda") for dtype in (torch.float32, getattr(torch, case.dtype)))
-    with open_session(Bundle.open(bundle, allow_unverified=True)) as session:
-        yield Built(bundle, checkpoint, session, (models[0], models[1]))
-    del models
-    gc.collect()
-    torch.cuda.empty_cache()
+    opened = Bundle.open(bundle, allow_unverified=True)
+    with eager_pair(checkpoint, case.dtype) as models, open_session(opened) as session:
+        yield Built(bundle, checkpoint, session, models)
 
 
 def ids(count: int, seed: int = 1) -> npt.NDArray[np.int64]:
     return np.random.default_rng(seed).integers(0, V, count)
-
-
-@torch.inference_mode()
-def eager(model: NemotronForCausalLM, prompt: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Logits of every position [S, V]."""
-    with true_fp32("cuda"):
-        return model(torch.from_numpy(prompt).cuda()[None]).logits[0].double().cpu().numpy()
 
 
 def rmse(pairs: Sequence[tuple[Any, Any]]) -> float:
@@ -124,7 +98,7 @@ def rmse(pairs: Sequence[tuple[Any, Any]]) -> float:
 
 def test_prefill_past_position_3000_whole_and_in_chunks(built: Built) -> None:
     prompt = ids(3300)
-    exact, low = (eager(model, prompt) for model in built.models)
+    exact, low = (eager_logits(model, prompt) for model in built.models)
     positions = np.unique(np.concatenate([np.arange(0, 300, 3), np.arange(1000, 3000, 29), np.arange(3000, 3300)]))
     own = rmse([(low[positions], exact[positions])])
     assert own > 0
@@ -139,7 +113,7 @@ def test_prefill_past_position_3000_whole_and_in_chunks(built: Built) -> None:
 def test_decode_of_rows_of_different_lengths(built: Built) -> None:
     lengths, steps = (700, 3100, 1), 24
     rows = [ids(n + steps, seed=n) for n in lengths]
-    exact, low = ([eager(model, row) for row in rows] for model in built.models)
+    exact, low = ([eager_logits(model, row) for row in rows] for model in built.models)
     built.session.reset(ROWS, max(lengths) + steps)
     prefilled = built.session.prefill([row[:n] for row, n in zip(rows, lengths, strict=True)]).copy()
     found = [[logits_V] for logits_V in prefilled]
@@ -160,7 +134,7 @@ def test_prompts_around_padded_lengths_three_times_each(built: Built) -> None:
     lengths = (2, 15, 16, 17, 32, 33, 64, 65, 96, 97, 256, 257, 449, 511, 512, 513, 600)
     before = built.session.logits(ids(40))
     prompts = [ids(n, seed=n) for n in lengths]
-    exact, low = ([eager(model, prompt)[-1] for prompt in prompts] for model in built.models)
+    exact, low = ([eager_logits(model, prompt)[-1] for prompt in prompts] for model in built.models)
     own = rmse(list(zip(low, exact, strict=True)))
     # run, recorded, replayed; with other lengths between, and again in a cache that moved
     for slots in (1024, 2048):
@@ -181,7 +155,7 @@ def test_steps_overwrite_padding_and_the_end_of_the_cache_takes_none(built: Buil
     # 65 tokens take a pass of 96, whose slots the steps fill; the last 36 have no room for 48
     first, stepped, last = 65, 140, SLOTS - 36
     whole = ids(SLOTS)
-    exact, low = (eager(model, whole) for model in built.models)
+    exact, low = (eager_logits(model, whole) for model in built.models)
     positions = [first - 1, *range(first, stepped), last - 1, SLOTS - 1]
     for _ in range(2):
         built.session.reset(1, SLOTS)
@@ -194,7 +168,7 @@ def test_steps_overwrite_padding_and_the_end_of_the_cache_takes_none(built: Buil
 def test_more_rows_than_a_pass_takes(built: Built) -> None:
     lengths, more = (500, 170, 3), (7, 400, 161)
     rows = [ids(n + m, seed=n) for n, m in zip(lengths, more, strict=True)]
-    exact, low = ([eager(model, row) for row in rows] for model in built.models)
+    exact, low = ([eager_logits(model, row) for row in rows] for model in built.models)
     kept = [np.array([n - 1, n + m - 1]) for n, m in zip(lengths, more, strict=True)]
     own = rmse([(w[k], a[k]) for w, a, k in zip(low, exact, kept, strict=True)])
     for _ in range(3):

@@ -13,31 +13,19 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from nemotron_graphs.targets import TARGETS
 from nemotron_runtime.bundle import Bundle
 from nemotron_runtime.sessions.genai import GenaiSession
 from support.checkpoints import write_checkpoint
+from support.cuda_graphs import CASES, on_cpu
 from support.genai_agreement import DEMO, Written, check_agreement, write_both
 
 from nemotron_export import build
-
-CPU = "CPUExecutionProvider"
-CASES = {
-    "grouped": ("float32", {}),
-    "biases-multi-head": ("float32", {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4}),
-    # 4 rotated pairs: the rotation stays in front of the attention, and q, k and v stay three products
-    "odd-rotary": ("float32", {"partial_rotary_factor": 0.25}),
-    "grouped-fp16": ("float16", {}),
-}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cuda_on_cpu() -> Iterator[None]:
     """The target's graphs name the CPU's provider."""
-    target = TARGETS["genai-cuda"]
-    on_cpu = replace(target, dtypes=("float32", "float16"), session={**target.session, "provider": CPU})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(TARGETS, "genai-cuda", on_cpu)
+    with on_cpu("genai-cuda"):
         yield
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,21 +18,13 @@ from nemotron_runtime.sessions import onnxruntime_cuda
 from nemotron_runtime.sessions.onnxruntime import OnnxRuntimeSession
 from nemotron_runtime.sessions.onnxruntime_cuda import OnnxRuntimeCudaSession
 from support.checkpoints import write_checkpoint
+from support.cuda_graphs import CASES, CPU, on_cpu
 
 from nemotron_export import build
 from nemotron_export.building.graph import make_graph
 from nemotron_export.building.limits import choose_limits
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.model.load import load_model
-
-CPU = "CPUExecutionProvider"
-CASES = {
-    "grouped": ("float32", {}),
-    "biases-multi-head": ("float32", {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4}),
-    # 4 rotated pairs: the rotation stays in front of the attention
-    "odd-rotary": ("float32", {"partial_rotary_factor": 0.25}),
-    "grouped-fp16": ("float16", {}),
-}
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -43,10 +34,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("ort_cuda")
     write_checkpoint(folder / "checkpoint", torch.float32, **changes)
-    target = TARGETS["ort-cuda"]
-    on_cpu = replace(target, dtypes=("float32", "float16"), session={**target.session, "provider": CPU})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(TARGETS, "ort-cuda", on_cpu)
+    with on_cpu("ort-cuda"):
         return build(
             folder / "checkpoint", folder / "bundle", target="ort-cuda", dtype=dtype, max_batch=4, max_seq_len=1400,
             prefill_chunk=512, reference_steps=16,
