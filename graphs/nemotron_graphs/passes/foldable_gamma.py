@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from nemotron_graphs.passes.nodes import add_node, take_place
+
 __all__ = ["FoldableGammaPass"]
 
 _LOW = (ir.DataType.BFLOAT16, ir.DataType.FLOAT16)
+_WIDE = ir.DataType.FLOAT
 
 
 class FoldableGammaPass(ir.passes.InPlacePass):
@@ -26,9 +29,10 @@ class FoldableGammaPass(ir.passes.InPlacePass):
         constants: dict[float, ir.Value] = {}
         for node, (parameter, number) in found:
             if number not in constants:
-                constant = ir.Node("", "Constant", [], [ir.AttrFloat32("value_float", number)])
-                constants[number] = _typed(constant, f"foldable/{number:g}", [])
-                model.graph.insert_before(node, constant)
+                attribute = ir.AttrFloat32("value_float", number)
+                constants[number] = add_node(
+                    model.graph, node, "Constant", [], [attribute], name=f"foldable/{number:g}", shape=[], dtype=_WIDE
+                )
             _rewrite(model.graph, node, parameter, constants[number])
         return ir.passes.PassResult(model, modified=bool(found))
 
@@ -51,23 +55,13 @@ def _rewrite(graph: ir.Graph, node: ir.Node, parameter: ir.Value, constant: ir.V
     gamma, shape, dtype = node.outputs[0], parameter.shape, parameter.dtype
     assert shape is not None
     assert dtype is not None
-    wide = ir.Node("", "Cast", [parameter], [ir.AttrInt64("to", ir.DataType.FLOAT)])
-    total = ir.Node("", "Add", [_typed(wide, f"{gamma.name}/wide", shape), constant])
-    narrow = ir.Node("", "Cast", [_typed(total, f"{gamma.name}/sum", shape)], [ir.AttrInt64("to", dtype)])
-    new = narrow.outputs[0]
-    new.name, new.shape, new.type = gamma.name, shape, ir.TensorType(dtype)
-    for made in (wide, total, narrow):
-        graph.insert_before(node, made)
-    gamma.replace_all_uses_with(new)
     others = [value for value in node.inputs if value is not None and value is not parameter]
-    graph.remove(node, safe=True)
+    to_wide, to_narrow = ir.AttrInt64("to", _WIDE), ir.AttrInt64("to", dtype)
+    wide = add_node(graph, node, "Cast", [parameter], [to_wide], name=f"{gamma.name}/wide", shape=shape, dtype=_WIDE)
+    total = add_node(graph, node, "Add", [wide, constant], name=f"{gamma.name}/sum", shape=shape, dtype=_WIDE)
+    narrow = add_node(graph, node, "Cast", [total], [to_narrow], name=f"{gamma.name}/narrow", shape=shape, dtype=dtype)
+    take_place(graph, node, narrow)
     for value in others:
         if not value.uses() and value.is_initializer():
             assert value.name is not None
             del graph.initializers[value.name]
-
-
-def _typed(node: ir.Node, name: str, shape: ir.Shape | list[int]) -> ir.Value:
-    value = node.outputs[0]
-    value.name, value.shape, value.type = name, ir.Shape(shape), ir.TensorType(ir.DataType.FLOAT)
-    return value

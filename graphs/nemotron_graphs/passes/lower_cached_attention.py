@@ -6,7 +6,8 @@ import numpy as np
 import onnx_ir as ir
 
 from nemotron_graphs.ops import DOMAIN
-from nemotron_graphs.passes.native_nodes import HEADS_FIRST, add_node, heads_first, take_place
+from nemotron_graphs.passes.native_nodes import HEADS_FIRST, heads_first
+from nemotron_graphs.passes.nodes import add_node, take_place
 
 __all__ = ["LowerCachedAttentionPass"]
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from nemotron_graphs.ops import DOMAIN
+from nemotron_graphs.passes.nodes import add_node
 from nemotron_graphs.weights import QuantizedWeight
 
 __all__ = ["LowerLinearToMatMulNBitsPass"]
@@ -96,11 +97,8 @@ def _cast(graph: ir.Graph, before: ir.Node, scales: ir.Value, dtype: ir.DataType
     assert dtype is not None
     if dtype == ir.DataType.FLOAT:
         return scales
-    cast = ir.Node("", "Cast", [scales], [ir.AttrInt64("to", dtype)])
-    new = cast.outputs[0]
-    new.name, new.shape, new.type = f"{scales.name}/cast", scales.shape, ir.TensorType(dtype)
-    graph.insert_before(before, cast)
-    return new
+    to = ir.AttrInt64("to", dtype)
+    return add_node(graph, before, "Cast", [scales], [to], name=f"{scales.name}/cast", shape=scales.shape, dtype=dtype)
 
 
 def _replace(graph: ir.Graph, node: ir.Node, quantized: QuantizedWeight, inputs: list[ir.Value | None]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from nemotron_graphs.ops import DOMAIN
+from nemotron_graphs.passes.nodes import add_node
 
 __all__ = ["PARTS", "PackQKVPass", "pack_projections"]
 
@@ -88,16 +89,8 @@ def pack_projections(graph: ir.Graph, values: Sequence[ir.Value | None], concat:
         _concatenate(graph, q, inputs[1:], columns)
     else:
         graph.inputs.extend(value for value in inputs[1:] if value is not None)
-    node = ir.Node(DOMAIN, "Linear", inputs, num_outputs=1)
-    old, new = q.outputs[0], node.outputs[0]
-    assert old.name
-    assert old.shape is not None
     assert inputs[1] is not None
-    assert inputs[1].shape is not None
-    new.name = old.name.replace("q_proj", "qkv_proj")
-    new.shape, new.type = ir.Shape([*old.shape[:-1], inputs[1].shape[0]]), old.type
-    graph.insert_before(q, node)
-    return new
+    return _beside(graph, q, inputs, inputs[1], [])
 
 
 def _pack_quantized(graph: ir.Graph, values: Sequence[ir.Value | None]) -> ir.Value | None:
@@ -119,22 +112,31 @@ def _pack_quantized(graph: ir.Graph, values: Sequence[ir.Value | None]) -> ir.Va
     graph.inputs.extend((codes, scales))
     q, taken = products[0], scales
     if casts[0] is not None:
-        cast = ir.Node("", "Cast", [scales], [casts[0].attributes["to"]])
-        taken = cast.outputs[0]
-        taken.name, taken.shape, taken.type = f"{scales.name}/cast", scales.shape, casts[0].outputs[0].type
-        graph.insert_before(q, cast)
-    assert codes.shape is not None
-    rows = codes.shape[0]
-    assert isinstance(rows, int)
+        to, made = casts[0].attributes["to"], casts[0].outputs[0]
+        taken = add_node(
+            graph, q, "Cast", [scales], [to], name=f"{scales.name}/cast", shape=scales.shape, dtype=made.dtype
+        )
+    rows = _rows(codes)
     attributes = [ir.AttrInt64(name, rows if name == "N" else q.attributes.get_int(name, 0)) for name in q.attributes]
-    node = ir.Node(q.domain, q.op_type, [q.inputs[0], codes, taken], attributes)
-    old, new = q.outputs[0], node.outputs[0]
+    return _beside(graph, q, [q.inputs[0], codes, taken], codes, attributes)
+
+
+def _beside(
+    graph: ir.Graph, q: ir.Node, inputs: Sequence[ir.Value | None], packed: ir.Value, attributes: Sequence[ir.Attr]
+) -> ir.Value:
+    """Puts a product like q's over packed rows in front of it; gives the result."""
+    old = q.outputs[0]
     assert old.name
     assert old.shape is not None
-    new.name = old.name.replace("q_proj", "qkv_proj")
-    new.shape, new.type = ir.Shape([*old.shape[:-1], rows]), old.type
-    graph.insert_before(q, node)
-    return new
+    name, shape = old.name.replace("q_proj", "qkv_proj"), [*old.shape[:-1], _rows(packed)]
+    return add_node(graph, q, q.op_type, inputs, attributes, name=name, shape=shape, dtype=old.dtype, domain=q.domain)
+
+
+def _rows(packed: ir.Value) -> int:
+    assert packed.shape is not None
+    rows = packed.shape[0]
+    assert isinstance(rows, int)
+    return rows
 
 
 def _concatenate(
