@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from nemotron_plugins.launch_rules import ITEM_BYTES
 
 from nemotron_export.engine.messages import EngineError
 
 __all__ = ["Constant", "embed_constants"]
 
 _TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
-_ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Constant:
     data: npt.NDArray[np.uint8]
 
     def __post_init__(self) -> None:
-        assert len(self.data) == math.prod(self.shape) * _ITEM_BYTES[self.dtype]
+        assert len(self.data) == math.prod(self.shape) * ITEM_BYTES[self.dtype]
         assert self.data.flags.c_contiguous
-        assert self.address % _ITEM_BYTES[self.dtype] == 0
+        assert self.address % ITEM_BYTES[self.dtype] == 0
 
     @property
     def address(self) -> int:

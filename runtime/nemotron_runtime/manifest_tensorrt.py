@@ -37,8 +37,7 @@ class TensorRTRecord:
         driver: version of the NVIDIA driver, or of the CUDA that it supports where only that could be read.
         prefill_engine: file name of the engine for several new tokens per row.
         decode_engine: file name of the engine for one new token per row.
-        max_logits: positions of a row, at most, whose logits one pass of the prefill engine gives; fewer where its
-            optimization profile for several rows says so.
+        max_logits: positions of a row, at most, whose logits one pass of the prefill engine gives.
         weights: in the order in which both engines take them; none where they hold them.
         prefill_workspace: bytes of activations that the prefill engine needs; 0 where unknown.
         decode_workspace: likewise the decode engine.

@@ -160,8 +160,8 @@ class OnnxRuntimeSession(Session):
         # bound by address: these must live until the run is over
         contiguous = tuple(np.ascontiguousarray(value) for value in inputs)
         self._bind(binding, contiguous, logits_BKV)
-        total = np.array((contiguous[1] + contiguous[2]).max(), np.int32)
         if self._takes_total:
+            total = np.array((contiguous[1] + contiguous[2]).max(), np.int32)
             binding.bind_input(TOTAL_INPUT, "cpu", 0, np.int32, (), total.ctypes.data)
         self._session.run_with_iobinding(binding, self._run_options())
 

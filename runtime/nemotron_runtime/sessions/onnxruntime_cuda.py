@@ -29,12 +29,6 @@ _GRAPH_ID = "gpu_graph_id"
 _NO_GRAPH = "-1"
 # caches of nearly the same length share a size, and so their buffers and their CUDA graph
 _SLOT_STEP = 256
-# numpy's stand-ins of the cache's dtypes, and ONNX's number of what they hold: numpy has no bfloat16
-_CACHE_TYPES: dict[str, tuple[Any, int]] = {
-    "float32": (np.float32, 1),
-    "float16": (np.float16, 10),
-    "bfloat16": (np.uint16, 16),
-}
 
 
 class OnnxRuntimeCudaSession(OnnxRuntimeSession):
@@ -55,7 +49,8 @@ class OnnxRuntimeCudaSession(OnnxRuntimeSession):
         BundleError: see :class:`OnnxRuntimeSession`; nodes that ONNX Runtime placed on the CPU.
     """
 
-    _cache_types = _CACHE_TYPES
+    # numpy has no bfloat16: uint16 stands in for it
+    _cache_types = {**OnnxRuntimeSession._cache_types, "bfloat16": (np.uint16, 16)}  # noqa: RUF012
 
     def __init__(
         self,
@@ -74,7 +69,7 @@ class OnnxRuntimeCudaSession(OnnxRuntimeSession):
         self._allocated: tuple[int, int] | None = None
         self._device_step: _DeviceStep | None = None
         super().__init__(bundle, threads)
-        self._element_type = _CACHE_TYPES[record.cache_dtype][1]
+        self._element_type = self._cache_types[record.cache_dtype][1]
         self._no_graph = self._options(_NO_GRAPH)
         self._has_tokens = any(value.name == TOKENS_OUTPUT for value in self._session.get_outputs())
 

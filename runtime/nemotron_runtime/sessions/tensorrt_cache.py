@@ -8,6 +8,8 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
+from nemotron_plugins.launch_rules import ITEM_BYTES
+
 from nemotron_runtime.cuda import Device, DeviceBuffer, Stream
 from nemotron_runtime.manifest import Manifest
 
@@ -16,7 +18,6 @@ __all__ = ["DeviceCache", "cache_names"]
 # slots are rounded up to a multiple: requests of similar lengths share a cache, and its graphs
 _SLOTS = 256
 _ALIGNMENT = 256
-_ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def cache_names(num_layers: int) -> dict[str, str]:
@@ -37,7 +38,7 @@ class DeviceCache:
         self._device, self._stream = device, stream
         self._names = cache_names(manifest.model.num_layers)
         self._heads, self._head_dim = manifest.model.num_kv_heads, manifest.model.head_dim
-        self.item_bytes = _ITEM_BYTES[manifest.session.cache_dtype]
+        self.item_bytes = ITEM_BYTES[manifest.session.cache_dtype]
         self._max_slots = manifest.limits.max_seq_len
         # of engines that take one number of slots alone
         self._fixed_slots = 0 if manifest.tensorrt is None else manifest.tensorrt.cache_slots

@@ -119,9 +119,8 @@ class Prefiller:
         except BaseException:
             self.close()
             raise
-        # of a graph's pass; one with more logits binds their buffer
-        self._addresses = {**addresses, output: self._one.device.address}
-        self._addresses |= {name: pair.device.address for name, pair in self._inputs.items()}
+        # the same in every pass
+        self._fixed = {**addresses, **{name: pair.device.address for name, pair in self._inputs.items()}}
 
     def bind(self, addresses: Mapping[str, int], shape_BGTD: tuple[int, ...], item_bytes: int) -> None:
         """Takes caches by name; the graphs of other addresses or slots are dropped.
@@ -142,9 +141,9 @@ class Prefiller:
         most = self.limits.rows
         # a turn's part of a cache begins where an allocation might, as far as the caches' rows allow
         aligned = math.lcm(self._row_bytes, _ALIGNMENT) // self._row_bytes
-        step = most - most % aligned or most
-        for first in range(0, rows, step) if rows > most else (0,):
-            yield first, min(first + step, rows) if rows > most else rows
+        step = rows if rows <= most else most - most % aligned or most
+        for first in range(0, rows, step):
+            yield first, min(first + step, rows)
 
     def run(self, input_ids_BS: Ids, query_start_B: Ids, logits_index_BK: Ids, first: int = 0) -> Logits:
         """One pass of a request's rows from ``first`` on: logits [B, K, V], an array of the caller's own.
@@ -190,16 +189,18 @@ class Prefiller:
         if self._any is None:
             self._any = self._context()
         self._prepare(self._any, first, B, S, K)
-        self._any.bind({self._output: logits.device.address})
         self._any.run(self._stream)
         return logits
 
     def _context(self) -> Context:
-        return self._engine.context(self._stream, *self._memory)
+        made = self._engine.context(self._stream, *self._memory)
+        made.bind(self._fixed)
+        return made
 
     def _prepare(self, context: Context, first: int, B: int, S: int, K: int = 1) -> None:
         ahead = first * self._row_bytes
-        context.bind({**self._addresses, **{name: address + ahead for name, address in self._caches.items()}})
+        context.bind({name: address + ahead for name, address in self._caches.items()})
+        context.bind({self._output: self._logits(B, K).device.address})
         context.shape({"input_ids": (B, S), "query_start": (B,), "logits_index": (B, K)})
         # k_cache_out.L is its input's memory, and has no shape to be told
         context.shape({name: (B, *self._shape_GTD) for name in self._caches if name in self._engine.inputs})

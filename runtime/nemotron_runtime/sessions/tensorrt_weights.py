@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from nemotron_errors import BundleError
+from nemotron_plugins.launch_rules import ITEM_BYTES
 
 from nemotron_runtime.bundle import Bundle
 from nemotron_runtime.cuda import Device, DeviceBuffer
@@ -33,7 +34,6 @@ _MAX_THREADS = 12
 _READ_AHEAD, _COPIED = 1, 2
 # what TensorRT's kernels, and vector loads in general, may take for granted
 _ALIGNMENT = 256
-_ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def check_weights(bundle: Bundle, record: TensorRTRecord) -> None:
                 f"store the checkpoint in {bundle.manifest.dtype} with `nemotron-export convert`, and build from that"
             )
             raise BundleError(f"{weight.dtype} weights", f"{bundle.manifest.dtype} ones", remedy, where=where)
-        expected = math.prod(weight.shape) * _ITEM_BYTES[weight.dtype]
+        expected = math.prod(weight.shape) * ITEM_BYTES[weight.dtype]
         found = sum(part.length for part in weight.parts)
         if found != expected:
             raise BundleError(f"{found} bytes", f"{expected} bytes", "build the bundle again", where=where)
