@@ -128,7 +128,9 @@ def measure(
     return records
 
 
-def compare(records: Sequence[dict[str, Any]], work: Path, provider: str, context: int, say: Say) -> dict[str, Any]:
+def compare(
+    records: Sequence[dict[str, Any]], checkpoint: Path, work: Path, provider: str, context: int, say: Say
+) -> dict[str, Any]:
     """Tokens differing from those of the group's first contender; and, unquantized, eager PyTorch's verdicts."""
     written = {r["name"]: r["tokens"][str(context)] for r in records if not r["failed"]}
     first: dict[str, list[int]] = {}
@@ -145,7 +147,7 @@ def compare(records: Sequence[dict[str, Any]], work: Path, provider: str, contex
         return {}
     path = work / "written.json"
     path.write_text(json.dumps(judged), encoding="utf-8")
-    command = [sys.executable, str(HERE / "cuda_peers_judge.py"), str(work / "checkpoint"), str(path)]
+    command = [sys.executable, str(HERE / "cuda_peers_judge.py"), str(checkpoint), str(path)]
     command += ["--prompt-tokens", str(context), "--device", provider]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -229,6 +231,7 @@ def main() -> int:
     """Everything; the number of failures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="an empty folder, 35 GB for 4B (50 with --more)")
+    parser.add_argument("--checkpoint", type=Path, help="WORK/checkpoint by default; made where it is not there")
     parser.add_argument("--json", type=Path, help="where the document goes")
     parser.add_argument("--provider", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--model", default="Minitron-4B")
@@ -254,15 +257,18 @@ def main() -> int:
 
     work, cuda = arguments.work.absolute(), arguments.provider == "cuda"
     work.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(MAKE), str(work / "checkpoint"), "--model", arguments.model]
+    checkpoint = (arguments.checkpoint or work / "checkpoint").absolute()
+    command = [sys.executable, str(MAKE), str(checkpoint), "--model", arguments.model]
     command += ["--dtype", "bfloat16" if cuda else "float32", "--tokenizer"]
     command += [] if arguments.layers is None else ["--layers", str(arguments.layers)]
     command += ["--set", *arguments.set] if arguments.set else []
-    if not (work / "checkpoint").exists():
+    if not checkpoint.exists():
         subprocess.run(command, check=True)
     say("built the checkpoint")
     todo = [
-        b for b in builds(work, arguments.provider, arguments.parity, arguments.more) if not (work / b.name).exists()
+        b
+        for b in builds(checkpoint, work, arguments.provider, arguments.parity, arguments.more)
+        if not (work / b.name).exists()
     ]
     done: list[Built] = run_builds(todo, work, arguments.jobs)
     for built in done:
@@ -285,13 +291,13 @@ def main() -> int:
             arguments.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
     save()
-    chosen = entries(work, arguments.provider)
+    chosen = entries(checkpoint, work, arguments.provider)
     for group in dict.fromkeys(entry.group for entry in chosen):
         members = [entry for entry in chosen if entry.group == group]
         records += measure(members, shapes, arguments.rounds, arguments.warmup, arguments.threads, say)
         say(f"measured {group}")
         save()
-    verdicts = document["verdicts"] = compare(records, work, arguments.provider, arguments.context, say)
+    verdicts = document["verdicts"] = compare(records, checkpoint, work, arguments.provider, arguments.context, say)
     for name, verdict in verdicts.items():
         # GenAI's builder has another epsilon: its tokens are reported, and held to nothing
         if not verdict["passed"] and "its builder" not in name:

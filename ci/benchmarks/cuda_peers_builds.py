@@ -50,23 +50,25 @@ class Built:
     folder_bytes: int
 
 
-def builds(work: Path, provider: str, parity: bool, more: bool) -> list[Build]:
-    """All builds of `work`/checkpoint.
+def builds(checkpoint: Path, work: Path, provider: str, parity: bool, more: bool) -> list[Build]:
+    """All builds of a checkpoint.
 
     Args:
+        checkpoint: the folder.
         work: where they go.
-        provider: "cuda", in bf16; or "cpu", in fp32, which shows that the commands are right where no GPU is.
+        provider: "cuda", in bf16, and int4 in fp16 too; or "cpu", in fp32, which shows that the commands are right
+            where no GPU is.
         parity: whether our own bundles end with their parity check.
         more: GenAI's builder also with its options for a shorter prefill (prune_lm_head) and for the layout of
             another int4 kernel, of which it has one for groups of 32.
     """
-    checkpoint, cuda = work / "checkpoint", provider == "cuda"
+    cuda = provider == "cuda"
     dtype, precision = ("bfloat16", "bf16") if cuda else ("float32", "fp32")
-    cli = [sys.executable, "-m", "nemotron_export", "build", str(checkpoint), "--dtype", dtype]
+    cli = [sys.executable, "-m", "nemotron_export", "build", str(checkpoint)]
 
-    def ours(target: str, quantize: Sequence[str] = (), checked: bool = False) -> Build:
-        name = "-".join((target, quantize[-1] if quantize else precision))
-        arguments = ["-o", str(work / name), "--target", target, *quantize, *([] if checked else ["--no-parity"])]
+    def ours(target: str, suffix: str = "", *options: str, checked: bool = False) -> Build:
+        name = "-".join((target, suffix or precision))
+        arguments = ["-o", str(work / name), "--target", target, *options, *([] if checked else ["--no-parity"])]
         return Build(name, [*cli, *arguments], 500 if checked else 240)
 
     def theirs(suffix: str, kind: str, *options: str) -> Build:
@@ -75,14 +77,19 @@ def builds(work: Path, provider: str, parity: bool, more: bool) -> list[Build]:
         name = f"builder-{suffix}"
         return Build(name, builder_command(checkpoint, work / name, kind, provider, work / f"{name}-cache", options))
 
-    # the longest first
-    int4 = [f"block_size={_BLOCK}", *(["use_cuda_bf16=true"] if cuda else [])]
-    found = [theirs("int4", "int4", *int4), theirs(precision, precision)]
+    # the longest first; of int4's kernels the fp16 ones are quicker, on both sides
+    block, groups = f"block_size={_BLOCK}", ("--quantize", "int4", "--group-size", str(_BLOCK))
+    found = [theirs("int4", "int4", block, *(["use_cuda_bf16=true"] if cuda else []))]
+    found += [theirs("int4-fp16", "int4", block)] if cuda else []
+    found.append(theirs(precision, precision))
     if more and cuda:
-        found.append(theirs("int4-prepacked", "int4", *int4, "matmulnbits_weights_prepacked=1"))
+        found.append(theirs("int4-prepacked", "int4", block, "use_cuda_bf16=true", "matmulnbits_weights_prepacked=1"))
         found.append(theirs("bf16-pruned", "bf16", "prune_lm_head=true"))
-    found.append(ours(f"ort-{provider}", ("--group-size", str(_BLOCK), "--quantize", "int4"), parity))
-    return [*found, ours(f"ort-{provider}", checked=parity), ours(f"genai-{provider}")]
+    found.append(ours(f"ort-{provider}", "int4", *groups, "--dtype", dtype, checked=parity))
+    # in fp16 the check measures which layers overflow; without it all of them are computed in fp32
+    found += [ours("ort-cuda", "int4-fp16", *groups, "--dtype", "float16", checked=True)] if cuda else []
+    found.append(ours(f"ort-{provider}", "", "--dtype", dtype, checked=parity))
+    return [*found, ours(f"genai-{provider}", "", "--dtype", dtype)]
 
 
 def run_builds(todo: Sequence[Build], work: Path, jobs: int) -> list[Built]:

@@ -62,6 +62,12 @@ class GenaiPeer(_Noted, GenaiContender):
     kind: ClassVar[str] = "genai-noted"
 
 
+# what ONNX Runtime would choose if it were told to: label, environment
+_OTHER_KERNELS = (
+    ("flash attention", {"ORT_ENABLE_CUDNN_FLASH_ATTENTION": "0"}),
+    ("fpA_intB", {"ORT_FPA_INTB_GEMM": "1"}),
+)
+
 CONTENDERS.update({cls.kind: cls for cls in (OurBundle, GenaiPeer)})
 
 
@@ -74,9 +80,9 @@ class Entry:
     group: str
 
 
-def entries(work: Path, provider: str) -> list[Entry]:
+def entries(checkpoint: Path, work: Path, provider: str) -> list[Entry]:
     """All contenders, ours first in each group; those whose folders were not built are left out."""
-    config = Checkpoint.open(work / "checkpoint").config
+    config = Checkpoint.open(checkpoint).config
     cuda = provider == "cuda"
     dtype, bits = ("bfloat16", 16) if cuda else ("float32", 32)
     precision = "bf16" if cuda else "fp32"
@@ -97,16 +103,15 @@ def entries(work: Path, provider: str) -> list[Entry]:
 
     ours = {"weights_dir": None, "allow_unverified": True, "kind": "onnxruntime"}
     graph = {"provider_options": {"enable_cuda_graph": "1"} if cuda else {}}
-    for group in (precision, "int4"):
-        add("ours", f"ours, {group}", f"ort-{provider}-{group}", group, **ours)
-    if cuda:
-        tuned = {"environment": {"ORT_CUDA_GEMM_AUTO_TUNE": "1"}}
-        add("ours", "ours, bf16, GEMM tuned", "ort-cuda-bf16", "bf16", **{**ours, **tuned})
-        other = {"environment": {"ORT_FPA_INTB_GEMM": "1"}}
-        add("ours", "ours, int4, fpA_intB", "ort-cuda-int4", "int4", **{**ours, **other})
-    add("genai-noted", f"GenAI, our folder, {precision}", f"genai-{provider}-{precision}", precision, **graph)
-    add("genai-noted", f"GenAI, its builder, {precision}", f"builder-{precision}", precision, **graph)
-    add("genai-noted", "GenAI, its builder, int4", "builder-int4", "int4", **graph)
+    groups = (precision, "int4", "int4-fp16") if cuda else (precision, "int4")
+    for group in groups:
+        name, folder = group.replace("-", ", "), f"ort-{provider}-{group}"
+        add("ours", f"ours, {name}", folder, group, **ours)
+        for label, environment in _OTHER_KERNELS if cuda else ():
+            if label != "fpA_intB" or group == "int4-fp16":
+                add("ours", f"ours, {name}, {label}", folder, group, **{**ours, "environment": environment})
+        add("genai-noted", f"GenAI, our folder, {name}", f"genai-{provider}-{group}", group, **graph)
+        add("genai-noted", f"GenAI, its builder, {name}", f"builder-{group}", group, **graph)
     add("genai-noted", "GenAI, its builder, bf16, last logits", "builder-bf16-pruned", "bf16, options", **graph)
     add("genai-noted", "GenAI, its builder, int4, prepacked", "builder-int4-prepacked", "int4, options", **graph)
     return found

@@ -16,45 +16,77 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 CLI = [sys.executable, "-m", "nemotron_export"]
 MAKE = [sys.executable, str(ROOT / "ci/gpu/random_checkpoint.py")]
 
+
+@dataclass(frozen=True)
+class Weights:
+    """A checkpoint of random weights.
+
+    Attributes:
+        folder: in the work folder; chains whose checkpoint has the same share it.
+        arguments: of random_checkpoint.py.
+        dtype: of the weights.
+    """
+
+    folder: str
+    arguments: tuple[str, ...]
+    dtype: str = "bfloat16"
+
+    @property
+    def command(self) -> list[str]:
+        """Makes it, all but its folder. Some tools, and a quantized bundle's text, insist on a tokenizer."""
+        return [*MAKE, *self.arguments, "--dtype", self.dtype, "--tokenizer"]
+
+
+M4 = Weights("Minitron-4B", ("--model", "Minitron-4B"))
+_HEADS = ("--model", "nemotron-3-8b", "--layers", "4")
 # a thinner Nemotron-4-340B: its head_dim and rotary width, two layers
-SLICE = ["--model", "Nemotron-4-340B", "--layers", "2", "--set", "hidden_size=4608", "intermediate_size=18432",
-         "num_attention_heads=24", "num_key_value_heads=4", "vocab_size=32000"]  # fmt: skip
-# what the parity step builds: name, arguments of random_checkpoint.py, run dtypes
+_SLICE = ("--model", "Nemotron-4-340B", "--layers", "2", "--set", "hidden_size=4608", "intermediate_size=18432",
+          "num_attention_heads=24", "num_key_value_heads=4", "vocab_size=32000")  # fmt: skip
+SLICE_16 = Weights("slice-float16", _SLICE, "float16")
+# what the parity step builds
 PARITY = (
-    ("slice of 340B", SLICE, ("bfloat16", "float16")),
-    ("Minitron-4B", ["--model", "Minitron-4B"], ("bfloat16",)),
-    ("multi-head, 4 layers of 3-8B", ["--model", "nemotron-3-8b", "--layers", "4"], ("bfloat16", "float16")),
-    ("Minitron-8B", ["--model", "Minitron-8B"], ("bfloat16",)),
+    ("slice of 340B, bfloat16", Weights("slice-bfloat16", _SLICE)),
+    ("slice of 340B, float16", SLICE_16),
+    ("Minitron-4B, bfloat16", M4),
+    ("multi-head, 4 layers of 3-8B, bfloat16", Weights("heads-bfloat16", _HEADS)),
+    ("multi-head, 4 layers of 3-8B, float16", Weights("heads-float16", _HEADS, "float16")),
+    ("Minitron-8B, bfloat16", Weights("Minitron-8B", ("--model", "Minitron-8B"))),
 )
 
 
 @dataclass(frozen=True)
 class Step:
-    """A command, and the seconds that it may take."""
+    """A command, the seconds that it may take, and a folder that stands for the user's home, and so for all caches."""
 
     name: str
     command: list[str]
     seconds: int = 300
+    home: Path | None = None
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Steps that need those before them; `alone` where other work would disturb what they measure."""
+    """Steps that need those before them, and the checkpoint that they read.
+
+    `alone` where other work would disturb what they measure.
+    """
 
     steps: list[Step]
+    weights: Weights | None = None
     alone: bool = False
 
 
@@ -74,59 +106,65 @@ def chains(output: Path, work: Path, only: set[str]) -> Iterator[Chain]:
     if "tests" in only:
         pytest = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider"]
         for path in sorted((ROOT / "tests/gpu").glob("test_*.py")):
-            yield Chain([Step(path.stem, [*pytest, "-m", "not free_memory", str(path)], 400)])
+            yield Chain([Step(path.stem, [*pytest, "-m", "not free_memory", str(path)], 580)])
         yield Chain([Step("tests of free memory", [*pytest, "-m", "free_memory", "tests/gpu"], 400)], alone=True)
     if "kernels" in only:
         command = [sys.executable, str(ROOT / "ci/benchmarks/plugin_kernels.py"), "--output"]
         yield Chain([Step("kernels", [*command, str(output / "kernels.json")], 200)], alone=True)
-    for number, (name, arguments, dtypes) in enumerate(PARITY if "parity" in only else ()):
-        for dtype in dtypes:
-            checkpoint, bundle = work / f"{number}-{dtype}", work / f"{number}-{dtype}-bundle"
-            weights = Step(f"{name}, {dtype}: weights", [*MAKE, str(checkpoint), *arguments, "--dtype", dtype])
-            command = [*CLI, "build", str(checkpoint), "-o", str(bundle), "--target", "tensorrt", "--dtype", dtype]
-            yield Chain([weights, Step(f"{name}, {dtype}: build and parity", command, 500)])
+    for name, weights in PARITY if "parity" in only else ():
+        command = [*CLI, "build", str(work / weights.folder), "-o", str(work / f"{weights.folder}-tensorrt")]
+        command += ["--target", "tensorrt", "--dtype", weights.dtype]
+        yield Chain([Step(f"{name}: build and parity", command, 500)], weights)
     if "bench" in only:
-        checkpoint, bundle = work / "bench-4B", work / "bench-4B-bundle"
-        command = [*CLI, "build", str(checkpoint), "-o", str(bundle), "--target", "tensorrt", "--dtype", "bfloat16"]
+        bundle = work / "bench-4B"
+        command = [*CLI, "build", str(work / M4.folder), "-o", str(bundle), "--target", "tensorrt"]
         bench = [*CLI, "bench", str(bundle), "--allow-unverified", "--new-tokens", "64", "--rounds", "4", "--json"]
         against = ["--against", "eager", "--eager-dtype", "bfloat16", "--eager-device", "cuda"]
         found = [
-            Step("4B: weights", [*MAKE, str(checkpoint), "--model", "Minitron-4B"]),
-            Step("4B: build alone", [*command, "--no-parity", "--no-scan"]),
+            # with no kernel compiled and none timed before
+            Step("4B: build alone", [*command, "--dtype", "bfloat16", "--no-parity", "--no-scan"], home=work / "home"),
             _profile("4B", bundle, output),
             Step("4B: batch of 8", [*bench, "--prompt-tokens", "128", "--batch", "8"]),
             Step("4B: bench", [*bench, "--prompt-tokens", "512", "--context", "2048", *against], 400),
         ]
-        yield Chain(found, alone=True)
+        yield Chain(found, M4, alone=True)
     if "ort" in only:
         yield from _ort_chains(output, work)
 
 
 def _ort_chains(output: Path, work: Path) -> Iterator[Chain]:
-    """ONNX Runtime on CUDA: parity of 4B in bf16 and int4 and of a slice of 340B in fp16, then its peers."""
-    # a quantized bundle is judged by a text, which needs a tokenizer
-    cases = (
-        ("4B, bfloat16", "ort-4B", ["--model", "Minitron-4B"], "bfloat16", (None, "int4")),
-        ("slice of 340B, float16", "ort-slice", SLICE, "float16", (None,)),
-    )
-    for name, folder, arguments, dtype, quantized in cases:
-        checkpoint = work / folder / "checkpoint"
-        command = [*MAKE, str(checkpoint), *arguments, "--dtype", dtype, "--tokenizer"]
-        found = [Step(f"ort {name}: weights", command)]
-        for scheme in quantized:
-            bundle = work / folder / f"parity-{scheme or dtype}"
-            command = [*CLI, "build", str(checkpoint), "-o", str(bundle), "--target", "ort-cuda", "--dtype", dtype]
-            command += [] if scheme is None else ["--quantize", scheme]
-            label = "build and parity" if scheme is None else f"{scheme} build and parity"
-            found.append(Step(f"ort {name}: {label}", command, 500))
-        yield Chain(found)
-    # it takes the checkpoint that is there
-    command = [sys.executable, str(ROOT / "ci/benchmarks/cuda_peers.py"), "--work", str(work / "ort-4B")]
-    peers = Step("ort 4B: peers", [*command, "--json", str(output / "cuda_peers.json")], 560)
-    profiles = [
-        _profile(f"ort 4B, {scheme}", work / f"ort-4B/ort-cuda-{scheme}", output) for scheme in ("bf16", "int4")
+    """ONNX Runtime on CUDA: parity of 4B in bf16, int4 and int4 in fp16, and of a slice of 340B in fp16; its peers."""
+
+    def build(name: str, weights: Weights, bundle: str, *options: str) -> Step:
+        command = [
+            *CLI,
+            "build",
+            str(work / weights.folder),
+            "-o",
+            str(work / bundle),
+            "--target",
+            "ort-cuda",
+            *options,
+        ]
+        return Step(f"ort {name}: build and parity", command, 500)
+
+    folder = "cuda-peers"
+    int4 = ("--quantize", "int4", "--group-size", "32", "--dtype")
+    found = [
+        build("4B, bfloat16", M4, "ort-4B-bfloat16", "--dtype", "bfloat16"),
+        build("4B, int4, bfloat16", M4, "ort-4B-int4", *int4, "bfloat16"),
+        # this one is among the peers: in fp16 the check measures which layers overflow, and without it all are in fp32
+        build("4B, int4, float16", M4, f"{folder}/ort-cuda-int4-fp16", *int4, "float16"),
     ]
-    yield Chain([peers, *profiles], alone=True)
+    yield Chain(found, M4)
+    yield Chain([build("slice of 340B, float16", SLICE_16, "ort-slice", "--dtype", "float16")], SLICE_16)
+    command = [sys.executable, str(ROOT / "ci/benchmarks/cuda_peers.py"), "--work", str(work / folder)]
+    command += ["--checkpoint", str(work / M4.folder), "--json", str(output / "cuda_peers.json")]
+    profiles = [
+        _profile(f"ort 4B, {scheme}", work / folder / f"ort-cuda-{scheme}", output)
+        for scheme in ("bf16", "int4", "int4-fp16")
+    ]
+    yield Chain([Step("ort 4B: peers", command, 590), *profiles], M4, alone=True)
 
 
 def _profile(name: str, bundle: Path, output: Path) -> Step:
@@ -138,9 +176,14 @@ def _profile(name: str, bundle: Path, output: Path) -> Step:
 def run(step: Step, output: Path) -> Outcome:
     """Runs a step, its output in a log of its own."""
     log = output / ("".join(c if c.isalnum() else "-" for c in step.name) + ".log")
+    environment = dict(os.environ)
+    if step.home is not None:
+        shutil.rmtree(step.home, ignore_errors=True)
+        step.home.mkdir(parents=True)
+        environment["HOME"] = str(step.home)
     began = time.monotonic()
     with log.open("w", encoding="utf-8") as file:
-        process = subprocess.Popen(step.command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT)
+        process = subprocess.Popen(step.command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=environment)
         timer = threading.Timer(step.seconds, process.kill)
         timer.start()
         # of this step alone: getrusage would give the largest of all steps so far
@@ -170,10 +213,18 @@ def main() -> int:
     outcomes: list[Outcome] = []
 
     def run_chain(chain: Chain) -> None:
-        outcomes.extend(run(step, arguments.output) for step in chain.steps if arguments.match in step.name)
+        outcomes.extend(run(step, arguments.output) for step in chain.steps)
 
-    chosen = list(chains(arguments.output, arguments.work, set(arguments.only)))
+    def make(weights: Weights) -> None:
+        folder = arguments.work / weights.folder
+        if not folder.exists():
+            outcomes.append(run(Step(f"weights, {weights.folder}", [*weights.command, str(folder)]), arguments.output))
+
+    found = chains(arguments.output, arguments.work, set(arguments.only))
+    matching = (replace(chain, steps=[step for step in chain.steps if arguments.match in step.name]) for chain in found)
+    chosen = [chain for chain in matching if chain.steps]
     with ThreadPoolExecutor(arguments.jobs) as pool:
+        list(pool.map(make, dict.fromkeys(chain.weights for chain in chosen if chain.weights is not None)))
         list(pool.map(run_chain, (chain for chain in chosen if not chain.alone)))
     for chain in chosen:
         if chain.alone:
