@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from nemotron_errors import LimitError, RequestError
 
+from nemotron_runtime.candidates import Candidates
 from nemotron_runtime.params import GenerationParams
 from nemotron_runtime.results import FinishReason, Generation, StreamDecoder, Timings, TokenEvent
 from nemotron_runtime.sampling import RowSampler
@@ -112,6 +113,8 @@ class GenerationRun:
         self._params = params if params.seed is not None else replace(params, seed=secrets.randbits(64))
         self._check_tokens()
         self._argmax = self._params.is_argmax
+        # a session that has a way of its own to give the likeliest tokens
+        self._few = self._params.keeps_few and session.candidates > 0
         self._rows: list[_Row] = []
         for i, prompt in enumerate(prompts):
             ids = as_token_ids(prompt, session.vocab_size, f"prompt {i}")
@@ -151,6 +154,7 @@ class GenerationRun:
         started = time.perf_counter()
         self._session.reset(len(rows), max(len(row.prompt) for row in rows) + self._params.max_new_tokens)
         logits_BV: Logits | None = self._session.prefill([row.prompt for row in rows])
+        few: Candidates | None = None
         prefilled = time.perf_counter()
         for row in rows:
             row.prefill_seconds = prefilled - started
@@ -159,7 +163,13 @@ class GenerationRun:
             events = []
             for b, row in enumerate(rows):
                 if row.finish_reason is None:
-                    if logits_BV is not None:
+                    if few is not None:
+                        chosen = row.sampler.choose_among(few.ids[b], few.logits[b], float(few.log_sum[b]), step)
+                        if chosen is None:
+                            logits_BV = self._session.candidate_logits() if logits_BV is None else logits_BV
+                            chosen = row.sampler.choose(logits_BV[b], step)
+                        tokens_B[b] = chosen
+                    elif logits_BV is not None:
                         tokens_B[b] = row.sampler.choose(logits_BV[b], step)
                     events.append(row.accept(int(tokens_B[b]), self._params))
                     row.decode_seconds = time.perf_counter() - prefilled
@@ -173,6 +183,8 @@ class GenerationRun:
             if self._argmax:
                 # the session may choose where the logits are
                 logits_BV, tokens_B = None, self._session.greedy_decode(tokens_B, going_B)
+            elif self._few and step + 1 >= self._params.min_new_tokens:
+                logits_BV, few = None, self._session.candidate_decode(tokens_B, self._params.temperature, going_B)
             else:
                 logits_BV = self._session.decode(tokens_B, going_B)
 

@@ -86,6 +86,12 @@ class GenerationParams:
         """Whether each token is the likeliest one, whatever came before: nothing changes or blocks a logit."""
         return self.temperature == 0 and self.repetition_penalty == 1 and self.min_new_tokens == 0
 
+    @property
+    def keeps_few(self) -> bool:
+        """Whether a token is drawn from the likeliest ones, by their logits alone: the others need not be known."""
+        filters = self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+        return self.temperature > 0 and self.repetition_penalty == 1 and filters
+
     @classmethod
     def names(cls) -> tuple[str, ...]:
         """The parameters' names."""

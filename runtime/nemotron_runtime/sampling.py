@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from nemotron_runtime.candidates import filter_candidates
 from nemotron_runtime.params import GenerationParams
 from nemotron_runtime.philox import gumbel_noise
 
@@ -37,6 +38,7 @@ class RowSampler:
         self._params = params
         self._seed = params.seed
         self._row = row
+        self._vocab_size = vocab_size
         self._seen_V: npt.NDArray[np.bool_] | None = None
         if params.repetition_penalty != 1.0:
             self._seen_V = np.zeros(vocab_size, np.bool_)
@@ -47,13 +49,27 @@ class RowSampler:
         params = self._params
         blocked = () if step >= params.min_new_tokens else params.ending_token_ids
         ids, scores = filter_logits(logits_V, params, seen_V=self._seen_V, blocked=blocked)
-        if params.temperature == 0:
-            token = int(ids[scores.argmax()])
-        else:
-            token = int(ids[(scores + gumbel_noise(self._seed, self._row, step, ids)).argmax()])
+        token = int(ids[scores.argmax()]) if params.temperature == 0 else self._draw(ids, scores, step)
         if self._seen_V is not None:
             self._seen_V[token] = True
         return token
+
+    def choose_among(self, ids_C: Ids, logits_C: Scores, log_sum: float, step: int) -> int | None:
+        """:meth:`choose` from the likeliest tokens alone: the same token, or None where these do not decide it.
+
+        Args:
+            ids_C: the candidates, for parameters of which :attr:`GenerationParams.keeps_few` holds.
+            logits_C: see :class:`~nemotron_runtime.candidates.Candidates`, as for ``log_sum``.
+            log_sum: see there.
+            step: number of the token, not below ``min_new_tokens``.
+        """
+        assert self._params.keeps_few
+        assert step >= self._params.min_new_tokens, "some tokens are still blocked"
+        kept = filter_candidates(ids_C, logits_C, log_sum, self._params, self._vocab_size)
+        return None if kept is None else self._draw(*kept, step)
+
+    def _draw(self, ids: Ids, scores: Scores, step: int) -> int:
+        return int(ids[(scores + gumbel_noise(self._seed, self._row, step, ids)).argmax()])
 
 
 def filter_logits(

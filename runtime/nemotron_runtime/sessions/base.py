@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from nemotron_errors import LimitError, RequestError
 
+from nemotron_runtime.candidates import Candidates
 from nemotron_runtime.limits import Limits
 
 __all__ = ["Session", "as_token_ids"]
@@ -217,6 +218,38 @@ class Session(ABC):
         chosen_B = self.greedy_step(tokens, start_B, advance_B)
         self._lengths_B += 1 if advance_B is None else advance_B
         return chosen_B
+
+    @property
+    def candidates(self) -> int:
+        """How many tokens :meth:`candidate_decode` gives of each row; 0 where it has no way of its own."""
+        return 0
+
+    def candidate_decode(
+        self, tokens_B: npt.ArrayLike, temperature: float, advance_B: npt.NDArray[np.bool_] | None = None
+    ) -> Candidates:
+        """:meth:`decode` that gives the likeliest next tokens of each row; the other logits stay where they are.
+
+        Args:
+            tokens_B: as for :meth:`decode`.
+            temperature: above 0, of the candidates' ``log_sum``.
+            advance_B: as for :meth:`decode`; a frozen row's candidates mean nothing.
+
+        Raises:
+            LimitError: an advancing row whose cache is full.
+        """
+        assert self.candidates > 0, "a session that has none"
+        tokens, start_B = self._next(tokens_B, advance_B)
+        found = self.candidate_step(tokens, start_B, temperature)
+        self._lengths_B += 1 if advance_B is None else advance_B
+        return found
+
+    def candidate_step(self, tokens_B: Ids, query_start_B: Ids, temperature: float) -> Candidates:
+        """:meth:`step` that gives the likeliest tokens; of a subclass whose :attr:`candidates` is above 0."""
+        raise NotImplementedError
+
+    def candidate_logits(self) -> Logits:
+        """Logits [B, V] of the last :meth:`candidate_decode`, where its candidates did not decide."""
+        raise NotImplementedError
 
     def _next(self, tokens_B: npt.ArrayLike, advance_B: npt.NDArray[np.bool_] | None) -> tuple[Ids, Ids]:
         tokens = np.asarray(tokens_B, np.int64)

@@ -1,0 +1,151 @@
+"""What the likeliest tokens alone decide is what all logits decide; where they do not decide, they say so.
+
+Shapes: B rows, C candidates, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from nemotron_runtime.candidates import Candidates, filter_candidates
+from nemotron_runtime.generation import GenerationParams, generate
+from nemotron_runtime.sampling import RowSampler, filter_logits
+from support.sessions import ToySession
+
+V, C = 500, 32
+
+
+def candidates(logits_BV: npt.NDArray[np.float32], temperature: float, count: int = C) -> Candidates:
+    order_BV = np.argsort(-logits_BV, axis=-1, kind="stable")[:, :count]
+    scaled_BV = logits_BV.astype(np.float64) / temperature
+    largest_B = scaled_BV.max(-1)
+    # as from a GPU: summed in float32
+    sum_B = np.exp((scaled_BV - largest_B[:, None]).astype(np.float32)).sum(-1, dtype=np.float32)
+    return Candidates(order_BV, np.take_along_axis(logits_BV, order_BV, -1), largest_B + np.log(sum_B.astype(float)))
+
+
+FILTERS = [
+    {"top_k": 1}, {"top_k": 5}, {"top_k": C - 1}, {"top_p": 0.3}, {"top_p": 0.9}, {"min_p": 0.2}, {"min_p": 0.05},
+    {"top_k": 20, "top_p": 0.8}, {"top_p": 0.9, "min_p": 0.1}, {"top_k": 9, "min_p": 0.3},
+    {"top_k": 25, "top_p": 0.7, "min_p": 0.02},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("filters", FILTERS, ids=str)
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 1.3])
+@pytest.mark.parametrize("steps", [None, 0.25], ids=["distinct", "with ties"])
+def test_they_leave_what_all_logits_leave(filters: dict[str, float], temperature: float, steps: float | None) -> None:
+    params = GenerationParams(temperature=temperature, seed=3, **filters)  # type: ignore[arg-type]
+    rng, decided = np.random.default_rng(5), 0
+    for step in range(60):
+        logits_V = (rng.normal(size=V) * 6).astype(np.float32)
+        if steps is not None:
+            logits_V = np.round(logits_V / steps) * np.float32(steps)
+        few = candidates(logits_V[None], temperature)
+        kept = filter_candidates(few.ids[0], few.logits[0], float(few.log_sum[0]), params, V)
+        if kept is None:
+            continue
+        decided += 1
+        ids, scores = filter_logits(logits_V, params)
+        assert dict(zip(*map(np.ndarray.tolist, kept), strict=True)) == dict(
+            zip(ids.tolist(), scores.tolist(), strict=True)
+        )
+        sampler = RowSampler(params, 1, np.array([0]), V)
+        chosen = sampler.choose_among(few.ids[0], few.logits[0], float(few.log_sum[0]), step)
+        assert chosen == sampler.choose(logits_V, step)
+    # a filter that ends on a tie is the host's; the others decide
+    assert decided > (45 if steps is None else 20)
+
+
+@pytest.mark.parametrize(
+    ("filters", "spread"),
+    [
+        ({"top_k": C + 1}, 3.0),  # fewer candidates than wanted
+        ({"top_p": 0.99}, 0.1),  # hardly any token is likelier than another
+        ({"min_p": 0.01}, 0.1),
+        ({"top_k": C}, 3.0),  # a token that equals the last candidate could be missing
+    ],
+    ids=str,
+)
+def test_where_a_survivor_may_be_missing_they_do_not_decide(filters: dict[str, float], spread: float) -> None:
+    params = GenerationParams(temperature=1.0, seed=3, **filters)  # type: ignore[arg-type]
+    logits_V = (np.random.default_rng(5).normal(size=V) * spread).astype(np.float32)
+    few = candidates(logits_V[None], 1.0)
+    assert filter_candidates(few.ids[0], few.logits[0], float(few.log_sum[0]), params, V) is None
+
+
+def test_a_tie_with_a_token_that_is_missing_is_not_decided() -> None:
+    logits_V = np.zeros(V, np.float32)
+    logits_V[:10] = np.arange(10, 0, -1)
+    few = candidates(logits_V[None], 1.0)
+    for top_k, decides in ((10, True), (11, False)):
+        params = GenerationParams(temperature=1.0, seed=3, top_k=top_k)
+        kept = filter_candidates(few.ids[0], few.logits[0], float(few.log_sum[0]), params, V)
+        assert (kept is not None) == decides
+
+
+def test_all_of_a_small_vocabulary_always_decide() -> None:
+    logits_V = np.zeros(8, np.float32)
+    few = candidates(logits_V[None], 1.0, 8)
+    params = GenerationParams(temperature=1.0, seed=3, top_k=3, min_p=0.5)
+    kept = filter_candidates(few.ids[0], few.logits[0], float(few.log_sum[0]), params, 8)
+    assert kept is not None
+    # ties with the third survive
+    assert len(kept[0]) == 8
+
+
+@pytest.mark.parametrize(
+    ("filters", "few"),
+    [({"top_k": 3}, True), ({"top_p": 0.5}, True), ({"min_p": 0.1}, True), ({}, False),
+     ({"top_k": 3, "repetition_penalty": 1.1}, False)],
+    ids=str,
+)  # fmt: skip
+def test_which_requests_need_only_the_likeliest(filters: dict[str, float], few: bool) -> None:
+    assert GenerationParams(temperature=1.0, **filters).keeps_few == few  # type: ignore[arg-type]
+    assert not GenerationParams(temperature=0.0, **filters).keeps_few  # type: ignore[arg-type]
+
+
+class FewSession(ToySession):
+    """Gives the likeliest tokens, and counts who asks for what."""
+
+    asked = fallen_back = 0
+
+    @property
+    def candidates(self) -> int:
+        return 6
+
+    def candidate_step(self, tokens_B, query_start_B, temperature):  # type: ignore[no-untyped-def]
+        self.asked += 1
+        self._last_BV = self.step(tokens_B, query_start_B).copy()
+        return candidates(self._last_BV, temperature, self.candidates)
+
+    def candidate_logits(self):  # type: ignore[no-untyped-def]
+        self.fallen_back += 1
+        return self._last_BV
+
+
+@pytest.mark.parametrize(
+    ("filters", "asks", "falls_back"),
+    [
+        ({"top_k": 3}, True, False),
+        ({"top_k": 9}, True, True),
+        ({"top_p": 0.6}, True, None),
+        ({}, False, False),
+        ({"top_k": 3, "min_new_tokens": 12, "eos_token_ids": (1,)}, True, False),
+        ({"top_k": 3, "repetition_penalty": 1.5}, False, False),
+    ],
+    ids=str,
+)
+def test_a_session_that_gives_them_writes_the_same_tokens(
+    filters: dict[str, float], asks: bool, falls_back: bool | None
+) -> None:
+    params = GenerationParams(max_new_tokens=20, temperature=0.9, seed=11, **filters)  # type: ignore[arg-type]
+    prompts = [[1, 2, 3], [4], [5, 6]]
+    plain, few = ToySession(), FewSession()
+    expected, found = (generate(session, prompts, params) for session in (plain, few))
+    assert [each.token_ids for each in found] == [each.token_ids for each in expected]
+    assert len({each.token_ids for each in found}) == 3
+    assert (few.asked > 0) == asks
+    if falls_back is not None:
+        assert (few.fallen_back > 0) == falls_back
