@@ -59,13 +59,20 @@ def test_its_text_is_what_fp32_would_write_or_bf16_cannot_tell_from_it(bundle: P
             assert (margins == 0).mean() > 0.9
 
 
-def test_the_command_line_writes_the_same_text_and_talks(bundle: Path) -> None:
+def test_the_command_line_writes_the_same_text_and_talks(bundle: Path, tmp_path: Path) -> None:
     with nemotron_runtime.load(bundle) as model:
         (expected,) = model.generate([PROMPTS[0]], max_new_tokens=32)
     runner = CliRunner()
     written = runner.invoke(app, ["generate", str(bundle), PROMPTS[0], "-n", "32"])
     assert written.exit_code == 0, written.output
     assert expected.text.strip() in written.output
-    talked = runner.invoke(app, ["chat", str(bundle), "-n", "24"], input="What does this file hold?\n")
+    # a base model has no template of its own
+    template = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+    (tmp_path / "plain.jinja").write_text(template, "utf-8")
+    talking = ["chat", str(bundle), "--chat-template", str(tmp_path / "plain.jinja"), "-n", "24"]
+    talked = runner.invoke(app, talking, input=f"{PROMPTS[0]}\n")
     assert talked.exit_code == 0, talked.output
-    assert talked.output.strip()
+    with nemotron_runtime.load(bundle) as model:
+        answer = model.chat([{"role": "user", "content": PROMPTS[0]}], chat_template=template, max_new_tokens=24)
+    assert answer.result.text.strip()
+    assert answer.result.text.strip() in talked.output

@@ -251,6 +251,6 @@ def test_the_judge_holds_it_against_a_reference_of_this_gpu(built: Built) -> Non
     assert len(report.rows) > 8
     for row in report.rows:
         # a model this small is sampled at few positions: its ratios vary more than those of a real one
-        assert row.measured <= (SHAPE_RATIO if "RMSE ratio" in row.check else row.tolerance), row
+        assert row.passed or ("RMSE ratio" in row.check and row.measured <= SHAPE_RATIO), row
     judge = read_reference(built.bundle / REFERENCE_FILE).judge
     assert judge["model"].endswith(f", on {torch.cuda.get_device_name()}")

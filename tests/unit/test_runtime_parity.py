@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from nemotron_errors import BundleError, LimitError
 from nemotron_runtime.parity import judge
+from nemotron_runtime.parity.rules import LowPrecisionJudge
 from nemotron_runtime.reference import Reference, ReferencePrompt, read_reference, write_reference
 from nemotron_runtime.report import ParityReport, ParityRow
 from safetensors.numpy import load_file, save_file
@@ -18,17 +19,17 @@ from support.sessions import ToySession
 STEPS = 8
 
 
-def toy_reference(lengths=(3, 5, 17), eager_rmse=None):
+def toy_reference(lengths=(3, 5, 17), eager_rmse=None, steps=STEPS):
     truth, rng, prompts = ToySession(), np.random.default_rng(0), []
     for n in lengths:
         ids = rng.integers(0, truth.vocab_size, n)
         history, chosen = list(ids), []
-        for _ in range(STEPS):
+        for _ in range(steps):
             chosen.append(truth.row_logits(history))
             history.append(int(chosen[-1].argmax()))
         top = np.sort(chosen, -1)
         positions = np.array([0, n // 2, n - 1])
-        step_positions = np.array([0, STEPS // 2, STEPS - 2])
+        step_positions = np.array([0, steps // 2, steps - 2])
         prompts.append(
             ReferencePrompt(
                 ids, positions, np.stack([truth.row_logits(ids[: p + 1]) for p in positions]),
@@ -137,18 +138,30 @@ def test_low_precision_is_judged_by_the_rmse_of_pytorchs_own_run(error, passes):
     assert report.passed is passes
 
 
-def test_low_precision_flips_fail_only_past_the_margin():
-    reference = toy_reference((5,), eager_rmse=0.1)
+@pytest.mark.parametrize(
+    ("steps", "margins", "past", "passes"),
+    [
+        (63, [0.39], 0, True),
+        (63, [0.41], 1, False),  # of fewer than 64 none may be past the margin
+        (64, [0.39, 0.38], 0, True),
+        (64, [0.41, 0.39], 1, True),
+        (64, [0.41, 0.42], 2, False),
+        (64, [0.79], 1, True),
+        (64, [0.81], 1, False),  # nor past twice the margin
+    ],
+)
+def test_low_precision_flips_fail_only_past_the_margin(steps, margins, past, passes):
+    reference = toy_reference((5,), eager_rmse=0.1, steps=steps)
     prompt = reference.prompts[0]
-    for margin, passes in ((0.39, True), (0.41, False)):
-        greedy, margins = prompt.greedy.copy(), prompt.margins.copy()
-        greedy[-1], margins[-1] = (greedy[-1] + 1) % 32, margin
-        changed = replace(reference, prompts=(replace(prompt, greedy=greedy, margins=margins),))
-        report = judge(ToySession(), changed, "bfloat16")
-        (row,) = (row for row in report.rows if row.check.startswith("greedy"))
-        assert row.passed is passes
-        assert row.measured == (0 if passes else 1)
-        assert row.note.startswith("1 flips")
+    choices, known = prompt.greedy.copy(), prompt.margins.copy()
+    for at, margin in enumerate(margins, 1):
+        choices[-at], known[-at] = (choices[-at] + 1) % 32, margin
+    judged = LowPrecisionJudge(ToySession(), reference)
+    judged.judge_whole(replace(prompt, margins=known), prompt.logits, prompt.step_logits, choices)
+    (row,) = judged.rows
+    assert row.check == f"greedy, {steps} tokens, flips past the margin"
+    assert (row.passed, row.measured, row.tolerance) == (passes, past, steps // 64)
+    assert row.note.startswith(f"{len(margins)} flips")
 
 
 def test_low_precision_padded_and_chunked_runs_are_judged_too():

@@ -27,6 +27,11 @@ RMSE_RATIO = 1.05
 SHAPE_RATIO = 2.0
 # design: a greedy flip counts where the reference's margin exceeds so many times PyTorch's own RMSE
 FLIP_MARGIN = 4.0
+# A difference of two logits' errors deviates by sqrt(2) RMSE, and RMSE itself by a factor of two between positions.
+# PyTorch's own bfloat16 run, as good as bfloat16 gets, has one such flip among 256 tokens in 6 of 107 random models of
+# two layers, never two, and none past 6.1 RMSE. So one of 64 tokens may have one, and none at twice the margin.
+_FLIP_EVERY = 64
+_FLIP_LIMIT = 2 * FLIP_MARGIN
 
 
 class Fp32Judge(Judge):
@@ -100,17 +105,19 @@ class LowPrecisionJudge(Judge):
         name = prompt_name(len(prompt.ids))
         flips = decision_flips(self.reference.task, prefill, prompt.logits)
         if flips is not None:
-            count = float((flips > FLIP_MARGIN * self._eager_rmse).sum())
-            note = f"{len(flips)} flips, margins up to {flips.max():.3g}" if len(flips) else ""
-            self.rows.append(ParityRow("decisions, flips past the margin", name, count, 0.0, count == 0, note))
-        if not len(prompt.greedy):
-            return
-        flipped = choices != prompt.greedy
-        wrong = flipped & (prompt.margins > FLIP_MARGIN * self._eager_rmse)
-        note = f"{int(flipped.sum())} flips, margins up to {prompt.margins[flipped].max():.3g}" if flipped.any() else ""
-        count = float(wrong.sum())
-        check = f"greedy, {len(choices)} tokens, flips past the margin"
-        self.rows.append(ParityRow(check, name, count, 0.0, count == 0, note))
+            self._judge_flips("decisions", name, len(prefill), flips)
+        if len(prompt.greedy):
+            margins = prompt.margins[choices != prompt.greedy]
+            self._judge_flips(f"greedy, {len(choices)} tokens", name, len(choices), margins)
+
+    def _judge_flips(self, what: str, name: str, choices: int, margins: npt.NDArray[np.float32]) -> None:
+        bound, allowed = FLIP_MARGIN * self._eager_rmse, choices // _FLIP_EVERY
+        count, far = int((margins > bound).sum()), int((margins > _FLIP_LIMIT * self._eager_rmse).sum())
+        note = f"{len(margins)} flips, margins up to {margins.max():.3g}" if len(margins) else ""
+        note += f" (margin {bound:.3g})" if count else ""
+        note += f"; {far} past {_FLIP_LIMIT / FLIP_MARGIN:g} × the margin, where none may be" if far else ""
+        passed = count <= allowed and not far
+        self.rows.append(ParityRow(f"{what}, flips past the margin", name, float(count), float(allowed), passed, note))
 
     def judge_again(self, check: str, name: str, pairs: Sequence[tuple[Any, Any]]) -> None:
         bound = max(self._eager_rmse, *self._prompt_rmse)
