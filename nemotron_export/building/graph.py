@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import torch
-from nemotron_graphs.targets import LoweredGraph, LoweringContext, Target
+from nemotron_graphs.targets import LoweredGraph, LoweringContext, Target, add_candidates
 from nemotron_graphs.targets.record import OnStage
 from nemotron_graphs.targets.tensorrt import TensorRTGraphs, lower_tensorrt
 from nemotron_graphs.targets.tensorrt_rtx import lower_native
@@ -48,7 +48,9 @@ def make_graph(
     """
     context = _context(checkpoint, limits, weights_mode, quantized)
     dialect = trace(checkpoint.config, getattr(torch, dtype), checkpoint.task, wide_layers)
-    return target.lower(dialect, context, on_stage)
+    lowered = target.lower(dialect, context, on_stage)
+    chooses = target.candidates > 0 and checkpoint.task == "causal-lm"
+    return add_candidates(lowered, target.candidates) if chooses else lowered
 
 
 def make_tensorrt_graphs(

@@ -18,6 +18,7 @@ from nemotron_runtime.strict import read_dataclass
 __all__ = [
     "FORMAT",
     "MANIFEST_FILE",
+    "CandidatesRecord",
     "FileRecord",
     "HeadRecord",
     "Limits",
@@ -91,6 +92,19 @@ class HeadRecord:
 
 
 @dataclass(frozen=True)
+class CandidatesRecord:
+    """The graph that finds the likeliest tokens of a decode step.
+
+    Attributes:
+        graph: its file name.
+        count: how many of each row it gives.
+    """
+
+    graph: str
+    count: int
+
+
+@dataclass(frozen=True)
 class SessionRecord:
     """What runs the graph.
 
@@ -110,6 +124,7 @@ class SessionRecord:
             ``packed``: the bytes of a weight are those of its parts.
         cuda_graph: whether a decode step is captured into a CUDA graph.
         allow_cpu_nodes: whether ONNX Runtime may compute nodes on the CPU beside a GPU.
+        candidates: None where every token is chosen from all logits or by the graph itself.
     """
 
     kind: Literal["onnxruntime", "genai", "tensorrt", "tensorrt-rtx"]
@@ -123,6 +138,7 @@ class SessionRecord:
     packed: tuple[tuple[WeightPart, ...], ...] = ()
     cuda_graph: bool = False
     allow_cpu_nodes: bool = False
+    candidates: CandidatesRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -303,7 +319,8 @@ class Manifest:
         _require(self.weights.chunk_bytes >= 1, str(self.weights.chunk_bytes), "at least 1", f"{where}.weights")
         weights_files = (*self.weights.files, *(() if self.quantization is None else (self.quantization.file,)))
         engines, inputs = _engines(self.tensorrt, self.tensorrt_rtx)
-        for name in (*self.files, *(file.name for file in weights_files), self.session.graph, *engines):
+        graphs = self._graphs(where)
+        for name in (*self.files, *(file.name for file in weights_files), *graphs, *engines):
             # a name that climbs out would let a bundle point at any file
             inside = name not in ("", ".", "..") and not any(sign in name for sign in ("\\", "\0")) and ".." not in name
             _require(inside and not name.startswith("/"), repr(name), "a name inside the folder", where)
@@ -328,17 +345,29 @@ class Manifest:
         agree = (self.weights.mode == "embedded") == held == apart
         expected = "weights inside the engines, or inputs of theirs"
         _require(agree, f"weights {self.weights.mode}, {len(inputs)} of them inputs", expected, where)
-        for name in engines:
+        for name in (*graphs, *engines):
             _require(name in self.files, f"no record of {name}", "its hash", f"{where}.files")
         _require(self.head.size >= 1, str(self.head.size), "at least 1", f"{where}.head.size")
         named = len(self.head.labels) in (0, self.head.size)
         _require(named, f"{len(self.head.labels)} labels", f"{self.head.size}, or none", f"{where}.head.labels")
-        _require(self.session.graph in self.files, f"no record of {self.session.graph}", "its hash", f"{where}.files")
         for file in weights_files:
             count = -(-file.size // self.weights.chunk_bytes)
             if file.chunks is not None:
                 what = f"{where}.weights.{file.name}"
                 _require(len(file.chunks) == count, f"{len(file.chunks)} chunk digests", f"{count}", what)
+
+    def _graphs(self, where: str) -> tuple[str, ...]:
+        """File names of the session's graphs."""
+        few = self.session.candidates
+        if few is None:
+            return (self.session.graph,)
+        place, most = f"{where}.session.candidates", self.model.vocab_size
+        found = f"one of kind {self.session.kind} for {self.task}"
+        fits = (self.session.kind, self.task) == ("onnxruntime", "causal-lm")
+        _require(fits, found, "one of kind onnxruntime for causal-lm", place)
+        _require(1 <= few.count <= most, f"{few.count} tokens", f"1 to {most}, the vocabulary", f"{place}.count")
+        _require(few.graph != self.session.graph, few.graph, "a file beside the session's graph", f"{place}.graph")
+        return self.session.graph, few.graph
 
 
 def _engines(

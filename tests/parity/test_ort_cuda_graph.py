@@ -14,6 +14,7 @@ from nemotron_errors import GraphError
 from nemotron_graphs.passes import pack_qkv
 from nemotron_graphs.targets import TARGETS
 from nemotron_runtime.bundle import Bundle
+from nemotron_runtime.generation import GenerationParams, generate
 from nemotron_runtime.sessions import onnxruntime_cuda
 from nemotron_runtime.sessions.onnxruntime import OnnxRuntimeSession
 from nemotron_runtime.sessions.onnxruntime_cuda import OnnxRuntimeCudaSession
@@ -85,6 +86,33 @@ def test_the_device_session_computes_what_the_host_session_does(built: Path) -> 
                     np.testing.assert_array_equal(device.decode(tokens, advance), expected)
                 tokens = expected.argmax(-1)
             assert device.lengths_B.tolist() == host.lengths_B.tolist()
+
+
+@pytest.mark.usefixtures("device_is_the_host")
+@pytest.mark.parametrize(
+    "filters", [{"top_k": 40}, {"top_p": 0.6}, {"min_p": 0.3}, {"top_k": 100, "top_p": 0.9}], ids=str
+)
+def test_sampling_among_candidates_writes_what_all_logits_do(
+    built: Path, monkeypatch: pytest.MonkeyPatch, filters: dict[str, float]
+) -> None:
+    bundle, copied, texts = Bundle.open(built), [], []
+    record = bundle.manifest.session.candidates
+    assert record is not None
+    assert (record.count, record.graph in bundle.manifest.files) == (128, True)
+    prompts = [np.random.default_rng(n).integers(4, 320, n) for n in (40, 7)]
+    real = OnnxRuntimeCudaSession.candidate_logits
+    monkeypatch.setattr(OnnxRuntimeCudaSession, "candidate_logits", lambda self: copied.append(1) or real(self))
+    for has in (True, False):
+        if not has:
+            monkeypatch.setattr(OnnxRuntimeCudaSession, "candidates", 0)
+        with OnnxRuntimeCudaSession(bundle, threads=1) as session:
+            for seed in range(3):
+                params = GenerationParams(temperature=0.3, seed=seed, max_new_tokens=16, **filters)
+                texts.append([result.token_ids for result in generate(session, prompts, params)])
+    assert texts[:3] == texts[3:]
+    assert texts[0] != texts[1]
+    # of 3 seeds and 15 steps
+    assert len(copied) < 45 / 2
 
 
 @pytest.mark.parametrize("shape", [

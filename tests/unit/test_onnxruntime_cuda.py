@@ -8,81 +8,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 from nemotron_errors import BundleError, MissingDependencyError
 from nemotron_runtime.bundle import Bundle
-from nemotron_runtime.sessions import onnxruntime_cuda as module
 from nemotron_runtime.sessions import onnxruntime_graph
 from nemotron_runtime.sessions.onnxruntime_cuda import OnnxRuntimeCudaSession
 from nemotron_runtime.sessions.onnxruntime_placement import RECORD_PLACEMENT, check_placement, cpu_nodes, memcpy_nodes
 from nemotron_runtime.sessions.open import open_session
 from support.bundles import make_bundle
-
-CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-
-
-class Recorded:
-    """onnxruntime's module: CUDA is asked for and noted, the CPU computes."""
-
-    def __init__(self, on_cpu: tuple[str, ...] = ()) -> None:
-        self.on_cpu = on_cpu
-        self.providers: list[Any] = []
-        self.run_ids: list[str] = []
-        self.released: list[int] = []
-        self.preloaded = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(onnxruntime, name)
-
-    def get_available_providers(self) -> list[str]:
-        return [CUDA, CPU]
-
-    def preload_dlls(self, directory: str) -> None:
-        assert directory == ""
-        self.preloaded += 1
-        print("Failed to load something")
-
-    def InferenceSession(  # noqa: N802
-        self, graph: Any, options: Any, providers: list[Any], enable_fallback: int
-    ) -> RecordedSession:
-        # a second try would be on the CPU, or without the options
-        assert enable_fallback == 0
-        self.providers += providers
-        assert options.get_session_config_entry(RECORD_PLACEMENT) == "1"
-        return RecordedSession(self, onnxruntime.InferenceSession(graph, options, providers=[CPU]))
-
-
-class RecordedSession:
-    """A session on the CPU that says it is on CUDA, and notes the number of each run's CUDA graph."""
-
-    def __init__(self, ort: Recorded, real: Any) -> None:
-        self.ort, self.real = ort, real
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.real, name)
-
-    def get_providers(self) -> list[str]:
-        return [CUDA, CPU]
-
-    def get_provider_graph_assignment_info(self) -> list[Any]:
-        return [
-            SimpleNamespace(
-                ep_name=CPU if node.op_type in self.ort.on_cpu else CUDA, get_nodes=lambda node=node: [node]
-            )
-            for part in self.real.get_provider_graph_assignment_info()
-            for node in part.get_nodes()
-        ]
-
-    def run_with_iobinding(self, binding: Any, options: Any) -> None:
-        try:
-            self.ort.run_ids.append(options.get_run_config_entry("gpu_graph_id"))
-        except Exception:
-            self.ort.run_ids.append("none")
-        self.real.run_with_iobinding(binding, options)
-
-    def release_captured_graph(self, number: int) -> None:
-        self.ort.released.append(number)
+from support.recorded_onnxruntime import CPU, CUDA, Recorded, record
 
 
 @pytest.fixture
@@ -96,11 +30,7 @@ def bundle(tmp_path: Path) -> Bundle:
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    ort = Recorded()
-    monkeypatch.setattr(module, "import_onnxruntime", lambda: ort)
-    monkeypatch.setattr(onnxruntime_graph, "import_onnxruntime", lambda: ort)
-    monkeypatch.setattr(module, "_DEVICE", ("cpu", 0))
-    return ort
+    return record(monkeypatch)
 
 
 def test_decode_steps_have_a_graph_of_their_own_and_prefill_none(

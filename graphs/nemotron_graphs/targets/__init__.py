@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nemotron_errors import GraphError
 
+from nemotron_graphs.targets.candidates import add_candidates
 from nemotron_graphs.targets.genai import genai_cpu, genai_cuda
 from nemotron_graphs.targets.onnx import onnx
 from nemotron_graphs.targets.ort_cpu import ort_cpu
@@ -12,7 +13,7 @@ from nemotron_graphs.targets.target import LoweredGraph, LoweringContext, Target
 from nemotron_graphs.targets.tensorrt import tensorrt
 from nemotron_graphs.targets.tensorrt_rtx import tensorrt_rtx
 
-__all__ = ["TARGETS", "LoweredGraph", "LoweringContext", "Target", "get_target"]
+__all__ = ["TARGETS", "LoweredGraph", "LoweringContext", "Target", "add_candidates", "get_target"]
 
 TARGETS: dict[str, Target] = {
     target.name: target for target in (onnx, ort_cpu, ort_cuda, genai_cpu, genai_cuda, tensorrt, tensorrt_rtx)

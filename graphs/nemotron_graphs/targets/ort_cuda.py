@@ -43,4 +43,5 @@ ort_cuda = Target(
     description="ONNX Runtime on NVIDIA GPUs: grouped-query attention on a shared cache, a CUDA graph per decode step",
     requires="ort-gpu",
     quantized_bits=(8, 4),
+    candidates=128,
 )

@@ -39,15 +39,18 @@ class LoweringContext:
 
 @dataclass(frozen=True)
 class LoweredGraph:
-    """A graph ready to be written, and the session entry of the bundle's manifest."""
+    """A graph ready to be written, small ones beside it by file name, and the manifest's session entry."""
 
     model: ir.Model
     session: dict[str, Any]
     passes: tuple[PassRecord, ...] = field(default=())
+    beside: Mapping[str, ir.Model] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """Writes the graph; no weight is read."""
+        """Writes the graph, and those beside it into its folder; no weight is read."""
         ir.save(self.model, path)
+        for name, model in self.beside.items():
+            ir.save(model, path.with_name(name))
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Target:
         session: the fixed part of the manifest's session entry.
         description: one line for users.
         requires: the extra that its session needs.
+        candidates: how many of the likeliest tokens a language model's bundle has a graph of its own for; 0 for none.
     """
 
     name: str
@@ -78,6 +82,7 @@ class Target:
     weight_modes: tuple[str, ...] = ("reference", "link", "copy")
     quantized_bits: tuple[int, ...] = ()
     stored_dtype_first: bool = False
+    candidates: int = 0
 
     def check_dtype(self, dtype: str) -> None:
         """Raises GraphError where the target cannot run in ``dtype``."""

@@ -16,8 +16,10 @@ import numpy.typing as npt
 from nemotron_errors import MissingDependencyError
 
 from nemotron_runtime.bundle import Bundle
+from nemotron_runtime.candidates import Candidates
 from nemotron_runtime.sessions.base import Ids, Logits, Session
 from nemotron_runtime.sessions.onnxruntime import ROW_INPUTS, TOKENS_OUTPUT, TOTAL_INPUT, OnnxRuntimeSession
+from nemotron_runtime.sessions.onnxruntime_candidates import CandidateStep, check_candidate_graph
 from nemotron_runtime.sessions.onnxruntime_graph import import_onnxruntime, open_graph
 from nemotron_runtime.sessions.onnxruntime_placement import RECORD_PLACEMENT, check_placement
 
@@ -36,6 +38,7 @@ class OnnxRuntimeCudaSession(OnnxRuntimeSession):
 
     A decode step has static buffers on the device: two small arrays go there, the likeliest tokens (or, where asked
     for, the logits) come back, and with ``cuda_graph`` the rest is one launch. Prefill runs the same graph uncaptured.
+    To sample among the likeliest tokens, the bundle's graph of candidates reads the step's logits where they are.
 
     Args:
         bundle: the bundle.
@@ -72,14 +75,24 @@ class OnnxRuntimeCudaSession(OnnxRuntimeSession):
         self._element_type = self._cache_types[record.cache_dtype][1]
         self._no_graph = self._options(_NO_GRAPH)
         self._has_tokens = any(value.name == TOKENS_OUTPUT for value in self._session.get_outputs())
+        self._candidates = 0
+        self._candidate_session: Any = None
+        if record.candidates is not None:
+            self._candidate_session = self._open_on_device(bundle, record.candidates.graph, threads, has_weights=False)
+            check_candidate_graph(bundle, self._candidate_session, self._logits_dtype, record.candidates.count)
+            self._candidates = record.candidates.count
 
     def _open(self, bundle: Bundle, threads: int | None) -> Any:
         if CUDA_PROVIDER in self._ort.get_available_providers():
             start_cuda(self._ort)
+        return self._open_on_device(bundle, bundle.manifest.session.graph, threads)
+
+    def _open_on_device(self, bundle: Bundle, graph: str, threads: int | None, *, has_weights: bool = True) -> Any:
         session = open_graph(
             bundle,
-            str(bundle.file(bundle.manifest.session.graph)),
+            str(bundle.file(graph)),
             threads,
+            has_weights=has_weights,
             # TF32 has 10 bits of mantissa: what is computed in fp32 stays so
             provider_options={"device_id": "0", "enable_cuda_graph": str(int(self.cuda_graph)), "use_tf32": "0"},
             # weights in allocations of their size: the arena's grow by doubling, to nearly twice of all weights
@@ -107,8 +120,7 @@ class OnnxRuntimeCudaSession(OnnxRuntimeSession):
 
     def step(self, tokens_B: Ids, query_start_B: Ids) -> Logits:
         """See :meth:`Session.step`."""
-        logits_B1V: npt.NDArray[Any] = self._launch(tokens_B, query_start_B).logits_B1V.numpy()
-        return logits_B1V[:, 0].astype(np.float32, copy=False)
+        return self._launch(tokens_B, query_start_B).logits()
 
     def greedy_step(self, tokens_B: Ids, query_start_B: Ids, advance_B: npt.NDArray[np.bool_] | None = None) -> Ids:
         """See :meth:`Session.greedy_step`: the logits stay on the device."""
@@ -117,19 +129,41 @@ class OnnxRuntimeCudaSession(OnnxRuntimeSession):
         chosen_B1: Ids = self._launch(tokens_B, query_start_B).tokens_B1.numpy()
         return chosen_B1[:, 0]
 
+    @property
+    def candidates(self) -> int:
+        """See :attr:`Session.candidates`: as the bundle's manifest says."""
+        return self._candidates
+
+    def candidate_step(self, tokens_B: Ids, query_start_B: Ids, temperature: float) -> Candidates:
+        """See :meth:`Session.candidate_step`: the logits stay on the device."""
+        step = self._launch(tokens_B, query_start_B)
+        assert step.candidates is not None, "a bundle without candidates"
+        return step.candidates.run(temperature)
+
+    def candidate_logits(self) -> Logits:
+        """See :meth:`Session.candidate_logits`."""
+        assert self._device_step is not None, "a step comes first"
+        return self._device_step.logits()
+
     def close(self) -> None:
-        """Frees the session and what it has on the device."""
+        """Frees the sessions and what they have on the device."""
         if self._session is not None:
             self._release()
+        self._candidate_session = None
         super().close()
 
     def _release(self) -> None:
         """Lets go of the buffers: first of the bindings and the CUDA graph that hold their addresses."""
         self._bindings.clear()
-        # an older onnxruntime keeps a captured graph, some hundred KB, until the session ends
-        if self._device_step is not None and self.cuda_graph and hasattr(self._session, "release_captured_graph"):
-            self._session.release_captured_graph(self._device_step.graph_id)
-        self._device_step = None
+        step, self._device_step = self._device_step, None
+        if step is not None:
+            # what reads the logits goes before what writes them
+            few, step.candidates = step.candidates, None
+            captured = [self._session] if few is None or not few.launched else [self._candidate_session, self._session]
+            for session in captured:
+                # an older onnxruntime keeps a captured graph, some hundred KB, until the session ends
+                if self.cuda_graph and hasattr(session, "release_captured_graph"):
+                    session.release_captured_graph(step.graph_id)
         self._allocated = None
         for name in self._caches:
             self._caches[name] = np.zeros(0)
@@ -157,6 +191,11 @@ class OnnxRuntimeCudaSession(OnnxRuntimeSession):
         step.binding.bind_ortvalue_output(self._output, step.logits_B1V)
         if self._has_tokens:
             step.binding.bind_ortvalue_output(TOKENS_OUTPUT, step.tokens_B1)
+        if self._candidate_session is not None:
+            # the number of a CUDA graph is one of its session's
+            step.candidates = CandidateStep(
+                self._candidate_session, self._ort, _DEVICE, step.logits_B1V, self._candidates, step.options
+            )
         self._device_step = step
         return step
 
@@ -219,3 +258,9 @@ class _DeviceStep:
         self.binding: Any = None
         self.options: Any = None
         self.graph_id = 0
+        self.candidates: CandidateStep | None = None
+
+    def logits(self) -> Logits:
+        """The logits [B, V] that the last launch left, on the host."""
+        logits_B1V: npt.NDArray[Any] = self.logits_B1V.numpy()
+        return logits_B1V[:, 0].astype(np.float32, copy=False)

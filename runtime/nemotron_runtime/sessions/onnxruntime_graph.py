@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -48,6 +49,7 @@ def open_graph(
     *,
     provider_options: Mapping[str, str] | None = None,
     config: Mapping[str, str] | None = None,
+    has_weights: bool = True,
 ) -> Any:
     """ONNX Runtime's session of a graph over the bundle's weights, on the provider that the bundle names.
 
@@ -59,6 +61,7 @@ def open_graph(
         threads: threads within an op; ONNX Runtime's choice where None.
         provider_options: of the provider.
         config: entries of the session's configuration.
+        has_weights: False where all of the graph's initializers are in its file: no weight is then mapped or checked.
 
     Raises:
         MissingDependencyError: no onnxruntime, or none with the provider.
@@ -77,10 +80,10 @@ def open_graph(
     for key, value in (config or {}).items():
         options.add_session_config_entry(key, value)
     chosen = (provider, dict(provider_options)) if provider_options else provider
-    views = map_weights(bundle, verify_chunks=False)
-    with checked_chunks(bundle, views):
+    views = map_weights(bundle, verify_chunks=False) if has_weights else {}
+    with checked_chunks(bundle, views) if has_weights else nullcontext():
         try:
-            values = _weight_values(bundle, graph, views)
+            values = _weight_values(bundle, graph, views) if has_weights else {}
             if values:
                 options.add_external_initializers(list(values), list(values.values()))
             # without its second try on the CPU, or with a provider's defaults, which would hide the error
