@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from nemotron_errors import GraphError
@@ -142,6 +143,35 @@ def test_published_attention_shapes_lower_to_fused_nodes(tmp_path: Path, shape: 
     norms = [name for name in casts if "norm" in name]
     assert sorted(set(casts) - set(norms)) == ["logits/narrow", "rows/last"]
     assert len(norms) == 2 * (2 * opened.config.num_hidden_layers + 1)
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_every_gamma_can_be_folded(tmp_path: Path, stored: torch.dtype, dtype: str) -> None:
+    write_checkpoint(tmp_path, stored)
+    opened = Checkpoint.open(tmp_path)
+    graph = make_graph(opened, TARGETS["ort-cuda"], dtype, choose_limits(opened.config, 512, 2, 256)).model.graph
+    norms = [node for node in graph if "LayerNormalization" in node.op_type]
+    assert len(norms) == 2 * opened.config.num_hidden_layers + 1
+    for node in norms:
+        gamma = node.inputs[1 if node.op_type == "LayerNormalization" else 2]
+        cast = gamma.producer()  # type: ignore[union-attr]
+        assert cast is not None
+        assert cast.op_type == "Cast"
+        total = cast.inputs[0]
+        assert total is not None
+        # ONNX Runtime folds no sum in a dtype of 16 bits
+        assert total.dtype == ir.DataType.FLOAT
+        assert total.producer().op_type == "Add"  # type: ignore[union-attr]
+
+
+def test_a_language_model_alone_has_candidates(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, torch.float32)
+    for task, has in (("causal-lm", True), ("feature-extraction", False)):
+        opened = Checkpoint.open(tmp_path, task=task)
+        lowered = make_graph(opened, TARGETS["ort-cuda"], "float16", choose_limits(opened.config, 512, 2, 256))
+        assert ("candidates" in lowered.session) == has
+        assert (len(lowered.beside) > 0) == has
 
 
 def test_cpu_nodes_are_allowed_for_this_target_alone() -> None:

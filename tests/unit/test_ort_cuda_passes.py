@@ -119,6 +119,17 @@ def bind(model: ir.Model, name: str, array: np.ndarray) -> None:
     model.graph.register_initializer(value)
 
 
+def optimized(model: ir.Model, folder: Path, level: onnxruntime.GraphOptimizationLevel) -> tuple[list[str], np.ndarray]:
+    """Ops that ONNX Runtime leaves, and the output for x = 0."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    options.graph_optimization_level = level
+    proto = ir.to_proto(model).SerializeToString()
+    session = onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"x": np.zeros(96, np.float32)})
+    return ops(ir.load(folder / "optimized.onnx")), found
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_onnxruntime_folds_gamma_and_to_the_same_bits(tmp_path: Path, dtype: str) -> None:
     low = LOW[dtype]
@@ -132,14 +143,60 @@ def test_onnxruntime_folds_gamma_and_to_the_same_bits(tmp_path: Path, dtype: str
     assert not passes.FoldableGammaPass()(model).modified
     # weights are bound after the passes
     bind(model, "weight", weight)
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "folded.onnx")
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    proto = ir.to_proto(model).SerializeToString()
-    session = onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {"x": np.zeros(96, np.float32)})
+    left, found = optimized(model, tmp_path, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC)
     np.testing.assert_array_equal(found, (weight + low(1)).astype(np.float32))
-    assert ops(ir.load(tmp_path / "folded.onnx")) == []
+    assert left == []
+
+
+LEVELS = [onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL]
+
+
+@pytest.mark.parametrize("level", LEVELS, ids=["basic", "all"])
+@pytest.mark.parametrize(
+    ("stored", "dtype"), [("bfloat16", "float16"), ("float16", "bfloat16"), ("float", "float16"), ("float", "bfloat16")]
+)
+def test_gamma_of_a_checkpoint_in_another_dtype_folds_too(
+    tmp_path: Path, stored: str, dtype: str, level: onnxruntime.GraphOptimizationLevel
+) -> None:
+    low = LOW[dtype]
+    every = np.arange(1 << 16, dtype=np.uint16).view(ml_dtypes.bfloat16).astype(np.float32)
+    weight = every[(np.abs(every) < 100) & (np.abs(every) > 1e-6)]
+    # bits that the run dtype has not, where the stored one has them
+    weight = (weight * np.float32(1.0009)).astype(LOW[stored])
+    number = {"float16": 10, "bfloat16": 16}[dtype]
+    model = parse(f"""g (float[96] x, {dtype} one, {stored}[{weight.size}] weight) => (float[{weight.size}] y) {{
+        cast = Cast<to={number}>(weight)
+        gamma = Add(cast, one)
+        y = Cast<to=1>(gamma)
+    }}""")
+    cast = model.graph[0].outputs[0]
+    cast.shape, cast.type = ir.Shape([weight.size]), ir.TensorType(ir.DataType(number))
+    bind(model, "one", np.ones((), low))
+    assert passes.FoldableGammaPass()(model).modified
+    assert ops(model) == ["Cast", "Constant", "Cast", "Add", "Cast", "Cast"]
+    assert not passes.FoldableGammaPass()(model).modified
+    bind(model, "weight", weight)
+    left, found = optimized(model, tmp_path, level)
+    assert left == []
+    # rounded to the run dtype, then added to and rounded again
+    np.testing.assert_array_equal(found, (weight.astype(low) + low(1)).astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_bias_of_a_checkpoint_in_another_dtype_folds(tmp_path: Path, dtype: str) -> None:
+    stored = {"float16": "bfloat16", "bfloat16": "float16"}[dtype]
+    number = {"float16": 10, "bfloat16": 16}[dtype]
+    model = parse(f"""g (float[96] x, {stored}[96] bias) => (float[96] y) {{
+        cast = Cast<to={number}>(bias)
+        wide = Cast<to=1>(cast)
+        y = Add(x, wide)
+    }}""")
+    bias = np.random.default_rng(0).normal(size=96).astype(LOW[stored])
+    bind(model, "bias", bias)
+    assert not passes.FoldableGammaPass()(model).modified
+    left, found = optimized(model, tmp_path, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC)
+    assert left == ["Add"]
+    np.testing.assert_array_equal(found, bias.astype(LOW[dtype]).astype(np.float32))
 
 
 @pytest.mark.parametrize(

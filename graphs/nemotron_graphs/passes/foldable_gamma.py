@@ -21,7 +21,9 @@ class FoldableGammaPass(ir.passes.InPlacePass):
 
     Rules:
         1. ``Add(parameter [n], scalar constant)`` in bfloat16 or float16 becomes Cast, Add, Cast;
-        2. another dtype, another shape, or an operand that a node computes stays.
+        2. so does ``Add(Cast(parameter [n]), scalar constant)``, of a parameter that is stored in another dtype: the
+           first Cast stays in front, for the parameter is rounded to the run dtype before it is added to;
+        3. another dtype, another shape, or an operand that any other node computes stays.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -42,13 +44,22 @@ def _parts(node: ir.Node) -> tuple[ir.Value, float] | None:
     if (node.domain, node.op_type) != ("", "Add"):
         return None
     for parameter, other in (node.inputs, node.inputs[::-1]):
-        if parameter is None or other is None or parameter.producer() is not None or parameter.dtype not in _LOW:
+        if parameter is None or other is None or not _is_parameter(parameter) or parameter.dtype not in _LOW:
             continue
         fixed = parameter.shape is not None and len(parameter.shape) == 1 and isinstance(parameter.shape[0], int)
         number = ir.convenience.get_const_tensor(other)
         if fixed and number is not None and number.size == 1:
             return parameter, float(number.numpy().astype("float32").item())
     return None
+
+
+def _is_parameter(value: ir.Value) -> bool:
+    """Whether a value is given, not computed, or is given and cast."""
+    node = value.producer()
+    if node is not None and (node.domain, node.op_type) == ("", "Cast"):
+        assert node.inputs[0] is not None
+        node = node.inputs[0].producer()
+    return node is None
 
 
 def _rewrite(graph: ir.Graph, node: ir.Node, parameter: ir.Value, constant: ir.Value) -> None:
