@@ -222,7 +222,7 @@ def write_engines(
     (folder / GRAPHS_FOLDER).mkdir()
     for name, graph in (("prefill", graphs.prefill), ("decode", graphs.decode)):
         graph.save(folder / files[name])
-    # engines of native layers launch none of them; the session has two of its own
+    # engines of native layers launch none of them; the session has some of its own
     keys = None if plan.plugins else SESSION_KERNELS
     libraries = build_library(
         spec, plan.architectures, lambda done, total: progress("compile kernels", done, total), keys=keys

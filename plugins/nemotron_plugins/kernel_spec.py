@@ -12,6 +12,7 @@ from nemotron_plugins.attention_rules import (
     cached_attention_prefill_rule,
     decode_splits,
 )
+from nemotron_plugins.candidates_rules import candidates_merge_rule, candidates_rule
 from nemotron_plugins.launch import Launch
 from nemotron_plugins.launch_rules import rotary_kv_cache_update_rule
 from nemotron_plugins.linear_rules import (
@@ -93,6 +94,8 @@ class KernelSpec:
             found["argmax"] = argmax_rule(vocab=self.outputs, multiprocessors=self.multiprocessors, pdl=pdl)
             parts = int(found["argmax"].constexprs["PARTS"])
             found["argmax_combine"] = argmax_combine_rule(parts=parts, pdl=pdl)
+            found["candidates"] = candidates_rule(vocab=self.outputs, pdl=pdl)
+            found["candidates_merge"] = candidates_merge_rule(pdl=pdl)
         return found
 
     def _decode_attention(self, heads: dict[str, Any], rows: int, pdl: bool) -> dict[str, Launch]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["SESSION_KERNELS", "KernelLibrary", "build_library"]
 
 # what a session launches beside its engines, whatever those consist of
-SESSION_KERNELS = ("argmax", "argmax_combine")
+SESSION_KERNELS = ("argmax", "argmax_combine", "candidates", "candidates_merge")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,9 @@ class KernelLibrary(Mapping[str, CompiledKernel]):
           ``linear_residual.NAME.rR`` with the names ``o`` and ``down``: NAME is the attribute ``kernel`` of the node;
           ``layernorm_rows`` for any number of rows goes in front of a ``layernorm_linear`` whose constexpr ``HAS_NORM``
           is false;
-        - ``argmax`` and, behind it, ``argmax_combine``.
+        - ``argmax`` and, behind it, ``argmax_combine``;
+        - ``candidates`` and, behind it, launches of ``candidates_merge``: see
+          :func:`nemotron_plugins.candidates_rules.tournament`.
     """
 
     architecture: str

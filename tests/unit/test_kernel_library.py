@@ -37,6 +37,8 @@ def test_a_model_has_every_kernel_of_its_steps() -> None:
         "linear_residual.down",
         "argmax",
         "argmax_combine",
+        "candidates",
+        "candidates_merge",
     }
     assert {f"layernorm_linear.head.r{rows}" for rows in (1, 2, 4, 8)} < set(launches)
     shapes = {
@@ -54,7 +56,7 @@ def test_a_model_has_every_kernel_of_its_steps() -> None:
 
 def test_a_model_without_a_head_has_no_kernels_for_one() -> None:
     keys = dataclasses.replace(MINITRON_4B, outputs=0, max_batch=3).launches(90)
-    assert not [key for key in keys if "head" in key or "argmax" in key]
+    assert not [key for key in keys if "head" in key or "argmax" in key or "candidates" in key]
     assert "linear_residual.o.r4" in keys
     assert "linear_residual.o.r8" not in keys
 

@@ -41,6 +41,7 @@ def _launches(architecture: int, head_dim: int = 128) -> list[Launch]:
 STEP = (
     "layernorm_linear.qkv.r1", "layernorm_linear.head.r1", "layernorm_rows", "layernorm_linear.up.r8",
     "layernorm_linear.head.r8", "linear_residual.down.r4", "argmax", "argmax_combine",
+    "candidates", "candidates_merge",
 )  # fmt: skip
 
 

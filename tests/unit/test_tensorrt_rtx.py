@@ -137,7 +137,7 @@ class TestNoPlugins:
         monkeypatch.setattr(building, "default_cache_folder", lambda: tmp_path / "cache")
 
         def compile_kernels(spec: Any, numbers: list[int], on_done: Any, keys: Any) -> dict[int, KernelLibrary]:
-            assert keys == ("argmax", "argmax_combine"), "of no layer"
+            assert keys == ("argmax", "argmax_combine", "candidates", "candidates_merge"), "of no layer"
             return {number: KernelLibrary(f"sm_{number}", {}) for number in numbers}
 
         monkeypatch.setattr(building, "build_library", compile_kernels)

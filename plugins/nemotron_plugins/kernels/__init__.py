@@ -10,6 +10,7 @@ from nemotron_plugins.kernels.cached_attention_decode import (
     cached_attention_decode_kernel,
 )
 from nemotron_plugins.kernels.cached_attention_prefill import cached_attention_prefill_kernel
+from nemotron_plugins.kernels.candidates import candidates_kernel, candidates_merge_kernel
 from nemotron_plugins.kernels.layernorm_linear import layernorm_linear_kernel
 from nemotron_plugins.kernels.layernorm_rows import layernorm_rows_kernel
 from nemotron_plugins.kernels.linear_residual import linear_residual_kernel
@@ -29,5 +30,7 @@ KERNELS: dict[str, Any] = {
         linear_residual_kernel,
         argmax_kernel,
         argmax_combine_kernel,
+        candidates_kernel,
+        candidates_merge_kernel,
     )
 }

@@ -15,11 +15,13 @@ import numpy.typing as npt
 from nemotron_errors import BundleError
 
 from nemotron_runtime.bundle import Bundle
+from nemotron_runtime.candidates import Candidates
 from nemotron_runtime.cuda import Device
 from nemotron_runtime.manifest_tensorrt import TensorRTRecord
 from nemotron_runtime.sessions.base import Ids, Logits, Session
 from nemotron_runtime.sessions.tensorrt_argmax import Argmax
 from nemotron_runtime.sessions.tensorrt_cache import DeviceCache, cache_names
+from nemotron_runtime.sessions.tensorrt_candidates import TopLogits
 from nemotron_runtime.sessions.tensorrt_decode import Decoder
 from nemotron_runtime.sessions.tensorrt_engine import Engine, check_machine, load_tensorrt
 from nemotron_runtime.sessions.tensorrt_prefill import Prefiller
@@ -70,6 +72,9 @@ class TensorRTSession(Session):
             tensorrt.register_plugins()
         # other tasks choose no tokens
         argmax = hold.enter_context(Argmax(bundle, record, self.device)) if manifest.task == "causal-lm" else None
+        self._top = None if argmax is None else TopLogits.open(bundle, record, self.device)
+        if self._top is not None:
+            hold.callback(self._top.close)
         free = self.device.memory()[0]
         prefill = Engine(tensorrt, bundle, record.prefill_engine)
         hold.callback(prefill.close)
@@ -101,9 +106,11 @@ class TensorRTSession(Session):
             self.device, stream, prefill, self.weights.addresses, memory, manifest.head.output, self.output_size
         )
         hold.callback(self._prefiller.close)
+        if self._top is not None:
+            self._top.allocate(manifest.limits.max_batch)
         self._decoder = Decoder(
             self.device, stream, decode, self.weights.addresses, memory, argmax, manifest.limits.max_batch,
-            manifest.head.output, self.output_size,
+            manifest.head.output, self.output_size, self._top,
         )  # fmt: skip
         hold.callback(self._decoder.close)
         self._closed = False
@@ -172,6 +179,21 @@ class TensorRTSession(Session):
         self.device.make_current()
         going_B = np.ones(len(tokens_B), np.bool_) if advance_B is None else advance_B
         return self._decoder.greedy(tokens_B, query_start_B, going_B, self.slots)
+
+    @property
+    def candidates(self) -> int:
+        """See :attr:`Session.candidates`."""
+        return 0 if self._top is None else self._top.count
+
+    def candidate_step(self, tokens_B: Ids, query_start_B: Ids, temperature: float) -> Candidates:
+        """See :meth:`Session.candidate_step`."""
+        self.device.make_current()
+        return self._decoder.candidates(tokens_B, query_start_B, temperature)
+
+    def candidate_logits(self) -> Logits:
+        """See :meth:`Session.candidate_logits`."""
+        self.device.make_current()
+        return self._decoder.logits(self.rows)
 
     def close(self) -> None:
         """Frees what is on the GPU, at once and in order. Twice is allowed."""

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from nemotron_runtime.candidates import Candidates
 from nemotron_runtime.cuda import Device, DeviceBuffer, Event, Graph, PinnedBuffer, Stream
 from nemotron_runtime.sessions.tensorrt_argmax import Argmax
+from nemotron_runtime.sessions.tensorrt_candidates import TopLogits
 from nemotron_runtime.sessions.tensorrt_engine import Context, Engine
 
 __all__ = ["Decoder"]
@@ -81,6 +83,7 @@ class Decoder:
         max_batch: rows at most.
         output: name of the engine's output.
         vocab_size: V.
+        top: the kernels that find the largest logits; None where a bundle has none.
     """
 
     def __init__(
@@ -94,9 +97,10 @@ class Decoder:
         max_batch: int,
         output: str,
         vocab_size: int,
+        top: TopLogits | None = None,
     ) -> None:
         self._device, self._stream, self._engine = device, stream, engine
-        self._memory, self._argmax = memory, argmax
+        self._memory, self._argmax, self._top = memory, argmax, top
         self._addresses, self._shapes = dict(addresses), {}  # type: tuple[dict[str, int], dict[str, tuple[int, ...]]]
         self._by_rows: dict[int, _Rows] = {}
         self._ahead: _Ahead | None = None
@@ -141,9 +145,21 @@ class Decoder:
 
     def step(self, tokens_B: Ids, start_B: Ids) -> Logits:
         """Logits [B, V] behind one token per row; they hold until the next call."""
-        B, V = len(tokens_B), self._logits_BV.shape[1]
         self.forget()
         self._launch(tokens_B, start_B)
+        return self.logits(len(tokens_B))
+
+    def candidates(self, tokens_B: Ids, start_B: Ids, temperature: float) -> Candidates:
+        """The largest logits behind one token per row; all stay on the GPU for :meth:`logits`."""
+        assert self._top is not None, "a session that gives candidates"
+        self.forget()
+        self._launch(tokens_B, start_B)
+        return self._top.choose(self._stream, self._logits.address, len(tokens_B), temperature)
+
+    def logits(self, B: int) -> Logits:
+        """Logits [B, V] of the last step, which had B rows; they hold until the next call."""
+        assert self._ahead is None, "another step wrote its own"
+        V = self._logits_BV.shape[1]
         self._logits.download(self._host_logits.address, B * V * 4, self._stream)
         self._stream.synchronize()
         if len(self._logits_BV) != B:

@@ -1,0 +1,46 @@
+"""Calls of the kernels that find the largest logits, and what numpy finds.
+
+Shapes: B rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import numpy as np
+import torch
+from nemotron_runtime.candidates import Candidates
+
+__all__ = ["expected_candidates", "random_logits", "run_candidates"]
+
+
+def random_logits(rows: int, vocab: int, *, seed: int = 0) -> np.ndarray:
+    """Logits [B, V] as models give them: a few large ones, and ties."""
+    logits = np.random.default_rng(seed).normal(size=(rows, vocab)) * 4
+    return (np.round(logits * 64) / 64).astype(np.float32)
+
+
+def run_candidates(
+    logits: np.ndarray, temperature: float, device: str = "cpu", *, log_block: int | None = None
+) -> Candidates:
+    """What the kernels find among logits [B, V]; in smaller parts of 2^log_block, 8 candidates, where that is given."""
+    from nemotron_plugins import candidates_rules, torch_candidates
+    from nemotron_runtime.sessions.tensorrt_candidates import unpack
+
+    torch.set_num_threads(1)
+    whole = candidates_rules._LOG_BLOCK, candidates_rules._LOG_COUNT
+    block, count = whole if log_block is None else (log_block, 3)
+    with mock.patch.multiple(candidates_rules, _LOG_BLOCK=block, _LOG_COUNT=count):
+        keys, masses = torch_candidates.candidates(torch.from_numpy(logits).to(device), temperature)
+    return unpack(keys.cpu().numpy(), masses.cpu().numpy(), logits.shape[1])
+
+
+def expected_candidates(logits: np.ndarray, temperature: float, count: int) -> Candidates:
+    """What numpy finds, the lowest of equal logits first; NaN counts as infinity."""
+    logits = np.where(np.isnan(logits), np.float32(np.inf), logits)
+    order = np.argsort(-logits, axis=-1, kind="stable")[:, :count]
+    scores = (logits / np.float32(temperature)).astype(np.float64)
+    largest = scores.max(-1, keepdims=True)
+    less = np.subtract(scores, largest, out=np.zeros_like(scores), where=scores != largest)
+    log_sum = largest[:, 0] + np.log(np.exp(less).sum(-1))
+    return Candidates(order, np.take_along_axis(logits, order, -1), log_sum)
