@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 import torch
 import triton
 from nemotron_plugins.attention_rules import cached_attention_combine_rule
+from nemotron_plugins.candidates_rules import tournament
 from nemotron_plugins.kernel_spec import KernelSpec
 from nemotron_plugins.launch import Launch
 from nemotron_plugins.linear_rules import row_bucket
@@ -160,6 +162,27 @@ class Kernels:
 
         return make, 4 * rows * self.spec.outputs
 
+    def candidates(self, rows: int) -> tuple[Callable[[], Call], int]:
+        """The largest logits: all launches of the tournament."""
+        first, merge = self.launches["candidates"], self.launches["candidates_merge"]
+        log_block, log_count = int(first.constexprs["LOG_BLOCK"]), int(first.constexprs["LOG_COUNT"])
+        parts = tournament(self.spec.outputs, log_block, log_count)
+        keys = [torch.zeros(rows, n, 1 << log_count, dtype=torch.int64, device="cuda") for n in parts]
+        mass = self.tensor(rows, parts[0], 2, dtype=torch.float32)
+        temperature = torch.ones(1, device="cuda")
+
+        def make() -> Call:
+            logits = self.tensor(rows, self.spec.outputs, dtype=torch.float32)
+
+            def call() -> None:
+                run_launch(first, logits, temperature, keys[0], mass, B=rows)
+                for source, target in itertools.pairwise(keys):
+                    run_launch(merge, source, target, source.shape[1] << log_count, B=rows, P=target.shape[1])
+
+            return call
+
+        return make, 4 * rows * self.spec.outputs
+
     def step(self, rows: int, filled: int) -> tuple[Callable[[], Call], int]:
         """All kernels of a decode step, without the engine around them; nothing of one feeds the next."""
         bucket, calls, total = row_bucket(rows), [], 0
@@ -235,6 +258,7 @@ def kernels(made: Kernels, rows: Sequence[int], contexts: Sequence[int]) -> Iter
         if bucket > 1:
             yield figure("layernorm_rows", count, None, made.norm(count))
         yield figure("argmax", count, None, made.argmax(count))
+        yield figure("candidates", count, None, made.candidates(count))
         for filled in contexts:
             yield figure("packed_rotary", count, filled, made.rotation(count, filled))
             yield figure(ATTENTION, count, filled, made.attention(count, filled))
