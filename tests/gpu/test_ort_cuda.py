@@ -5,6 +5,7 @@ Shapes: S tokens, V vocabulary.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from nemotron_runtime.bundle import Bundle
+from nemotron_runtime.generation import GenerationParams, generate
 from nemotron_runtime.parity.rules import RMSE_RATIO, SHAPE_RATIO
 from nemotron_runtime.sessions import onnxruntime_cuda
 from nemotron_runtime.sessions.onnxruntime_cuda import CUDA_PROVIDER, OnnxRuntimeCudaSession
@@ -34,6 +36,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no NVIDIA GPU to compare on"),
 ]
 
+_SHARP = 0.3
 V, SLOTS, CHUNK = COMMON["vocab_size"], 2048, 512
 _CONFIG = {
     "max_position_embeddings": SLOTS, "hidden_size": 256, "intermediate_size": 640, "num_attention_heads": 4,
@@ -123,23 +126,75 @@ def test_greedy_step_is_the_argmax_of_step(built: Built) -> None:
         np.testing.assert_array_equal(session.greedy_step(tokens, start), expected)
 
 
+def sampled(session: OnnxRuntimeCudaSession, seed: int, filters: dict[str, float]) -> list[tuple[int, ...]]:
+    """Three rows of 24 tokens; the random model's logits are close together: a low temperature parts them."""
+    params = GenerationParams(temperature=_SHARP, seed=seed, max_new_tokens=24, **filters)  # type: ignore[arg-type]
+    return [result.token_ids for result in generate(session, [ids(40), ids(3, 2), ids(300, 3)], params)]
+
+
+@pytest.mark.parametrize(
+    "filters", [{"top_k": 40}, {"top_p": 0.9}, {"min_p": 0.2}, {"top_k": 100, "top_p": 0.8}], ids=str
+)
+def test_sampling_among_candidates_writes_what_all_logits_do(
+    built: Built, monkeypatch: pytest.MonkeyPatch, filters: dict[str, float]
+) -> None:
+    session, copied, found = built.session, [], []
+    assert session.candidates == 128
+    with monkeypatch.context() as counting:
+        real, plain = OnnxRuntimeCudaSession.candidate_logits, OnnxRuntimeCudaSession.step
+        counting.setattr(OnnxRuntimeCudaSession, "candidate_logits", lambda self: copied.append("few") or real(self))
+        counting.setattr(OnnxRuntimeCudaSession, "step", lambda self, *args: copied.append("all") or plain(self, *args))
+        for seed in range(4):
+            found.append(sampled(session, seed, filters))
+    # 4 seeds of 23 steps: all logits come to the host only where the candidates leave it open, a tie say
+    assert copied.count("all") == 0
+    assert copied.count("few") < 23
+    assert found[0] != found[1]
+    monkeypatch.setattr(OnnxRuntimeCudaSession, "candidates", 0)
+    assert [sampled(session, seed, filters) for seed in range(4)] == found
+
+
+def test_candidates_are_the_largest_of_the_steps_logits(built: Built) -> None:
+    session = built.session
+    decode(session, 400)
+    with OnnxRuntimeCudaSession(built.bundle, cuda_graph=False) as plain:
+        decode(plain, 400)
+        for seed, temperature in enumerate((1.0, 0.05, 0.7, 0.7, 2.0)):
+            tokens, start = ids(3, seed), session.lengths_B
+            logits_BV = session.step(tokens, start).copy()
+            for each in (session, plain):
+                few = each.candidate_step(tokens, start, temperature)
+                np.testing.assert_array_equal(each.candidate_logits(), logits_BV)
+                np.testing.assert_array_equal(few.logits, -np.sort(-logits_BV, axis=-1)[:, :128])
+                np.testing.assert_array_equal(np.take_along_axis(logits_BV, few.ids, -1), few.logits)
+                assert all(len(set(row.tolist())) == 128 for row in few.ids)
+                scores_BV = logits_BV.astype(np.float64) / temperature
+                np.testing.assert_allclose(few.log_sum, np.logaddexp.reduce(scores_BV, axis=-1), atol=2e-5)
+
+
 def test_no_node_on_the_cpu_and_no_copy_between_host_and_device(
     built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert cpu_nodes(built.session._session) == []
-    real = onnxruntime.SessionOptions
+    for opened in (built.session._session, built.session._candidate_session):
+        assert cpu_nodes(opened) == []
+    real, numbers = onnxruntime.SessionOptions, itertools.count()
 
     def profiled() -> Any:
         options = real()
         options.enable_profiling = True
-        options.profile_file_prefix = str(tmp_path / "profile")
+        # the time in a file's name has whole seconds
+        options.profile_file_prefix = str(tmp_path / f"profile-{next(numbers)}")
         return options
 
     monkeypatch.setattr(onnxruntime, "SessionOptions", profiled)
     assert onnxruntime_cuda.import_onnxruntime() is onnxruntime
     with OnnxRuntimeCudaSession(built.bundle, cuda_graph=False) as session:
         decode(session, 400)
-        profile = json.loads(Path(session._session.end_profiling()).read_text())
+        session.candidate_decode(ids(3), 0.7)
+        found = (session._session, session._candidate_session)
+        profile, few = (json.loads(Path(each.end_profiling()).read_text()) for each in found)
     nodes = [event for event in profile if event.get("cat") == "Node"]
     assert any(event["args"].get("op_name") == "GroupQueryAttention" for event in nodes)
     assert memcpy_nodes(profile) == []
+    assert sum(event.get("args", {}).get("op_name") == "TopK" for event in few) > 0
+    assert memcpy_nodes(few) == []
