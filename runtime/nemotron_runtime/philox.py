@@ -10,12 +10,12 @@ import numpy.typing as npt
 
 __all__ = ["gumbel_noise", "philox4x32"]
 
-# words 0 and 2 of the counter run in one array, words 1 and 3 in another
-_MULTIPLIERS_21 = np.array([[0xD2511F53], [0xCD9E8D57]], np.uint64)
-_WEYL_21 = np.array([[0x9E3779B9], [0xBB67AE85]], np.uint64)
+_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+_WEYL = (np.uint64(0x9E3779B9), np.uint64(0xBB67AE85))
 _MASK = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 _ROUNDS = 10
+_LANES = 4
 
 
 def philox4x32(counter_N4: npt.ArrayLike, key: tuple[int, int]) -> npt.NDArray[np.uint32]:
@@ -28,15 +28,28 @@ def philox4x32(counter_N4: npt.ArrayLike, key: tuple[int, int]) -> npt.NDArray[n
     Returns:
         uint32 [N, 4].
     """
-    counter_4N = np.asarray(counter_N4, np.uint64).T
-    even_2N, odd_2N = counter_4N[0::2], counter_4N[1::2]
-    key_21 = np.array([[key[0]], [key[1]]], np.uint64)
+    words = _rounds([np.array(word, np.uint64) for word in np.asarray(counter_N4, np.uint64).T], key)
+    return np.stack(words, axis=1).astype(np.uint32)
+
+
+def _rounds(counter: list[npt.NDArray[np.uint64]], key: tuple[int, int]) -> list[npt.NDArray[np.uint64]]:
+    """The words of each counter, given word by word, in its place: whole arrays, and none made anew in a round."""
+    word_0, word_1, word_2, word_3 = counter
+    key_0, key_1 = np.uint64(key[0]), np.uint64(key[1])
+    product_0, product_2 = np.empty_like(word_0), np.empty_like(word_0)
     for _ in range(_ROUNDS):
-        product_2N = even_2N * _MULTIPLIERS_21
-        even_2N = (product_2N >> _HALF)[::-1] ^ odd_2N ^ key_21
-        odd_2N = (product_2N & _MASK)[::-1]
-        key_21 = (key_21 + _WEYL_21) & _MASK
-    return np.stack((even_2N, odd_2N), axis=1).reshape(4, -1).T.astype(np.uint32)
+        np.multiply(word_0, _MULTIPLIERS[0], out=product_0)
+        np.multiply(word_2, _MULTIPLIERS[1], out=product_2)
+        np.right_shift(product_2, _HALF, out=word_0)
+        word_0 ^= word_1
+        word_0 ^= key_0
+        np.right_shift(product_0, _HALF, out=word_2)
+        word_2 ^= word_3
+        word_2 ^= key_1
+        np.bitwise_and(product_2, _MASK, out=word_1)
+        np.bitwise_and(product_0, _MASK, out=word_3)
+        key_0, key_1 = (key_0 + _WEYL[0]) & _MASK, (key_1 + _WEYL[1]) & _MASK
+    return [word_0, word_1, word_2, word_3]
 
 
 def gumbel_noise(seed: int, row: int, step: int, token_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
@@ -46,11 +59,27 @@ def gumbel_noise(seed: int, row: int, step: int, token_ids: npt.NDArray[np.int64
     gives u = (x + 1/2) / 2^32, which lies inside (0, 1), and the noise is -log(-log u).
     """
     # many tokens share counters: make all there are once; few are made one by one
-    shared = len(token_ids) > token_ids.max() // 4
-    blocks = np.arange(token_ids.max() // 4 + 1) if shared else token_ids // 4
-    counter_N4 = np.zeros((len(blocks), 4), np.uint64)
-    counter_N4[:, 0], counter_N4[:, 1], counter_N4[:, 2] = blocks, step, row
-    words_N4 = philox4x32(counter_N4, (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF))
-    place = token_ids // 4 if shared else np.arange(len(token_ids))
-    u = (words_N4[place, token_ids % 4] + 0.5) * 2.0**-32
-    return -np.log(-np.log(u))
+    shared = len(token_ids) > token_ids.max() // _LANES
+    blocks = np.arange(token_ids.max() // _LANES + 1) if shared else token_ids // _LANES
+    first = blocks.astype(np.uint64)
+    counter = [first, *(np.full_like(first, word) for word in (step, row, 0))]
+    words = _rounds(counter, (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF))
+    if shared:
+        noise_NL = np.empty((len(blocks), _LANES))
+        for lane, word in enumerate(words):
+            noise_NL[:, lane] = word
+        noise = noise_NL.reshape(-1)
+        # without a filter these are all tokens, in order
+        noise = noise[: len(token_ids)] if _counts_up(token_ids) else noise[token_ids]
+    else:
+        noise = np.choose(token_ids % _LANES, words).astype(np.float64)
+    noise += 0.5
+    noise *= 2.0**-32
+    for _ in range(2):
+        np.log(noise, out=noise)
+        np.negative(noise, out=noise)
+    return noise
+
+
+def _counts_up(token_ids: npt.NDArray[np.int64]) -> bool:
+    return bool((token_ids == np.arange(len(token_ids))).all())

@@ -20,7 +20,8 @@ __all__ = ["RowSampler", "filter_logits"]
 Ids = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
 
-_SORTED_FIRST = 1024
+# a few candidates mostly hold a nucleus' mass: so many are sorted first, then more, and all only where they do not
+_SORTED_FIRST = (1024, 16384)
 
 
 class RowSampler:
@@ -121,11 +122,13 @@ def _nucleus(scores: Scores, top_p: float) -> Ids:
     """Indices of the likeliest candidates, up to the one whose probability takes the sum to ``top_p`` or past it."""
     weights = np.exp(scores.astype(np.float64) - scores.max())
     mass = top_p * weights.sum()
-    count = min(_SORTED_FIRST, len(scores))
-    # a few candidates mostly hold the mass: sort those, and all only where they do not
-    top = np.argpartition(scores, len(scores) - count)[len(scores) - count :]
-    if weights[top].sum() < mass:
-        top = np.arange(len(scores))
+    top = np.arange(len(scores))
+    for count in _SORTED_FIRST:
+        if count < len(scores):
+            likely = np.argpartition(scores, len(scores) - count)[len(scores) - count :]
+            if weights[likely].sum() >= mass:
+                top = likely
+                break
     order = top[np.argsort(-scores[top], kind="stable")]
     before = np.concatenate(([0.0], np.cumsum(weights[order])[:-1]))
     return order[before < mass]

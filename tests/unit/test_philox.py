@@ -48,3 +48,10 @@ def test_a_subset_of_tokens_has_the_same_noise():
     whole = gumbel_noise(5, 2, 9, np.arange(1000))
     some = np.array([999, 3, 4, 500])
     np.testing.assert_array_equal(gumbel_noise(5, 2, 9, some), whole[some])
+
+
+@pytest.mark.parametrize("ids", [np.arange(1), np.arange(1003), np.arange(1003)[::-1], np.array([7]), np.array([8, 2])])
+def test_all_tokens_some_and_one_have_the_noise_of_the_definition(ids):
+    words = philox4x32([[token // 4, 13, 6, 0] for token in ids], (11, 3))
+    u = (words[np.arange(len(ids)), ids % 4] + 0.5) / 2**32
+    np.testing.assert_array_equal(gumbel_noise((3 << 32) | 11, 6, 13, ids), -np.log(-np.log(u)))
