@@ -22,7 +22,7 @@ from nemotron_runtime.sessions.tensorrt_argmax import KERNEL_FOLDER
 
 __all__ = ["TopLogits", "unpack"]
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 _FIRST, _MERGE = "candidates", "candidates_merge"
 _ARGUMENTS = {
     _FIRST: ("logits_ptr", "temperature_ptr", "key_ptr", "mass_ptr"),
@@ -50,7 +50,7 @@ class TopLogits:
         count: C, at most V.
 
     Raises:
-        BundleError: kernels that take other arguments, or were built for another vocabulary or beside each other.
+        BundleError: kernels that take other arguments, or are not for this vocabulary, or not for each other.
     """
 
     def __init__(self, kernels: dict[str, Any], vocab_size: int, device: Device, where: str) -> None:
@@ -90,7 +90,7 @@ class TopLogits:
         library = KernelLibrary.load(folder, record.architecture)
         missing = [key for key in _ARGUMENTS if key not in library]
         if len(missing) == len(_ARGUMENTS):
-            _LOG.warning(
+            _log.warning(
                 "the bundle has no kernels that find the likeliest tokens: sampling copies all logits of each step; "
                 "build the bundle again for faster sampling"
             )
