@@ -6,7 +6,7 @@ D head_dim.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -28,6 +28,8 @@ from nemotron_runtime.sessions.tensorrt_prefill import Prefiller
 from nemotron_runtime.sessions.tensorrt_weights import DeviceWeights, check_weights, upload_weights
 
 __all__ = ["TensorRTSession", "sub_chunks"]
+
+_KERNEL_FOLDER = "kernels"
 
 
 class TensorRTSession(Session):
@@ -70,11 +72,14 @@ class TensorRTSession(Session):
         check_machine(bundle, record, tensorrt.trt.__version__, self.device)
         if record.has_plugins:
             tensorrt.register_plugins()
+        argmax, self._top = None, None
         # other tasks choose no tokens
-        argmax = hold.enter_context(Argmax(bundle, record, self.device)) if manifest.task == "causal-lm" else None
-        self._top = None if argmax is None else TopLogits.open(bundle, record, self.device)
-        if self._top is not None:
-            hold.callback(self._top.close)
+        if manifest.task == "causal-lm":
+            library, where = _kernels(bundle, record)
+            argmax = hold.enter_context(Argmax(library, self.device, where))
+            self._top = TopLogits.open(library, self.output_size, self.device, where)
+            if self._top is not None:
+                hold.callback(self._top.close)
         free = self.device.memory()[0]
         prefill = Engine(tensorrt, bundle, record.prefill_engine)
         hold.callback(prefill.close)
@@ -233,6 +238,19 @@ def _record(bundle: Bundle) -> TensorRTRecord:
             "no record of its engines", "the key tensorrt", "build the bundle again", where=str(bundle.directory)
         )
     return record
+
+
+def _kernels(bundle: Bundle, record: TensorRTRecord) -> tuple[Mapping[str, Any], str]:
+    """The bundle's kernels by key, and their folder.
+
+    Raises:
+        BundleError: none for this architecture, or changed ones.
+    """
+    # needs no Triton
+    from nemotron_plugins.library import KernelLibrary
+
+    folder = bundle.file(_KERNEL_FOLDER)
+    return KernelLibrary.load(folder, record.architecture), str(folder)
 
 
 def _check_engine(engine: Engine, bundle: Bundle, record: TensorRTRecord, row_inputs: tuple[str, ...]) -> None:

@@ -12,13 +12,10 @@ from typing import Any, Self
 
 from nemotron_errors import BundleError
 
-from nemotron_runtime.bundle import Bundle
 from nemotron_runtime.cuda import Device, Stream
-from nemotron_runtime.manifest_tensorrt import TensorRTRecord
 
-__all__ = ["KERNEL_FOLDER", "Argmax"]
+__all__ = ["Argmax"]
 
-KERNEL_FOLDER = "kernels"
 # one chooses within parts of the vocabulary, the other among the parts
 _KEYS = ("argmax", "argmax_combine")
 _BYTES = {"partial_ptr": 4, "partial_index_ptr": 8}
@@ -27,17 +24,19 @@ _BYTES = {"partial_ptr": 4, "partial_index_ptr": 8}
 class Argmax:
     """Two kernels: the largest logit of each part, then of all parts.
 
+    Args:
+        library: the bundle's kernels, of the GPU's architecture.
+        device: the GPU.
+        where: the folder of the kernels, which errors name.
+
     Raises:
-        BundleError: kernels that are missing, changed, or take other arguments.
+        BundleError: kernels that are missing, or take other arguments.
     """
 
-    def __init__(self, bundle: Bundle, record: TensorRTRecord, device: Device) -> None:
+    def __init__(self, library: Mapping[str, Any], device: Device, where: str) -> None:
         # needs no Triton; the plugins need it too
         from nemotron_plugins.driver import LoadedKernel
-        from nemotron_plugins.library import KernelLibrary
 
-        folder = bundle.file(KERNEL_FOLDER)
-        library = KernelLibrary.load(folder, record.architecture)
         self._device = device
         self._held = ExitStack()
         self._scratch: dict[str, int] = {}
@@ -49,7 +48,7 @@ class Argmax:
             if kernel is None or not set(names) <= known:
                 found = f"no kernel {key}" if kernel is None else f"a kernel {key} of {', '.join(names)}"
                 expected = f"one that takes {', '.join(sorted(known))}"
-                raise BundleError(found, expected, "build the bundle again", where=str(folder))
+                raise BundleError(found, expected, "build the bundle again", where=where)
             self._kernels.append((LoadedKernel(kernel.record, kernel.cubin), names))
         self._parts = int(library[_KEYS[0]].record.constexprs["PARTS"])
 

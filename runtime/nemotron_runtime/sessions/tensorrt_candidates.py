@@ -6,6 +6,7 @@ Shapes: B rows, V vocabulary, P parts of the vocabulary, C candidates.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
@@ -14,11 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from nemotron_errors import BundleError
 
-from nemotron_runtime.bundle import Bundle
 from nemotron_runtime.candidates import Candidates
 from nemotron_runtime.cuda import Device, Graph, Stream
-from nemotron_runtime.manifest_tensorrt import TensorRTRecord
-from nemotron_runtime.sessions.tensorrt_argmax import KERNEL_FOLDER
 
 __all__ = ["TopLogits", "unpack"]
 
@@ -78,28 +76,24 @@ class TopLogits:
         self._graphs: dict[tuple[int, int], Graph] = {}
 
     @classmethod
-    def open(cls, bundle: Bundle, record: TensorRTRecord, device: Device) -> Self | None:
-        """The bundle's; None, and a warning, where it was built before there were such kernels.
+    def open(cls, library: Mapping[str, Any], vocab_size: int, device: Device, where: str) -> Self | None:
+        """Out of a bundle's kernels; None, and a warning, where it was built before there were such kernels.
 
         Raises:
             BundleError: one kernel without the other, or see the class.
         """
-        from nemotron_plugins.library import KernelLibrary
-
-        folder = bundle.file(KERNEL_FOLDER)
-        library = KernelLibrary.load(folder, record.architecture)
         missing = [key for key in _ARGUMENTS if key not in library]
         if len(missing) == len(_ARGUMENTS):
             _log.warning(
-                "the bundle has no kernels that find the likeliest tokens: sampling copies all logits of each step; "
-                "build the bundle again for faster sampling"
-            )
+                "%s: no kernels that find the likeliest tokens: sampling copies all logits of each step; build the "
+                "bundle again for faster sampling", where,
+            )  # fmt: skip
             return None
         if missing:
             raise BundleError(
-                f"no kernel {missing[0]}", " and ".join(_ARGUMENTS), "build the bundle again", where=str(folder)
+                f"no kernel {missing[0]}", " and ".join(_ARGUMENTS), "build the bundle again", where=where
             )
-        return cls({key: library[key] for key in _ARGUMENTS}, bundle.manifest.head.size, device, str(folder))
+        return cls({key: library[key] for key in _ARGUMENTS}, vocab_size, device, where)
 
     def allocate(self, max_batch: int) -> None:
         """Takes memory for so many rows."""
