@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from nemotron_runtime.params import GenerationParams
 
-__all__ = ["Candidates", "filter_candidates"]
+__all__ = ["Candidates", "filter_candidates", "find_candidates"]
 
 Ids = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
@@ -35,6 +35,24 @@ class Candidates:
     ids: Ids
     logits: Scores
     log_sum: npt.NDArray[np.float64]
+
+
+def find_candidates(logits_BV: Scores, count: int, temperature: float) -> Candidates:
+    """The ``count`` largest of each row, the lowest of equal tokens first; NaN counts as infinity.
+
+    Args:
+        logits_BV: the logits.
+        count: C, at most V.
+        temperature: of ``log_sum``.
+    """
+    known_BV = np.where(np.isnan(logits_BV), np.float32(np.inf), logits_BV)
+    ids_BC = np.argsort(-known_BV, axis=-1, kind="stable")[:, :count]
+    scores_BV = (known_BV / np.float32(temperature)).astype(np.float64)
+    largest_B1 = scores_BV.max(-1, keepdims=True)
+    # infinity less infinity is no number
+    less_BV = np.subtract(scores_BV, largest_B1, out=np.zeros_like(scores_BV), where=scores_BV != largest_B1)
+    log_sum_B = largest_B1[:, 0] + np.log(np.exp(less_BV).sum(-1))
+    return Candidates(ids_BC, np.take_along_axis(known_BV, ids_BC, -1), log_sum_B)
 
 
 def filter_candidates(

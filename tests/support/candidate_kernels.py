@@ -1,4 +1,4 @@
-"""Calls of the kernels that find the largest logits, and what numpy finds.
+"""Calls of the kernels that find the largest logits.
 
 Shapes: B rows, V vocabulary.
 """
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from nemotron_runtime.candidates import Candidates
 
-__all__ = ["expected_candidates", "random_logits", "run_candidates"]
+__all__ = ["random_logits", "run_candidates"]
 
 
 def random_logits(rows: int, vocab: int, *, seed: int = 0) -> np.ndarray:
@@ -33,14 +33,3 @@ def run_candidates(
     with mock.patch.multiple(candidates_rules, _LOG_BLOCK=block, _LOG_COUNT=count):
         keys, masses = torch_candidates.candidates(torch.from_numpy(logits).to(device), temperature)
     return unpack(keys.cpu().numpy(), masses.cpu().numpy(), logits.shape[1])
-
-
-def expected_candidates(logits: np.ndarray, temperature: float, count: int) -> Candidates:
-    """What numpy finds, the lowest of equal logits first; NaN counts as infinity."""
-    logits = np.where(np.isnan(logits), np.float32(np.inf), logits)
-    order = np.argsort(-logits, axis=-1, kind="stable")[:, :count]
-    scores = (logits / np.float32(temperature)).astype(np.float64)
-    largest = scores.max(-1, keepdims=True)
-    less = np.subtract(scores, largest, out=np.zeros_like(scores), where=scores != largest)
-    log_sum = largest[:, 0] + np.log(np.exp(less).sum(-1))
-    return Candidates(order, np.take_along_axis(logits, order, -1), log_sum)

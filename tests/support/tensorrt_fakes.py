@@ -16,8 +16,6 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 from nemotron_plugins.cuda_driver import load_driver
-from nemotron_plugins.launch import CompiledKernel, GridAxis, LaunchRecord
-from nemotron_plugins.library import KernelLibrary
 from nemotron_runtime.bundle import write_manifest
 from nemotron_runtime.manifest import Manifest
 from nemotron_runtime.sessions.tensorrt_engine import load_tensorrt
@@ -25,14 +23,13 @@ from safetensors.numpy import save_file
 
 from support.cuda_driver import FakeCuda
 from support.sessions import ToySession
+from support.tensorrt_fake_kernels import LOG_COUNT, WORK, V, save_kernels
 
 __all__ = [
     "LAYERS", "LOG_COUNT", "WEIGHTS", "FakeTensorRT", "G", "V", "install", "installed", "make_tensorrt_bundle", "toy",
 ]  # fmt: skip
 
-V, G, D, LAYERS, MAX_LOGITS, PARTS = 32, 2, 4, 2, 4, 8
-# of a tournament of three launches: parts of 8 logits, 4 candidates
-LOG_BLOCK, LOG_COUNT = 3, 2
+G, D, LAYERS, MAX_LOGITS = 2, 4, 2, 4
 # engine's name → the checkpoint's tensors that it is made of
 WEIGHTS = {
     "model.embed_tokens.weight": ("model.embed_tokens.weight",),
@@ -246,7 +243,7 @@ def install(monkeypatch, *, cuda=None, version="10.6.0.post1", plugin_errors=Non
             self.record = record
 
         def launch(self, stream, arguments, **sizes):
-            work = _WORK[self.record.kernel]
+            work = WORK[self.record.kernel]
             cuda.give(stream, lambda: work(cuda, *arguments, **sizes))
 
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", cuda)
@@ -268,74 +265,9 @@ def installed(monkeypatch):
     assert trt.living == 0
 
 
-def _argmax(cuda, logits, partial, index, B):
-    logits_BV = cuda.array(logits, (B, V), np.float32)
-    parts = np.array_split(np.arange(V), PARTS)
-    partial_BP, index_BP = cuda.array(partial, (B, PARTS), np.float32), cuda.array(index, (B, PARTS), np.int64)
-    for p, part in enumerate(parts):
-        index_BP[:, p] = part[0] + logits_BV[:, part].argmax(-1)
-        partial_BP[:, p] = logits_BV[:, part].max(-1)
-
-
-def _combine(cuda, partial, index, token, B):
-    best_B = cuda.array(partial, (B, PARTS), np.float32).argmax(-1)
-    cuda.array(token, (B,), np.int64)[:] = cuda.array(index, (B, PARTS), np.int64)[np.arange(B), best_B]
-
-
-def _candidates(cuda, logits, temperature, key, mass, B):
-    P = V >> LOG_BLOCK
-    logits_BPN = cuda.array(logits, (B, V), np.float32).reshape(B, P, -1)
-    order_BPN = logits_BPN.view(np.int32)
-    order_BPN = np.where(order_BPN < 0, order_BPN ^ 0x7FFFFFFF, order_BPN).astype(np.int64)
-    key_BPN = (order_BPN << 32) | (0xFFFFFFFF - np.arange(V).reshape(P, -1))
-    cuda.array(key, (B, P, 1 << LOG_COUNT), np.int64)[:] = -np.sort(-key_BPN)[..., : 1 << LOG_COUNT]
-    score_BPN = logits_BPN / cuda.array(temperature, (1,), np.float32)
-    mass_BP2 = cuda.array(mass, (B, P, 2), np.float32)
-    mass_BP2[..., 0] = score_BPN.max(-1)
-    mass_BP2[..., 1] = np.exp(score_BPN - score_BPN.max(-1, keepdims=True)).sum(-1)
-
-
-def _merge(cuda, key, largest_key, keys, B, P):
-    assert keys == P << LOG_BLOCK, "of this vocabulary no launch has a part that is not full"
-    key_BPN = cuda.array(key, (B, P, keys // P), np.int64)
-    cuda.array(largest_key, (B, P, 1 << LOG_COUNT), np.int64)[:] = -np.sort(-key_BPN)[..., : 1 << LOG_COUNT]
-
-
-_WORK = {
-    "argmax_kernel": _argmax,
-    "argmax_combine_kernel": _combine,
-    "candidates_kernel": _candidates,
-    "candidates_merge_kernel": _merge,
-}
-
-
 def _shape(name):
     shapes = [_SHAPES[part] for part in WEIGHTS[name]]
     return shapes[0] if len(shapes) == 1 else (sum(s[0] for s in shapes), *shapes[0][1:])
-
-
-def _kernels(folder):
-    def compiled(kernel, arguments, **constexprs):
-        cubin = kernel.encode()
-        record = LaunchRecord(
-            kernel=kernel, entry=kernel, architecture="sm_90", dtype="float16", arguments=arguments,
-            hidden_arguments=(), constexprs=constexprs or {"PARTS": PARTS}, grid=(GridAxis(1, ("B",)),),
-            num_warps=4, num_stages=1, shared_bytes=0, cluster=(1, 1, 1), scratch_bytes={}, scratch_alignment={},
-            fp_fusion=True, pdl=True, triton="3.6.0", cubin_sha256=hashlib.sha256(cubin).hexdigest(),
-        )  # fmt: skip
-        return CompiledKernel(cubin, record)
-
-    parts = (("partial_ptr", "*fp32"), ("partial_index_ptr", "*i64"))
-    blocks = {"LOG_BLOCK": LOG_BLOCK, "LOG_COUNT": LOG_COUNT}
-    first = (("logits_ptr", "*fp32"), ("temperature_ptr", "*fp32"), ("key_ptr", "*i64"), ("mass_ptr", "*fp32"))
-    merge = (("key_ptr", "*i64"), ("largest_key_ptr", "*i64"), ("keys", "i32"))
-    kernels = {
-        "candidates": compiled("candidates_kernel", first, VOCAB=V, **blocks),
-        "candidates_merge": compiled("candidates_merge_kernel", merge, **blocks),
-        "argmax": compiled("argmax_kernel", (("logits_ptr", "*fp32"), *parts)),
-        "argmax_combine": compiled("argmax_combine_kernel", (*parts, ("token_ptr", "*i64"))),
-    }
-    return KernelLibrary("sm_90", kernels).save(folder)
 
 
 def make_tensorrt_bundle(
@@ -363,7 +295,7 @@ def make_tensorrt_bundle(
     for kind in ("prefill", "decode"):
         (bundle / f"{kind}.engine").write_text(json.dumps({"kind": kind}))
         (bundle / f"{kind}.onnx").write_text(kind)
-    _kernels(bundle / "kernels")
+    save_kernels(bundle / "kernels")
     files = [path for path in sorted(bundle.rglob("*")) if path.is_file()]
     document = {
         "format": 1,

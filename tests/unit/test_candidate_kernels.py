@@ -7,8 +7,8 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 import pytest
 from nemotron_plugins.candidates_rules import candidates_merge_rule, candidates_rule, tournament
-from nemotron_runtime.candidates import Candidates
-from support.candidate_kernels import expected_candidates, random_logits, run_candidates
+from nemotron_runtime.candidates import Candidates, find_candidates
+from support.candidate_kernels import random_logits, run_candidates
 
 pytest.importorskip("triton", reason="Triton, of the build extra, has no wheel for this platform")
 
@@ -16,7 +16,7 @@ COUNT = 128
 
 
 def check(found: Candidates, logits: np.ndarray, temperature: float, count: int) -> None:
-    expected = expected_candidates(logits, temperature, min(count, logits.shape[1]))
+    expected = find_candidates(logits, min(count, logits.shape[1]), temperature)
     assert (found.ids.dtype, found.logits.dtype, found.log_sum.dtype) == (np.int64, np.float32, np.float64)
     np.testing.assert_array_equal(found.ids, expected.ids)
     np.testing.assert_array_equal(found.logits, expected.logits)

@@ -6,9 +6,8 @@ Shapes: B rows, C candidates, V vocabulary.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-from nemotron_runtime.candidates import Candidates, filter_candidates
+from nemotron_runtime.candidates import filter_candidates, find_candidates
 from nemotron_runtime.generation import GenerationParams, generate
 from nemotron_runtime.sampling import RowSampler, filter_logits
 from support.sessions import ToySession
@@ -16,13 +15,13 @@ from support.sessions import ToySession
 V, C = 500, 32
 
 
-def candidates(logits_BV: npt.NDArray[np.float32], temperature: float, count: int = C) -> Candidates:
-    order_BV = np.argsort(-logits_BV, axis=-1, kind="stable")[:, :count]
-    scaled_BV = logits_BV.astype(np.float64) / temperature
-    largest_B = scaled_BV.max(-1)
-    # as from a GPU: summed in float32
-    sum_B = np.exp((scaled_BV - largest_B[:, None]).astype(np.float32)).sum(-1, dtype=np.float32)
-    return Candidates(order_BV, np.take_along_axis(logits_BV, order_BV, -1), largest_B + np.log(sum_B.astype(float)))
+def test_the_largest_and_the_sum_of_all() -> None:
+    logits_BV = np.array([[1, 4, np.nan, 4, -np.inf], [0, 2, 2, -1, 2]], np.float32)
+    found = find_candidates(logits_BV, 3, 0.5)
+    assert found.ids.tolist() == [[2, 1, 3], [1, 2, 4]]
+    np.testing.assert_array_equal(found.logits, [[np.inf, 4, 4], [2, 2, 2]])
+    assert found.log_sum[0] == np.inf
+    assert found.log_sum[1] == pytest.approx(np.log(np.exp(np.array([0, 4, 4, -2, 4.0])).sum()))
 
 
 FILTERS = [
@@ -42,7 +41,7 @@ def test_they_leave_what_all_logits_leave(filters: dict[str, float], temperature
         logits_V = (rng.normal(size=V) * 6).astype(np.float32)
         if steps is not None:
             logits_V = np.round(logits_V / steps) * np.float32(steps)
-        few = candidates(logits_V[None], temperature)
+        few = find_candidates(logits_V[None], C, temperature)
         kept = filter_candidates(few.ids[0], few.logits[0], float(few.log_sum[0]), params, V)
         if kept is None:
             continue
@@ -71,14 +70,14 @@ def test_they_leave_what_all_logits_leave(filters: dict[str, float], temperature
 def test_where_a_survivor_may_be_missing_they_do_not_decide(filters: dict[str, float], spread: float) -> None:
     params = GenerationParams(temperature=1.0, seed=3, **filters)  # type: ignore[arg-type]
     logits_V = (np.random.default_rng(5).normal(size=V) * spread).astype(np.float32)
-    few = candidates(logits_V[None], 1.0)
+    few = find_candidates(logits_V[None], C, 1.0)
     assert filter_candidates(few.ids[0], few.logits[0], float(few.log_sum[0]), params, V) is None
 
 
 def test_a_tie_with_a_token_that_is_missing_is_not_decided() -> None:
     logits_V = np.zeros(V, np.float32)
     logits_V[:10] = np.arange(10, 0, -1)
-    few = candidates(logits_V[None], 1.0)
+    few = find_candidates(logits_V[None], C, 1.0)
     for top_k, decides in ((10, True), (11, False)):
         params = GenerationParams(temperature=1.0, seed=3, top_k=top_k)
         kept = filter_candidates(few.ids[0], few.logits[0], float(few.log_sum[0]), params, V)
@@ -87,7 +86,7 @@ def test_a_tie_with_a_token_that_is_missing_is_not_decided() -> None:
 
 def test_all_of_a_small_vocabulary_always_decide() -> None:
     logits_V = np.zeros(8, np.float32)
-    few = candidates(logits_V[None], 1.0, 8)
+    few = find_candidates(logits_V[None], 8, 1.0)
     params = GenerationParams(temperature=1.0, seed=3, top_k=3, min_p=0.5)
     kept = filter_candidates(few.ids[0], few.logits[0], float(few.log_sum[0]), params, 8)
     assert kept is not None
@@ -117,12 +116,11 @@ class FewSession(ToySession):
 
     def candidate_step(self, tokens_B, query_start_B, temperature):  # type: ignore[no-untyped-def]
         self.asked += 1
-        self._last_BV = self.step(tokens_B, query_start_B).copy()
-        return candidates(self._last_BV, temperature, self.candidates)
+        return super().candidate_step(tokens_B, query_start_B, temperature)
 
     def candidate_logits(self):  # type: ignore[no-untyped-def]
         self.fallen_back += 1
-        return self._last_BV
+        return super().candidate_logits()
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from nemotron_errors import BundleError
 from nemotron_runtime.bundle import Bundle
+from nemotron_runtime.candidates import find_candidates
 from nemotron_runtime.generation import GenerationParams, generate
 from nemotron_runtime.sessions.tensorrt import TensorRTSession
-from support.candidate_kernels import expected_candidates
 from support.tensorrt_fakes import LOG_COUNT, V, installed, make_tensorrt_bundle, toy
 
 RNG = np.random.default_rng(5)
@@ -48,7 +48,7 @@ def ids(count: int) -> np.ndarray:
 
 
 def check(found: Any, logits_BV: np.ndarray, temperature: float) -> None:
-    expected = expected_candidates(logits_BV, temperature, COUNT)
+    expected = find_candidates(logits_BV, COUNT, temperature)
     np.testing.assert_array_equal(found.ids, expected.ids)
     np.testing.assert_array_equal(found.logits, expected.logits)
     np.testing.assert_allclose(found.log_sum, expected.log_sum, rtol=0, atol=1e-6)

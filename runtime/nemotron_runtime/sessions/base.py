@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from nemotron_errors import LimitError, RequestError
 
-from nemotron_runtime.candidates import Candidates
+from nemotron_runtime.candidates import Candidates, find_candidates
 from nemotron_runtime.limits import Limits
 
 __all__ = ["Session", "as_token_ids"]
@@ -63,6 +63,7 @@ class Session(ABC):
         self.output_size = vocab_size if output_size is None else output_size
         self._slots = 0
         self._lengths_B: Ids = np.zeros(0, np.int64)
+        self._stepped_BV: Logits = np.zeros((0, 0), np.float32)
 
     @abstractmethod
     def allocate(self, rows: int, slots: int) -> None:
@@ -244,12 +245,19 @@ class Session(ABC):
         return found
 
     def candidate_step(self, tokens_B: Ids, query_start_B: Ids, temperature: float) -> Candidates:
-        """:meth:`step` that gives the likeliest tokens; of a subclass whose :attr:`candidates` is above 0."""
-        raise NotImplementedError
+        """:meth:`step` that gives the likeliest tokens; a subclass finds them where the logits are.
+
+        Args:
+            tokens_B: one token for every row.
+            query_start_B: its slot and position.
+            temperature: of the candidates' ``log_sum``.
+        """
+        self._stepped_BV = self.step(tokens_B, query_start_B)
+        return find_candidates(self._stepped_BV, self.candidates, temperature)
 
     def candidate_logits(self) -> Logits:
         """Logits [B, V] of the last :meth:`candidate_decode`, where its candidates did not decide."""
-        raise NotImplementedError
+        return self._stepped_BV
 
     def _next(self, tokens_B: npt.ArrayLike, advance_B: npt.NDArray[np.bool_] | None) -> tuple[Ids, Ids]:
         tokens = np.asarray(tokens_B, np.int64)
