@@ -124,6 +124,7 @@ def chains(output: Path, work: Path, only: set[str]) -> Iterator[Chain]:
             # with no kernel compiled and none timed before; scanned, so that its loads are checked by hashes
             Step("4B: build alone", [*command, "--dtype", "bfloat16", "--no-parity"], home=work / "home"),
             _profile("4B", bundle, output),
+            _sampling("4B", bundle, output),
             Step("4B: batch of 8", [*bench, "--prompt-tokens", "128", "--batch", "8"]),
             Step("4B: bench", [*bench, "--prompt-tokens", "512", "--context", "2048", *against], 400),
         ]
@@ -164,13 +165,20 @@ def _ort_chains(output: Path, work: Path) -> Iterator[Chain]:
         _profile(f"ort 4B, {scheme}", work / folder / f"ort-cuda-{scheme}", output)
         for scheme in ("bf16", "int4", "int4-fp16")
     ]
-    yield Chain([Step("ort 4B: peers", command, 590), *profiles], M4, alone=True)
+    sampling = _sampling("ort 4B, bf16", work / folder / "ort-cuda-bf16", output)
+    yield Chain([Step("ort 4B: peers", command, 590), *profiles, sampling], M4, alone=True)
 
 
 def _profile(name: str, bundle: Path, output: Path) -> Step:
     file = output / f"profile-{bundle.name}.json"
     program = str(ROOT / "ci/benchmarks/step_profile.py")
     return Step(f"{name}: profile of a step", [sys.executable, program, str(bundle), "--json", str(file)], 120)
+
+
+def _sampling(name: str, bundle: Path, output: Path) -> Step:
+    file = output / f"sampling-{bundle.name}.json"
+    program = str(ROOT / "ci/benchmarks/sampling_speed.py")
+    return Step(f"{name}: sampling", [sys.executable, program, str(bundle), "--json", str(file)], 150)
 
 
 def run(step: Step, output: Path) -> Outcome:
