@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["gumbel_noise", "philox4x32"]
+__all__ = ["gumbel_argmax", "gumbel_noise", "philox4x32"]
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (np.uint64(0x9E3779B9), np.uint64(0xBB67AE85))
@@ -16,6 +16,9 @@ _MASK = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 _ROUNDS = 10
 _LANES = 4
+_ONES = np.uint64(2**32 - 1)
+# so few numbers are done before a bound of them pays
+_FEW = 2048
 
 
 def philox4x32(counter_N4: npt.ArrayLike, key: tuple[int, int]) -> npt.NDArray[np.uint32]:
@@ -58,21 +61,59 @@ def gumbel_noise(seed: int, row: int, step: int, token_ids: npt.NDArray[np.int64
     The counter is (token // 4, step, row, 0), the lane token % 4, the key the two halves of the 64-bit seed. Word x
     gives u = (x + 1/2) / 2^32, which lies inside (0, 1), and the noise is -log(-log u).
     """
+    return _noise(_words(seed, row, step, token_ids))
+
+
+def gumbel_argmax(
+    scores: npt.NDArray[np.float32], seed: int, row: int, step: int, token_ids: npt.NDArray[np.int64]
+) -> int:
+    """``(scores + gumbel_noise(…)).argmax()``, of many tokens without the noise of most.
+
+    -log u is at least 1 - u, so that the noise is at most -log(1 - u), one logarithm in float32. It is close where
+    noise is large: few tokens other than the one that it makes largest can be the choice.
+
+    Args:
+        scores: of each token; a draw from their softmax is the result.
+        seed: see :func:`gumbel_noise`, as for the others.
+        row: see there.
+        step: see there.
+        token_ids: see there.
+
+    Returns:
+        An index of ``token_ids``.
+    """
+    words = _words(seed, row, step, token_ids)
+    if len(words) < _FEW:
+        return int((scores + _noise(words)).argmax())
+    bound = ((_ONES - words).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-32)
+    np.log(bound, out=bound)
+    np.subtract(scores, bound, out=bound)
+    likely = int(bound.argmax())
+    least = scores[likely] + _noise(words[likely : likely + 1])[0]
+    if not np.isfinite(least):
+        return int((scores + _noise(words)).argmax())
+    # float32 rounds less than this away
+    left = np.flatnonzero(bound >= least - (1e-4 + 1e-5 * abs(least)))
+    return int(left[(scores[left] + _noise(words[left])).argmax()])
+
+
+def _words(seed: int, row: int, step: int, token_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+    """The random word of each token."""
     # many tokens share counters: make all there are once; few are made one by one
     shared = len(token_ids) > token_ids.max() // _LANES
     blocks = np.arange(token_ids.max() // _LANES + 1) if shared else token_ids // _LANES
     first = blocks.astype(np.uint64)
     counter = [first, *(np.full_like(first, word) for word in (step, row, 0))]
-    words = _rounds(counter, (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF))
-    if shared:
-        noise_NL = np.empty((len(blocks), _LANES))
-        for lane, word in enumerate(words):
-            noise_NL[:, lane] = word
-        noise = noise_NL.reshape(-1)
-        # without a filter these are all tokens, in order
-        noise = noise[: len(token_ids)] if _counts_up(token_ids) else noise[token_ids]
-    else:
-        noise = np.choose(token_ids % _LANES, words).astype(np.float64)
+    lanes = _rounds(counter, (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF))
+    if not shared:
+        return np.choose(token_ids % _LANES, lanes)
+    words = np.stack(lanes, axis=1).reshape(-1)
+    # without a filter these are all tokens, in order
+    return words[: len(token_ids)] if _counts_up(token_ids) else words[token_ids]
+
+
+def _noise(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
+    noise = words.astype(np.float64)
     noise += 0.5
     noise *= 2.0**-32
     for _ in range(2):

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from nemotron_runtime.candidates import filter_candidates
 from nemotron_runtime.params import GenerationParams
-from nemotron_runtime.philox import gumbel_noise
+from nemotron_runtime.philox import gumbel_argmax
 
 __all__ = ["RowSampler", "filter_logits"]
 
@@ -70,7 +70,7 @@ class RowSampler:
         return None if kept is None else self._draw(*kept, step)
 
     def _draw(self, ids: Ids, scores: Scores, step: int) -> int:
-        return int(ids[(scores + gumbel_noise(self._seed, self._row, step, ids)).argmax()])
+        return int(ids[gumbel_argmax(scores, self._seed, self._row, step, ids)])
 
 
 def filter_logits(

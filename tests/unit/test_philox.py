@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from nemotron_runtime.philox import gumbel_noise, philox4x32
+from nemotron_runtime.philox import gumbel_argmax, gumbel_noise, philox4x32
 
 # kat_vectors of Random123: counter, key, output
 KNOWN = [
@@ -55,3 +55,41 @@ def test_all_tokens_some_and_one_have_the_noise_of_the_definition(ids):
     words = philox4x32([[token // 4, 13, 6, 0] for token in ids], (11, 3))
     u = (words[np.arange(len(ids)), ids % 4] + 0.5) / 2**32
     np.testing.assert_array_equal(gumbel_noise((3 << 32) | 11, 6, 13, ids), -np.log(-np.log(u)))
+
+
+@pytest.mark.parametrize("count", [1, 100, 2047, 2048, 50_001])
+@pytest.mark.parametrize("spread", [0.0, 0.5, 3.0, 30.0])
+def test_the_largest_of_scores_and_noise(count, spread):
+    rng = np.random.default_rng(count)
+    ids = np.sort(rng.choice(60_000, count, replace=False)) if count % 2 else np.arange(count)
+    for step in range(20):
+        scores = (rng.normal(size=count) * spread).astype(np.float32)
+        whole = scores + gumbel_noise(5, 2, step, ids)
+        assert gumbel_argmax(scores, 5, 2, step, ids) == whole.argmax()
+
+
+def test_it_is_the_largest_also_among_large_equal_and_infinite_scores():
+    ids = np.arange(10_000)
+    noise = gumbel_noise(1, 0, 0, ids)
+    for scores in (
+        np.full(10_000, 3e4),
+        np.full(10_000, -3e4),
+        np.where(ids % 3, -np.inf, 2.0),
+        np.full(10_000, -np.inf),
+    ):
+        scores = scores.astype(np.float32)
+        assert gumbel_argmax(scores, 1, 0, 0, ids) == (scores + noise).argmax()
+    scores = np.zeros(10_000, np.float32)
+    scores[[77, 5000]] = np.inf
+    assert gumbel_argmax(scores, 1, 0, 0, ids) == 77
+
+
+def test_what_is_left_to_do_in_full_is_little(monkeypatch):
+    from nemotron_runtime import philox
+
+    done, plain = [], philox._noise
+    monkeypatch.setattr(philox, "_noise", lambda words: (done.append(len(words)), plain(words))[1])
+    rng = np.random.default_rng(3)
+    for step in range(50):
+        gumbel_argmax(rng.normal(size=100_000).astype(np.float32), 9, 0, step, np.arange(100_000))
+    assert sum(done) < 50 * 100
