@@ -62,10 +62,10 @@ class GenaiPeer(_Noted, GenaiContender):
     kind: ClassVar[str] = "genai-noted"
 
 
-# what ONNX Runtime would choose if it were told to: label, environment
+# what ONNX Runtime would choose if it were told to: label, environment, groups
 _OTHER_KERNELS = (
-    ("flash attention", {"ORT_ENABLE_CUDNN_FLASH_ATTENTION": "0"}),
-    ("fpA_intB", {"ORT_FPA_INTB_GEMM": "1"}),
+    ("flash attention", {"ORT_ENABLE_CUDNN_FLASH_ATTENTION": "0"}, ("bf16", "int4", "int4-fp16")),
+    ("fpA_intB", {"ORT_FPA_INTB_GEMM": "1"}, ("int4-fp16",)),
 )
 
 CONTENDERS.update({cls.kind: cls for cls in (OurBundle, GenaiPeer)})
@@ -107,8 +107,8 @@ def entries(checkpoint: Path, work: Path, provider: str) -> list[Entry]:
     for group in groups:
         name, folder = group.replace("-", ", "), f"ort-{provider}-{group}"
         add("ours", f"ours, {name}", folder, group, **ours)
-        for label, environment in _OTHER_KERNELS if cuda else ():
-            if label != "fpA_intB" or group == "int4-fp16":
+        for label, environment, those in _OTHER_KERNELS if cuda else ():
+            if group in those:
                 add("ours", f"ours, {name}, {label}", folder, group, **{**ours, "environment": environment})
         add("genai-noted", f"GenAI, our folder, {name}", f"genai-{provider}-{group}", group, **graph)
         add("genai-noted", f"GenAI, its builder, {name}", f"builder-{group}", group, **graph)

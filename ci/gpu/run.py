@@ -123,8 +123,8 @@ def chains(output: Path, work: Path, only: set[str]) -> Iterator[Chain]:
         found = [
             # with no kernel compiled and none timed before; scanned, so that its loads are checked by hashes
             Step("4B: build alone", [*command, "--dtype", "bfloat16", "--no-parity"], home=work / "home"),
-            _profile("4B", bundle, output),
-            _sampling("4B", bundle, output),
+            _of_a_bundle("4B: profile of a step", "step_profile", bundle, output),
+            _of_a_bundle("4B: sampling", "sampling_speed", bundle, output),
             Step("4B: batch of 8", [*bench, "--prompt-tokens", "128", "--batch", "8"]),
             Step("4B: bench", [*bench, "--prompt-tokens", "512", "--context", "2048", *against], 400),
         ]
@@ -137,17 +137,8 @@ def _ort_chains(output: Path, work: Path) -> Iterator[Chain]:
     """ONNX Runtime on CUDA: parity of 4B in bf16, int4 and int4 in fp16, and of a slice of 340B in fp16; its peers."""
 
     def build(name: str, weights: Weights, bundle: str, *options: str) -> Step:
-        command = [
-            *CLI,
-            "build",
-            str(work / weights.folder),
-            "-o",
-            str(work / bundle),
-            "--target",
-            "ort-cuda",
-            *options,
-        ]
-        return Step(f"ort {name}: build and parity", command, 500)
+        command = [*CLI, "build", str(work / weights.folder), "-o", str(work / bundle), "--target", "ort-cuda"]
+        return Step(f"ort {name}: build and parity", [*command, *options], 500)
 
     folder = "cuda-peers"
     int4 = ("--quantize", "int4", "--group-size", "32", "--dtype")
@@ -162,23 +153,19 @@ def _ort_chains(output: Path, work: Path) -> Iterator[Chain]:
     command = [sys.executable, str(ROOT / "ci/benchmarks/cuda_peers.py"), "--work", str(work / folder)]
     command += ["--checkpoint", str(work / M4.folder), "--json", str(output / "cuda_peers.json")]
     profiles = [
-        _profile(f"ort 4B, {scheme}", work / folder / f"ort-cuda-{scheme}", output)
+        _of_a_bundle(
+            f"ort 4B, {scheme}: profile of a step", "step_profile", work / folder / f"ort-cuda-{scheme}", output
+        )
         for scheme in ("bf16", "int4", "int4-fp16")
     ]
-    sampling = _sampling("ort 4B, bf16", work / folder / "ort-cuda-bf16", output)
+    sampling = _of_a_bundle("ort 4B, bf16: sampling", "sampling_speed", work / folder / "ort-cuda-bf16", output)
     yield Chain([Step("ort 4B: peers", command, 590), *profiles, sampling], M4, alone=True)
 
 
-def _profile(name: str, bundle: Path, output: Path) -> Step:
-    file = output / f"profile-{bundle.name}.json"
-    program = str(ROOT / "ci/benchmarks/step_profile.py")
-    return Step(f"{name}: profile of a step", [sys.executable, program, str(bundle), "--json", str(file)], 120)
-
-
-def _sampling(name: str, bundle: Path, output: Path) -> Step:
-    file = output / f"sampling-{bundle.name}.json"
-    program = str(ROOT / "ci/benchmarks/sampling_speed.py")
-    return Step(f"{name}: sampling", [sys.executable, program, str(bundle), "--json", str(file)], 150)
+def _of_a_bundle(name: str, program: str, bundle: Path, output: Path) -> Step:
+    """What a program of ci/benchmarks measures of a bundle."""
+    command = [sys.executable, str(ROOT / f"ci/benchmarks/{program}.py"), str(bundle)]
+    return Step(name, [*command, "--json", str(output / f"{program}-{bundle.name}.json")], 150)
 
 
 def run(step: Step, output: Path) -> Outcome:

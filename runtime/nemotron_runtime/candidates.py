@@ -1,18 +1,19 @@
 """The likeliest tokens of a step, and what a filter leaves of them: a GPU gives these few in place of all logits.
 
-Shapes: B rows, C candidates, V vocabulary.
+Shapes: B rows, C candidates, V vocabulary, P parts of it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from nemotron_runtime.params import GenerationParams
 
-__all__ = ["Candidates", "filter_candidates", "find_candidates"]
+__all__ = ["Candidates", "filter_candidates", "find_candidates", "log_of_sums"]
 
 Ids = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
@@ -47,12 +48,23 @@ def find_candidates(logits_BV: Scores, count: int, temperature: float) -> Candid
     """
     known_BV = np.where(np.isnan(logits_BV), np.float32(np.inf), logits_BV)
     ids_BC = np.argsort(-known_BV, axis=-1, kind="stable")[:, :count]
-    scores_BV = (known_BV / np.float32(temperature)).astype(np.float64)
-    largest_B1 = scores_BV.max(-1, keepdims=True)
-    # infinity less infinity is no number
-    less_BV = np.subtract(scores_BV, largest_B1, out=np.zeros_like(scores_BV), where=scores_BV != largest_B1)
-    log_sum_B = largest_B1[:, 0] + np.log(np.exp(less_BV).sum(-1))
+    log_sum_B = log_of_sums(known_BV / np.float32(temperature))
     return Candidates(ids_BC, np.take_along_axis(known_BV, ids_BC, -1), log_sum_B)
+
+
+def log_of_sums(largest_BP: npt.NDArray[np.floating[Any]], sum_BP: npt.ArrayLike = 1.0) -> npt.NDArray[np.float64]:
+    """Log of the sum over all tokens of exp(score), float64 [B], out of parts of the vocabulary.
+
+    Args:
+        largest_BP: each part's largest score.
+        sum_BP: each part's sum of exp(score - largest); 1 where a part is a token.
+    """
+    wide_BP = largest_BP.astype(np.float64)
+    most_B1 = wide_BP.max(-1, keepdims=True)
+    # infinity less infinity is no number
+    less_BP = np.subtract(wide_BP, most_B1, out=np.zeros_like(wide_BP), where=wide_BP != most_B1)
+    log_sum_B: npt.NDArray[np.float64] = most_B1[:, 0] + np.log((sum_BP * np.exp(less_BP)).sum(-1))
+    return log_sum_B
 
 
 def filter_candidates(
@@ -74,15 +86,16 @@ def filter_candidates(
     # of tokens that score no more than the last candidate some may be missing
     last = -np.inf if len(ids_C) == vocab_size else scores_C[-1]
     count, closed = len(ids_C), last == -np.inf
+    weights_C = np.exp(scores_C.astype(np.float64) - scores_C[0])
     mass = np.exp(log_sum - np.float64(scores_C[0]))
     if 0 < params.top_k < vocab_size:
         if params.top_k > count or scores_C[params.top_k - 1] <= last:
             return None
         # ties with the k-th score survive
         count, closed = int((scores_C >= scores_C[params.top_k - 1]).sum()), True
-        mass = np.exp(scores_C[:count].astype(np.float64) - scores_C[0]).sum()
+        mass = weights_C[:count].sum()
     if params.top_p < 1:
-        sums_C = np.cumsum(np.exp(scores_C[:count].astype(np.float64) - scores_C[0]))
+        sums_C = np.cumsum(weights_C[:count])
         wanted = params.top_p * mass
         kept = int(np.searchsorted(sums_C, wanted)) + 1
         if kept > count or (not closed and scores_C[kept - 1] <= last):
@@ -95,7 +108,7 @@ def filter_candidates(
             return None
         count, closed = kept, True
     if params.min_p > 0:
-        kept_C = np.exp(scores_C[:count].astype(np.float64) - scores_C[0]) >= params.min_p
+        kept_C = weights_C[:count] >= params.min_p
         if not closed and kept_C[-1]:
             return None
         count, closed = int(kept_C.sum()), True

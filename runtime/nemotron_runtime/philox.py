@@ -83,18 +83,21 @@ def gumbel_argmax(
         An index of ``token_ids``.
     """
     words = _words(seed, row, step, token_ids)
-    if len(words) < _FEW:
-        return int((scores + _noise(words)).argmax())
+    left = np.arange(len(words)) if len(words) < _FEW else _contenders(scores, words)
+    return int(left[(scores[left] + _noise(words[left])).argmax()])
+
+
+def _contenders(scores: npt.NDArray[np.float32], words: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """Indices, ascending, of those whose score and bound of the noise reach the sum of the likeliest of them."""
     bound = ((_ONES - words).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-32)
     np.log(bound, out=bound)
     np.subtract(scores, bound, out=bound)
     likely = int(bound.argmax())
     least = scores[likely] + _noise(words[likely : likely + 1])[0]
     if not np.isfinite(least):
-        return int((scores + _noise(words)).argmax())
+        return np.arange(len(words))
     # float32 rounds less than this away
-    left = np.flatnonzero(bound >= least - (1e-4 + 1e-5 * abs(least)))
-    return int(left[(scores[left] + _noise(words[left])).argmax()])
+    return np.flatnonzero(bound >= least - (1e-4 + 1e-5 * abs(least)))
 
 
 def _words(seed: int, row: int, step: int, token_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:

@@ -8,14 +8,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 from nemotron_errors import BundleError
 
-from nemotron_runtime.candidates import Candidates
+from nemotron_runtime.candidates import Candidates, log_of_sums
 from nemotron_runtime.cuda import Device, Graph, Stream
 
 __all__ = ["TopLogits", "unpack"]
@@ -155,14 +154,6 @@ class TopLogits:
             arguments = [keys[turn - 1], keys[turn], self._parts[turn - 1] * self._slots]
             self._merge.launch(int(stream), arguments, B=rows, P=self._parts[turn])
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
 
 def unpack(keys_BC: npt.NDArray[np.int64], masses_BP2: npt.NDArray[np.float32], vocab_size: int) -> Candidates:
     """What the kernels wrote, as tokens, logits and the log of their sum.
@@ -175,11 +166,7 @@ def unpack(keys_BC: npt.NDArray[np.int64], masses_BP2: npt.NDArray[np.float32], 
     keys_BC = keys_BC[:, : min(keys_BC.shape[1], vocab_size)]
     order_BC = (keys_BC >> 32).astype(np.int32)
     logits_BC = np.where(order_BC < 0, order_BC ^ np.int32(0x7FFFFFFF), order_BC).view(np.float32)
-    largest_BP, sum_BP = masses_BP2.astype(np.float64).transpose(2, 0, 1)
-    largest_B1 = largest_BP.max(-1, keepdims=True)
-    # infinity less infinity is no number
-    less_BP = np.subtract(largest_BP, largest_B1, out=np.zeros_like(largest_BP), where=largest_BP != largest_B1)
-    log_sum_B = largest_B1[:, 0] + np.log((sum_BP * np.exp(less_BP)).sum(-1))
+    log_sum_B = log_of_sums(masses_BP2[..., 0], masses_BP2[..., 1])
     return Candidates(_LOW - (keys_BC & _LOW), logits_BC, log_sum_B)
 
 
