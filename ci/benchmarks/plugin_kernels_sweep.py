@@ -47,7 +47,13 @@ def _linear(launch: Launch, chosen: Sequence[Sequence[int]]) -> Iterator[tuple[s
             f"{out}x{tile}, {warps} warps, {stages} stages",
             dataclasses.replace(
                 launch,
-                constexprs={**launch.constexprs, "BLOCK_OUT": out, "BLOCK_IN": tile},
+                constexprs={
+                    **launch.constexprs,
+                    "BLOCK_OUT": out,
+                    "BLOCK_IN": tile,
+                    # what it asks the cache for ends with the row
+                    "PREFETCH": max(0, min(int(launch.constexprs["PREFETCH"]), inputs - tile)),
+                },
                 grid=(GridAxis(outputs, (), out), launch.grid[1]),
                 num_warps=warps,
                 num_stages=stages,

@@ -15,6 +15,12 @@ ROW_BUCKETS = (1, 2, 4, 8)
 _MIN_TILE = 16
 # a head is wide enough to fill the GPU with the smallest blocks
 _WIDE = 65536
+# a projection of more outputs, or inputs, than this takes blocks of fewer outputs
+_LONG = 8192
+# input features behind the first tile that a block asks the L2 cache for while it waits for the kernel in front
+_PREFETCH = 512
+# bytes that the address and the size of such a request are multiples of
+_PREFETCH_ALIGNMENT = 16
 # values of x of one row that a block holds at once for a norm's statistics
 _STATISTICS_TILE = 4096
 
@@ -38,17 +44,22 @@ def _blocks(rows: int, inputs: int, outputs: int, dtype: str, *, normed: bool) -
         chosen = _Blocks(_MIN_TILE, 32, 4, 4) if ITEM_BYTES[dtype] == 4 else _Blocks(_MIN_TILE, 256, 2, 5)
         tile = min(chosen.inputs, max(_MIN_TILE, next_power_of_two(inputs)))
         return _Blocks(chosen.outputs, tile, chosen.num_warps, chosen.num_stages)
-    if outputs >= _WIDE:
-        chosen = _Blocks(8, 1024, 4, 3)
-    elif normed:
-        chosen = _Blocks(8, 512, 4, 1 if outputs < 8192 else 3)
+    if normed:
+        chosen = _Blocks(4 if _LONG <= outputs < _WIDE else 8, 1024, 4, 1)
     else:
-        chosen = _Blocks(8, 1024, 8, 1)
+        chosen = _Blocks(4, 1024, 8, 1) if inputs >= _LONG else _Blocks(8, 1024, 4, 1)
     return _Blocks(chosen.outputs, min(chosen.inputs, next_power_of_two(inputs)), chosen.num_warps, chosen.num_stages)
 
 
+def _prefetch(blocks: _Blocks, rows: int, inputs: int, *, normed: bool, pdl: bool) -> int:
+    """Input features for the L2 cache: a row with a norm reads ahead by itself; only a kernel that waits has time."""
+    if not pdl or (normed and rows == 1) or inputs * min(ITEM_BYTES.values()) % _PREFETCH_ALIGNMENT:
+        return 0
+    return max(0, min(_PREFETCH, inputs - blocks.inputs))
+
+
 def _constexprs(
-    blocks: _Blocks, rows: int, inputs: int, outputs: int, has_bias: bool, pdl: bool
+    blocks: _Blocks, rows: int, inputs: int, outputs: int, has_bias: bool, pdl: bool, *, normed: bool
 ) -> dict[str, Constant]:
     return {
         "INPUTS": inputs,
@@ -58,6 +69,7 @@ def _constexprs(
         "BLOCK_OUT": blocks.outputs,
         "BLOCK_IN": blocks.inputs,
         "HAS_BIAS": has_bias,
+        "PREFETCH": _prefetch(blocks, rows, inputs, normed=normed, pdl=pdl),
         "PDL": pdl,
     }
 
@@ -109,7 +121,7 @@ def layernorm_linear_rule(
         pdl: programmatic dependent launch.
     """
     blocks = _blocks(rows, inputs, outputs, dtype, normed=True)
-    constexprs = _constexprs(blocks, rows, inputs, outputs, has_bias, pdl) | {
+    constexprs = _constexprs(blocks, rows, inputs, outputs, has_bias, pdl, normed=True) | {
         "EPSILON": epsilon,
         "BLOCK_STATISTICS": min(next_power_of_two(inputs), _STATISTICS_TILE),
         "HAS_NORM": rows == 1,
@@ -150,7 +162,7 @@ def linear_residual_rule(
 ) -> Launch:
     """The launch of ``linear_residual_kernel``; see :func:`layernorm_linear_rule` for the arguments."""
     blocks = _blocks(rows, inputs, outputs, dtype, normed=False)
-    constexprs = _constexprs(blocks, rows, inputs, outputs, has_bias, pdl)
+    constexprs = _constexprs(blocks, rows, inputs, outputs, has_bias, pdl, normed=False)
     arguments = (
         ("x_ptr", "*T"),
         ("weight_ptr", "*T"),

@@ -45,7 +45,8 @@ class Recorded:
         # a second try would be on the CPU, or without the options
         assert enable_fallback == 0
         self.providers += providers
-        self.graphs.append(Path(graph).name)
+        # the graph with the weights comes as bytes
+        self.graphs.append("model.onnx" if isinstance(graph, bytes) else Path(graph).name)
         assert options.get_session_config_entry(RECORD_PLACEMENT) == "1"
         real = onnxruntime.InferenceSession(graph, options, providers=[CPU])
         return RecordedSession(self, real, "" if self.graphs[-1] == "model.onnx" else f"{self.graphs[-1]} ")

@@ -54,6 +54,27 @@ def test_a_model_has_every_kernel_of_its_steps() -> None:
     assert not any(launch.pdl for launch in MINITRON_4B.launches(80).values())
 
 
+def test_what_is_asked_of_the_l2_cache_ends_with_the_row_and_is_aligned() -> None:
+    odd = dataclasses.replace(MINITRON_4B, hidden=1100, head_dim=40, intermediate=1032, outputs=70)
+    wanted = {}
+    for spec in (MINITRON_4B, TINY, odd):
+        for key, launch in spec.launches(90).items():
+            if "linear" not in key:
+                continue
+            inputs, tile, count = (launch.constexprs[name] for name in ("INPUTS", "BLOCK_IN", "PREFETCH"))
+            assert count == 0 or tile + count <= inputs
+            assert inputs * 2 % 16 == count * 2 % 16 == 0 or count == 0
+            wanted[spec.hidden, key] = count
+    assert wanted[3072, "linear_residual.o.r1"] == wanted[3072, "layernorm_linear.up.r8"] == 512
+    # a row with a norm reads ahead by itself
+    assert wanted[3072, "layernorm_linear.up.r1"] == 0
+    # 2,200 bytes a row are no multiple of 16; 2,064 are, of which the first tile leaves 16
+    assert wanted[1100, "layernorm_linear.up.r8"] == 0
+    assert wanted[1100, "linear_residual.down.r1"] == 8
+    # before sm_90 there is neither the request nor a kernel that waits
+    assert not any(launch.constexprs.get("PREFETCH") for launch in MINITRON_4B.launches(89).values())
+
+
 def test_a_model_without_a_head_has_no_kernels_for_one() -> None:
     keys = dataclasses.replace(MINITRON_4B, outputs=0, max_batch=3).launches(90)
     assert not [key for key in keys if "head" in key or "argmax" in key or "candidates" in key]

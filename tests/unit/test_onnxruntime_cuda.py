@@ -82,11 +82,28 @@ def test_nodes_on_the_cpu_are_refused_by_name_unless_allowed(bundle: Bundle, rec
     assert recorded.providers[-1][1]["enable_cuda_graph"] == "0"
 
 
-def test_the_host_keeps_weights_for_nodes_on_the_cpu_alone(bundle: Bundle, recorded: Recorded) -> None:
-    with OnnxRuntimeCudaSession(bundle, threads=1) as session:
-        assert session._session.weights == {}
-    with OnnxRuntimeCudaSession(bundle, threads=1, allow_cpu_nodes=True) as session:
-        assert len(session._session.weights) > 0
+def test_weights_that_are_files_are_opened_by_onnx_runtime_and_links_are_kept_for_nodes_on_the_cpu(
+    bundle: Bundle, recorded: Recorded, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+
+    def given_and_logits(allow_cpu_nodes: bool) -> tuple[int, np.ndarray]:
+        with OnnxRuntimeCudaSession(bundle, threads=1, allow_cpu_nodes=allow_cpu_nodes) as session:
+            session.reset(1, 8)
+            return len(session._session.weights), session.prefill([np.arange(3, 9)])
+
+    given, logits = given_and_logits(True)
+    assert given == 0
+    # as in a hub's cache: ONNX Runtime refuses to follow a link out of the folder
+    (weights,) = bundle.weights_directory.glob("*.safetensors")
+    weights.symlink_to(weights.rename(weights.parent.parent / "blob"))
+    given, linked = given_and_logits(True)
+    assert given > 0
+    assert "a link, copied on the host" in caplog.text
+    np.testing.assert_array_equal(linked, logits)
+    given, on_device = given_and_logits(False)
+    assert given == 0
+    np.testing.assert_array_equal(on_device, logits)
 
 
 def test_an_onnxruntime_without_cuda_is_named(bundle: Bundle) -> None:

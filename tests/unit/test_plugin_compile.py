@@ -40,7 +40,7 @@ def _launches(architecture: int, head_dim: int = 128) -> list[Launch]:
 # of the kernels of a decode step; the others differ in shapes alone
 STEP = (
     "layernorm_linear.qkv.r1", "layernorm_linear.head.r1", "layernorm_rows", "layernorm_linear.up.r8",
-    "layernorm_linear.head.r8", "linear_residual.down.r4", "argmax", "argmax_combine",
+    "layernorm_linear.head.r8", "linear_residual.o.r1", "linear_residual.down.r4", "argmax", "argmax_combine",
     "candidates", "candidates_merge",
 )  # fmt: skip
 

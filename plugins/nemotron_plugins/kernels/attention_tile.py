@@ -11,7 +11,29 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["attend", "load_tile"]
+__all__ = ["attend", "load_tile", "prefetch"]
+
+_LINE_BYTES: tl.constexpr = tl.constexpr(128)
+
+
+@triton.jit
+def prefetch(base_ptr, values, MOST: tl.constexpr):
+    """Asks for so many values from base_ptr on, MOST at most, to be brought into the L2 cache; none where below 1."""
+    LINE: tl.constexpr = _LINE_BYTES // (base_ptr.dtype.element_ty.primitive_bitwidth // 8)
+    value_L = tl.arange(0, MOST // LINE) * LINE
+    tl.inline_asm_elementwise(
+        """{
+            .reg .pred wanted;
+            setp.ne.u32 wanted, $2, 0;
+            @wanted prefetch.global.L2 [$1];
+            mov.u32 $0, 0;
+        }""",
+        "=r,l,r",
+        [(base_ptr + value_L).to(tl.int64), (value_L < values).to(tl.int32)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 @triton.jit

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from nemotron_plugins.kernels.attention_tile import attend
+from nemotron_plugins.kernels.attention_tile import attend, prefetch
 
 __all__ = ["cached_attention_combine_kernel", "cached_attention_decode_kernel"]
 
@@ -41,10 +41,14 @@ def cached_attention_decode_kernel(
     HAS_CACHE_ROW: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Block (row and key/value head, split)."""
+    """Block (row and key/value head, split).
+
+    Lengths and cache rows are read before it waits for the kernel in front, and the first tile of its part of the cache
+    is asked for: nothing that launches its dependents early writes the former, and the L2 cache is where a new token's
+    key and value go.
+    """
     if PDL:
         gdc_launch_dependents()
-        gdc_wait()
     row = tl.program_id(0) // KV_HEADS
     kv_head = tl.program_id(0) % KV_HEADS
     split = tl.program_id(1)
@@ -53,6 +57,16 @@ def cached_attention_decode_kernel(
     part = (filled + SPLITS * BLOCK_N - 1) // (SPLITS * BLOCK_N) * BLOCK_N
     begin = split * part
     end = tl.minimum(begin + part, filled)
+    cache_row = row.to(tl.int64)
+    if HAS_CACHE_ROW:
+        cache_row = tl.load(cache_row_ptr + row)
+    offset = (cache_row * KV_HEADS + kv_head) * slots * HEAD_DIM
+    if PDL:
+        SIZE: tl.constexpr = BLOCK_N * BLOCK_DIM
+        values = (tl.minimum(end - begin, BLOCK_N)) * HEAD_DIM
+        prefetch(k_cache_ptr + offset + begin * HEAD_DIM, values, SIZE)
+        prefetch(v_cache_ptr + offset + begin * HEAD_DIM, values, SIZE)
+        gdc_wait()
 
     m_M = tl.arange(0, BLOCK_M)
     token_M = m_M // GROUP
@@ -63,10 +77,6 @@ def cached_attention_decode_kernel(
     exists_MD = exists_M[:, None] & (lane_1D < HEAD_DIM)
 
     if begin < end:
-        cache_row = row.to(tl.int64)
-        if HAS_CACHE_ROW:
-            cache_row = tl.load(cache_row_ptr + row)
-        offset = (cache_row * KV_HEADS + kv_head) * slots * HEAD_DIM
         q_MD = tl.load(q_ptr + vector_M[:, None] * HEAD_DIM + lane_1D, mask=exists_MD, other=0.0)
         max_M = tl.full((BLOCK_M,), float("-inf"), tl.float32)
         sum_M = tl.zeros((BLOCK_M,), tl.float32)

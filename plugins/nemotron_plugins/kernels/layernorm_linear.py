@@ -18,6 +18,7 @@ from nemotron_plugins.kernels.row_tiles import (
     beside_outputs,
     new_accumulator,
     output_places,
+    prefetch_weight,
     rows_tile,
     totals,
     weight_tile,
@@ -46,33 +47,49 @@ def layernorm_linear_kernel(
     HAS_NORM: tl.constexpr,
     RELU_SQUARED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    PREFETCH: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Block (outputs, group of ROWS rows). Before it waits for the kernel in front it reads parameters alone."""
+    """Block (outputs, group of ROWS rows). Before it waits for the kernel in front it reads parameters alone.
+
+    With the norm, a tile of the weight is always on its way while one is multiplied: the statistics take as long as
+    the memory does, and the second tile is asked for in front of them.
+    """
     run_dtype: tl.constexpr = x_ptr.dtype.element_ty
     out_O = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     first_row = tl.program_id(1) * ROWS
     weight_OI = weight_tile(weight_ptr, out_O, 0, INPUTS, OUTPUTS, BLOCK_OUT, BLOCK_IN)
-    row_ptr = x_ptr + first_row.to(tl.int64) * INPUTS
+    if PREFETCH > 0:
+        prefetch_weight(weight_ptr, out_O, BLOCK_IN, INPUTS, OUTPUTS, PREFETCH)
     if HAS_NORM:
         gamma, beta = norm_parameters(norm_weight_ptr, norm_bias_ptr, 0, run_dtype, INPUTS, BLOCK_IN)
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
+    acc = new_accumulator(BLOCK_ROWS, BLOCK_OUT, BLOCK_IN)
     if HAS_NORM:
+        row_ptr = x_ptr + first_row.to(tl.int64) * INPUTS
+        following_OI = weight_OI
+        if BLOCK_IN < INPUTS:
+            following_OI = weight_tile(weight_ptr, out_O, BLOCK_IN, INPUTS, OUTPUTS, BLOCK_OUT, BLOCK_IN)
         mean, scale = row_statistics(row_ptr, INPUTS, EPSILON, BLOCK_STATISTICS)
-        x = normalised(row_ptr, 0, mean, scale, gamma, beta, run_dtype, INPUTS, BLOCK_IN)
+        for first in tl.static_range(0, INPUTS, BLOCK_IN):
+            if first > 0:
+                gamma, beta = norm_parameters(norm_weight_ptr, norm_bias_ptr, first, run_dtype, INPUTS, BLOCK_IN)
+            x = normalised(row_ptr, first, mean, scale, gamma, beta, run_dtype, INPUTS, BLOCK_IN)
+            acc = accumulate(acc, weight_OI, x, BLOCK_ROWS)
+            weight_OI = following_OI
+            if first + 2 * BLOCK_IN < INPUTS:
+                following_OI = weight_tile(
+                    weight_ptr, out_O, first + 2 * BLOCK_IN, INPUTS, OUTPUTS, BLOCK_OUT, BLOCK_IN
+                )
     else:
         x = rows_tile(x_ptr, first_row, rows, 0, INPUTS, ROWS, BLOCK_ROWS, BLOCK_IN)
-    acc = accumulate(new_accumulator(BLOCK_ROWS, BLOCK_OUT, BLOCK_IN), weight_OI, x, BLOCK_ROWS)
-    for first in range(BLOCK_IN, INPUTS, BLOCK_IN):
-        weight_OI = weight_tile(weight_ptr, out_O, first, INPUTS, OUTPUTS, BLOCK_OUT, BLOCK_IN)
-        if HAS_NORM:
-            gamma, beta = norm_parameters(norm_weight_ptr, norm_bias_ptr, first, run_dtype, INPUTS, BLOCK_IN)
-            x = normalised(row_ptr, first, mean, scale, gamma, beta, run_dtype, INPUTS, BLOCK_IN)
-        else:
-            x = rows_tile(x_ptr, first_row, rows, first, INPUTS, ROWS, BLOCK_ROWS, BLOCK_IN)
         acc = accumulate(acc, weight_OI, x, BLOCK_ROWS)
+        for first in range(BLOCK_IN, INPUTS, BLOCK_IN):
+            weight_OI = weight_tile(weight_ptr, out_O, first, INPUTS, OUTPUTS, BLOCK_OUT, BLOCK_IN)
+            x = rows_tile(x_ptr, first_row, rows, first, INPUTS, ROWS, BLOCK_ROWS, BLOCK_IN)
+            acc = accumulate(acc, weight_OI, x, BLOCK_ROWS)
     y = totals(acc, BLOCK_ROWS)
     if HAS_BIAS:
         bias_O = tl.load(bias_ptr + out_O, mask=out_O < OUTPUTS, other=0.0).to(tl.float32)

@@ -16,6 +16,7 @@ from nemotron_plugins.kernels.row_tiles import (
     beside_outputs,
     new_accumulator,
     output_places,
+    prefetch_weight,
     rows_tile,
     totals,
     weight_tile,
@@ -39,12 +40,15 @@ def linear_residual_kernel(
     BLOCK_OUT: tl.constexpr,
     BLOCK_IN: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    PREFETCH: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Block (outputs, group of ROWS rows). Before it waits for the kernel in front it reads the weight alone."""
     out_O = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     first_row = tl.program_id(1) * ROWS
     weight_OI = weight_tile(weight_ptr, out_O, 0, INPUTS, OUTPUTS, BLOCK_OUT, BLOCK_IN)
+    if PREFETCH > 0:
+        prefetch_weight(weight_ptr, out_O, BLOCK_IN, INPUTS, OUTPUTS, PREFETCH)
     if PDL:
         gdc_launch_dependents()
         gdc_wait()

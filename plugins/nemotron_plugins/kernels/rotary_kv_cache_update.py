@@ -19,16 +19,24 @@ __all__ = ["rotary_kv_cache_update_kernel"]
 
 
 @triton.jit
+def _angles(table_ptr, position, in_table, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr):
+    """A position's row of cos or sin as [1, R/2], fp32."""
+    lane_h = tl.arange(0, BLOCK_HALF)
+    # a position outside the table has no angle: NaN is seen, a wrong angle would not be
+    # compared anew: the interpreter widens the conjunction with a scalar, and a mask must be boolean
+    exists_h = ((lane_h < HALF) & in_table) != 0
+    return tl.load(table_ptr + position * HALF + lane_h, mask=exists_h, other=float("nan")).to(tl.float32)[None, :]
+
+
+@triton.jit
 def _rotate_heads(
     src_ptr,
     dst_ptr,
     dst_stride,
     head_N,
     exists_N,
-    cos_ptr,
-    sin_ptr,
-    position,
-    in_table,
+    cos_1h,
+    sin_1h,
     HEAD_DIM: tl.constexpr,
     HALF: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
@@ -38,18 +46,8 @@ def _rotate_heads(
     run_dtype = dst_ptr.dtype.element_ty
     src_N1 = src_ptr + head_N[:, None] * HEAD_DIM
     dst_N1 = dst_ptr + head_N[:, None].to(tl.int64) * dst_stride
-    lane_h = tl.arange(0, BLOCK_HALF)
-    lane_1h = lane_h[None, :]
+    lane_1h = tl.arange(0, BLOCK_HALF)[None, :]
     exists_Nh = (exists_N[:, None] & (lane_1h < HALF)) != 0
-    # a position outside the table has no angle: NaN is seen, a wrong angle would not be
-    # compared anew: the interpreter widens the conjunction with a scalar, and a mask must be boolean
-    angle_exists_h = ((lane_h < HALF) & in_table) != 0
-    cos_1h = tl.load(cos_ptr + position * HALF + lane_h, mask=angle_exists_h, other=float("nan")).to(tl.float32)[
-        None, :
-    ]
-    sin_1h = tl.load(sin_ptr + position * HALF + lane_h, mask=angle_exists_h, other=float("nan")).to(tl.float32)[
-        None, :
-    ]
     first_Nh = tl.load(src_N1 + lane_1h, mask=exists_Nh, other=0.0).to(tl.float32)
     second_Nh = tl.load(src_N1 + HALF + lane_1h, mask=exists_Nh, other=0.0).to(tl.float32)
     first_cos = (first_Nh * cos_1h).to(run_dtype).to(tl.float32)
@@ -96,28 +94,35 @@ def rotary_kv_cache_update_kernel(
     HAS_CACHE_ROW: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """A slot or cache row that does not exist is not written."""
+    """A slot or cache row that does not exist is not written.
+
+    Positions, indices and angles are read before it waits for the kernel in front: nothing that launches its dependents
+    early writes them.
+    """
     if PDL:
         gdc_launch_dependents()
-        gdc_wait()
     QUERY_PARTS: tl.constexpr = (QUERY_HEADS + BLOCK_HEADS - 1) // BLOCK_HEADS
     KV_PARTS: tl.constexpr = (KV_HEADS + BLOCK_HEADS - 1) // BLOCK_HEADS
     token = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     position = tl.load(position_ptr + token)
     in_table = (position >= 0) & (position < positions)
+    cos_1h = _angles(cos_ptr, position, in_table, HALF, BLOCK_HALF)
+    sin_1h = _angles(sin_ptr, position, in_table, HALF, BLOCK_HALF)
+    row = token // tokens
+    slot = tl.load(write_index_ptr + row) + token % tokens
+    cache_row = row
+    if HAS_CACHE_ROW:
+        cache_row = tl.load(cache_row_ptr + row)
+    if PDL:
+        gdc_wait()
     if part < QUERY_PARTS:
         head_N = part * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
         _rotate_heads(
             q_ptr + token * Q_STRIDE, q_out_ptr + token * (QUERY_HEADS * HEAD_DIM), HEAD_DIM,
-            head_N, head_N < QUERY_HEADS, cos_ptr, sin_ptr, position, in_table, HEAD_DIM, HALF, BLOCK_HALF, BLOCK_TAIL,
+            head_N, head_N < QUERY_HEADS, cos_1h, sin_1h, HEAD_DIM, HALF, BLOCK_HALF, BLOCK_TAIL,
         )  # fmt: skip
     else:
-        row = token // tokens
-        slot = tl.load(write_index_ptr + row) + token % tokens
-        cache_row = row
-        if HAS_CACHE_ROW:
-            cache_row = tl.load(cache_row_ptr + row)
         exists = (slot >= 0) & (slot < slots) & (cache_row >= 0) & (cache_row < cache_rows)
         head_stride = slots * HEAD_DIM
         k_src_ptr = k_ptr + K_OFFSET + token * KV_STRIDE
@@ -127,7 +132,7 @@ def rotary_kv_cache_update_kernel(
             head_N = (part - QUERY_PARTS) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
             _rotate_heads(
                 k_src_ptr, k_cache_ptr + dst_offset, head_stride, head_N, (head_N < KV_HEADS) & exists,
-                cos_ptr, sin_ptr, position, in_table, HEAD_DIM, HALF, BLOCK_HALF, BLOCK_TAIL,
+                cos_1h, sin_1h, HEAD_DIM, HALF, BLOCK_HALF, BLOCK_TAIL,
             )  # fmt: skip
         else:
             head_N = (part - QUERY_PARTS - KV_PARTS) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)

@@ -20,6 +20,7 @@ __all__ = [
     "features",
     "new_accumulator",
     "output_places",
+    "prefetch_weight",
     "rows_tile",
     "totals",
     "weight_tile",
@@ -47,6 +48,33 @@ def weight_tile(
     else:
         tile_OI = tl.load(pointers_OI, eviction_policy="evict_first")
     return tile_OI
+
+
+@triton.jit
+def prefetch_weight(weight_ptr, out_O, first, INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, COUNT: tl.constexpr):
+    """Asks for COUNT input features from ``first`` on of the rows out_O of a weight to be brought into the L2 cache.
+
+    One request a row: its bytes and its address must be multiples of 16. Architectures from sm_90 on.
+    """
+    BYTES: tl.constexpr = COUNT * (weight_ptr.dtype.element_ty.primitive_bitwidth // 8)
+    pointers_O = weight_ptr + tl.minimum(out_O, OUTPUTS - 1).to(tl.int64) * INPUTS + first
+    # every thread holds some row, and several the same: those of the first threads are all of them
+    rows_O = tl.zeros_like(out_O) + out_O.shape[0]
+    tl.inline_asm_elementwise(
+        """{
+            .reg .pred first;
+            .reg .u32 thread;
+            mov.u32 thread, %tid.x;
+            setp.lt.u32 first, thread, $2;
+            @first cp.async.bulk.prefetch.L2.global [$1], $3;
+            mov.u32 $0, 0;
+        }""",
+        "=r,l,r,r",
+        [pointers_O.to(tl.int64), rows_O, tl.zeros_like(out_O) + BYTES],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 @triton.jit

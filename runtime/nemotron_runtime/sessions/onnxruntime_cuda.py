@@ -93,6 +93,7 @@ class OnnxRuntimeCudaSession(OnnxRuntimeSession):
             str(bundle.file(graph)),
             threads,
             has_weights=has_weights,
+            on_device=True,
             # TF32 has 10 bits of mantissa: what is computed in fp32 stays so
             provider_options={"device_id": "0", "enable_cuda_graph": str(int(self.cuda_graph)), "use_tf32": "0"},
             # weights in allocations of their size: the arena's grow by doubling, to nearly twice of all weights
