@@ -44,7 +44,7 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "one key/value head": {"head_dim": 24, "num_key_value_heads": 1},
 }
-LAYER_OPS = ("PackedRotaryKVCacheUpdate", "CachedAttention")
+LAYER_OPS = ("PackedRotaryKVCacheUpdate", "CachedAttention", "PackedRotaryCachedAttention")
 
 
 def make(tmp_path: Path, **changes: Any) -> tuple[NemotronForCausalLM, Checkpoint]:
@@ -85,7 +85,8 @@ def test_what_the_graphs_consist_of(tmp_path: Path) -> None:
     graphs = lower(checkpoint)
     decode = Counter(node.op_type for node in graphs.decode.model.graph)
     assert {op: decode[op] for op in PLUGIN_OPS} == {
-        "PackedRotaryKVCacheUpdate": 2, "CachedAttention": 2, "LayerNormLinear": 5, "LinearResidual": 4,
+        "PackedRotaryKVCacheUpdate": 0, "CachedAttention": 0, "PackedRotaryCachedAttention": 2, "LayerNormLinear": 5,
+        "LinearResidual": 4,
     }  # fmt: skip
     # layers are plugins alone: what TensorRT ran between two would break their chain of launches
     assert {op: count for op, count in decode.items() if op not in PLUGIN_OPS} == {"Gather": 1, "Unsqueeze": 1}
@@ -101,6 +102,7 @@ def test_what_the_graphs_consist_of(tmp_path: Path) -> None:
     prefill = Counter(node.op_type for node in graphs.prefill.model.graph)
     assert {op: prefill[op] for op in ("Gemm", "LayerNormalization", *LAYER_OPS)} == {
         "Gemm": 9, "LayerNormalization": 5, "PackedRotaryKVCacheUpdate": 2, "CachedAttention": 2,
+        "PackedRotaryCachedAttention": 0,
     }  # fmt: skip
     # two for the tokens and rows of all layers, one for the chosen positions
     assert prefill["Shape"] == 3

@@ -25,7 +25,7 @@ from nemotron_export.model import NemotronForCausalLM, rope_tables
 from nemotron_export.tracing import trace
 
 SLOTS = 48
-DECODE_OPS = {"PackedRotaryKVCacheUpdate": 2, "CachedAttention": 2, "LayerNormLinear": 5, "LinearResidual": 4}
+DECODE_OPS = {"PackedRotaryCachedAttention": 2, "LayerNormLinear": 5, "LinearResidual": 4}
 
 
 def _tensor(value: ir.Value) -> Tensor:

@@ -248,6 +248,69 @@ def test_projections_that_differ_stay_apart(model: ir.Model) -> None:
     assert "RotaryKVCacheUpdate" in ops(model)
 
 
+ATTENDED = """g (float[b,s,128] qkv, float[12,8] cos, float[12,8] sin, int64[b,s] position_ids, int64[b] query_start,
+  int64[b] other, int64[b] row, float[b,2,12,16] k_cache, float[b,2,12,16] v_cache)
+  => (float[b,s,4,16] out, float[b,2,12,16] k_cache_out, float[b,2,12,16] v_cache_out) {
+    q_rotated, k_cache_out, v_cache_out = nemotron.PackedRotaryKVCacheUpdate<num_heads = 4, num_kv_heads = 2>
+      (qkv, cos, sin, position_ids, k_cache, v_cache, query_start WRITTEN)
+    out = nemotron.CachedAttention(q_rotated, k_cache_out, v_cache_out, query_start READ)
+}"""
+
+
+def attended(text: str = ATTENDED, written: str = "", read: str = "") -> ir.Model:
+    """The graph; ``written`` and ``read`` are what the update and the attention take as cache_row."""
+    for part, row in (("WRITTEN", written), ("READ", read)):
+        text = text.replace(f" {part})", f", {row})" if row else ")")
+    cache: list[int | str] = ["b", 2, 12, 16]
+    return parse(text, out=["b", "s", 4, 16], k_cache_out=cache, v_cache_out=cache)
+
+
+@pytest.mark.parametrize("row", ["", "row"], ids=["rows in order", "rows by number"])
+def test_attention_takes_the_packed_cache_update_in(row: str) -> None:
+    # a reader of the updated cache between the two
+    text = ATTENDED.replace("v_cache_out) {", "v_cache_out, float[b,2,12,16] n) {").replace(
+        "    out = nemotron", "    n = Neg(v_cache_out)\n    out = nemotron"
+    )
+    before, after = attended(text, row, row), attended(text, row, row)
+    old = [node_of(before, "CachedAttention").outputs[0], *node_of(before, "PackedRotaryKVCacheUpdate").outputs[1:]]
+    assert passes.FormPackedRotaryCachedAttentionPass()(after).modified
+    assert ops(after) == ["PackedRotaryCachedAttention", "Neg"]
+    node = node_of(after, "PackedRotaryCachedAttention")
+    assert [value.name for value in node.inputs] == [
+        "qkv", "cos", "sin", "position_ids", "k_cache", "v_cache", "query_start", *([row] if row else []),
+    ]  # fmt: skip
+    assert {name: a.value for name, a in node.attributes.items()} == {"num_heads": 4, "num_kv_heads": 2}
+    assert [(value.name, value.shape, value.type) for value in node.outputs] == [
+        (value.name, value.shape, value.type) for value in old
+    ]
+    assert list(after.graph.outputs[:3]) == list(node.outputs)
+    start = np.array([2, 5])
+    feed = {"query_start": start, "position_ids": start[:, None] + np.arange(3), "row": np.array([1, 0])}
+    assert_same(after, before, random_feed(before, other=start + 1, **feed))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        attended(ATTENDED.replace("v_cache, query_start", "v_cache, other")),
+        attended(ATTENDED.replace("\n}", "\n    n = Neg(q_rotated)\n}")),
+        attended(ATTENDED.replace("v_cache_out) {", "v_cache_out, float[b,s,4,16] q_rotated) {")),
+        attended(written="row", read="other"),
+        attended(written="row"),
+        attended(read="row"),
+        attended(ATTENDED.replace("(q_rotated, k_cache_out, v_cache_out,", "(q_rotated, v_cache_out, k_cache_out,")),
+        attended(ATTENDED.replace("(q_rotated, k_cache_out, v_cache_out,", "(q_rotated, k_cache, v_cache,")),
+    ],
+    ids=["another write_index", "q read twice", "q an output", "another cache_row", "a row for the update alone",
+         "a row for the attention alone", "caches the other way round", "caches as they were"],
+)  # fmt: skip
+def test_attention_over_something_else_stays(model: ir.Model) -> None:
+    before = ops(model)
+    assert not passes.FormPackedRotaryCachedAttentionPass()(model).modified
+    assert ops(model) == before
+    assert {"PackedRotaryKVCacheUpdate", "CachedAttention"} <= set(before)
+
+
 def test_a_dim_is_fixed_wherever_it_stands() -> None:
     model = parse("g (float[b,s,4] x) => (float[b,s,4] y) { y = Relu(x) }")
     assert passes.FixDimPass("s", 1)(model).modified

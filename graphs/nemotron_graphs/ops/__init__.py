@@ -10,6 +10,7 @@ from nemotron_graphs.ops.kv_cache_update import kv_cache_update
 from nemotron_graphs.ops.layernorm_linear import layernorm_linear
 from nemotron_graphs.ops.linear import linear
 from nemotron_graphs.ops.linear_residual import linear_residual
+from nemotron_graphs.ops.packed_rotary_cached_attention import packed_rotary_cached_attention
 from nemotron_graphs.ops.packed_rotary_kv_cache_update import packed_rotary_kv_cache_update
 from nemotron_graphs.ops.partial_rotary_embedding import partial_rotary_embedding
 from nemotron_graphs.ops.rotary_kv_cache_update import rotary_kv_cache_update
@@ -26,6 +27,7 @@ __all__ = [
     "layernorm_linear",
     "linear",
     "linear_residual",
+    "packed_rotary_cached_attention",
     "packed_rotary_kv_cache_update",
     "partial_rotary_embedding",
     "register_schemas",
@@ -40,6 +42,7 @@ OPS: dict[str, OpDefinition] = {
         cached_attention,
         rotary_kv_cache_update,
         packed_rotary_kv_cache_update,
+        packed_rotary_cached_attention,
         linear,
         layernorm_linear,
         linear_residual,

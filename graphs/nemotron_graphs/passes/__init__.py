@@ -14,6 +14,7 @@ from nemotron_graphs.passes.foldable_gamma import FoldableGammaPass
 from nemotron_graphs.passes.form_group_query_attention import FormGroupQueryAttentionPass
 from nemotron_graphs.passes.form_layernorm_linear import FormLayerNormLinearPass
 from nemotron_graphs.passes.form_linear_residual import FormLinearResidualPass
+from nemotron_graphs.passes.form_packed_rotary_cached_attention import FormPackedRotaryCachedAttentionPass
 from nemotron_graphs.passes.form_packed_rotary_kv_cache_update import FormPackedRotaryKVCacheUpdatePass
 from nemotron_graphs.passes.form_rotary_kv_cache_update import FormRotaryKVCacheUpdatePass
 from nemotron_graphs.passes.form_skip_layer_normalization import FormSkipLayerNormalizationPass
@@ -46,6 +47,7 @@ __all__ = [
     "FormGroupQueryAttentionPass",
     "FormLayerNormLinearPass",
     "FormLinearResidualPass",
+    "FormPackedRotaryCachedAttentionPass",
     "FormPackedRotaryKVCacheUpdatePass",
     "FormRotaryKVCacheUpdatePass",
     "FormSkipLayerNormalizationPass",

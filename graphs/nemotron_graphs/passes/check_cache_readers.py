@@ -8,11 +8,13 @@ from nemotron_graphs.ops import DOMAIN
 
 __all__ = ["CheckCacheReadersPass"]
 
-# GroupQueryAttention is update and reader in one node; the scatter ops are what KVCacheUpdate is lowered to.
+# GroupQueryAttention and PackedRotaryCachedAttention are update and reader in one node; the scatter ops are what
+# KVCacheUpdate is lowered to.
 _UPDATES = {
     (DOMAIN, "KVCacheUpdate"),
     (DOMAIN, "RotaryKVCacheUpdate"),
     (DOMAIN, "PackedRotaryKVCacheUpdate"),
+    (DOMAIN, "PackedRotaryCachedAttention"),
     ("com.microsoft", "GroupQueryAttention"),
     ("", "ScatterElements"),
     ("", "ScatterND"),

@@ -28,7 +28,9 @@ __all__ = [
 ]
 
 # ops of the dialect that stay: each is a plugin
-PLUGIN_OPS = ("PackedRotaryKVCacheUpdate", "CachedAttention", "LayerNormLinear", "LinearResidual")
+PLUGIN_OPS = (
+    "PackedRotaryKVCacheUpdate", "CachedAttention", "PackedRotaryCachedAttention", "LayerNormLinear", "LinearResidual",
+)  # fmt: skip
 
 
 # what TensorRT computes with less than PyTorch's kernels do where it is let; bf16 products have no sums but float32's
@@ -133,7 +135,11 @@ def _passes(context: LoweringContext, *, decode: bool) -> Sequence[ir.passes.Pas
     fused: tuple[ir.passes.PassBase, ...] = ()
     if decode:
         fixed = (passes.GenaiFullLogitsPass(), passes.FixDimPass("tokens", 1))
-        fused = (passes.FormLayerNormLinearPass(_NORMED), passes.FormLinearResidualPass(_ADDED))
+        fused = (
+            passes.FormPackedRotaryCachedAttentionPass(),
+            passes.FormLayerNormLinearPass(_NORMED),
+            passes.FormLinearResidualPass(_ADDED),
+        )
     return (
         passes.CheckCacheReadersPass(),
         *fixed,

@@ -1,0 +1,90 @@
+"""``PackedRotaryCachedAttention``: the rotation and cache update of packed heads, and attention over both caches.
+
+The fused form of a decode step: one node between a layer's packed projection and its output projection.
+
+Shapes: B rows, N cache rows, S new tokens, H query heads, G key/value heads, D head_dim, T cache slots, P positions in
+the table, R rotary_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+
+from nemotron_graphs.ops.cached_attention import cached_attention
+from nemotron_graphs.ops.definition import OpAttribute, OpDefinition, OpInput
+from nemotron_graphs.ops.packed_rotary_kv_cache_update import packed_rotary_kv_cache_update
+
+__all__ = ["packed_rotary_cached_attention"]
+
+
+def _eager(
+    qkv: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    position_ids: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    query_start: torch.Tensor,
+    cache_row: torch.Tensor | None = None,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    q_rotated, k_updated, v_updated = packed_rotary_kv_cache_update.eager(
+        qkv, cos, sin, position_ids, k_cache, v_cache, query_start, cache_row,
+        num_heads=num_heads, num_kv_heads=num_kv_heads,
+    )  # fmt: skip
+    return cached_attention.eager(q_rotated, k_updated, v_updated, query_start, cache_row), k_updated, v_updated
+
+
+def _fake(
+    qkv: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    position_ids: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    query_start: torch.Tensor,
+    cache_row: torch.Tensor | None = None,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    q_rotated, k_updated, v_updated = packed_rotary_kv_cache_update.fake(
+        qkv, cos, sin, position_ids, k_cache, v_cache, query_start, cache_row,
+        num_heads=num_heads, num_kv_heads=num_kv_heads,
+    )  # fmt: skip
+    return cached_attention.fake(q_rotated, k_updated, v_updated, query_start, cache_row), k_updated, v_updated
+
+
+def _body(present: Collection[str], num_heads: int, num_kv_heads: int) -> str:
+    row = ", cache_row" if "cache_row" in present else ""
+    return f"""
+  q_rotated, k_updated, v_updated = nemotron.PackedRotaryKVCacheUpdate<
+    num_heads={num_heads}, num_kv_heads={num_kv_heads}>(
+    qkv, cos, sin, position_ids, k_cache, v_cache, query_start{row})
+  out = nemotron.CachedAttention(q_rotated, k_updated, v_updated, query_start{row})"""
+
+
+packed_rotary_cached_attention = OpDefinition(
+    name="PackedRotaryCachedAttention",
+    inputs=(
+        OpInput("qkv", "T", "[B, S, (H+2G)*D]"),
+        OpInput("cos", "T", "[P, R/2]"),
+        OpInput("sin", "T", "[P, R/2]"),
+        OpInput("position_ids", "I", "[B, S]"),
+        OpInput("k_cache", "T", "[N, G, T, D]"),
+        OpInput("v_cache", "T", "[N, G, T, D]"),
+        OpInput("query_start", "I", "[B]"),
+        OpInput("cache_row", "I", "[B]", optional=True),
+    ),
+    outputs=(("out", "[B, S, H, D]"), ("k_updated", "[N, G, T, D]"), ("v_updated", "[N, G, T, D]")),
+    eager=_eager,
+    fake=_fake,
+    body=_body,
+    doc="PackedRotaryKVCacheUpdate at slots query_start[b] and following, then CachedAttention of the rotated queries "
+    "over the updated caches.",
+    attributes=(OpAttribute("num_heads", 1, required=True), OpAttribute("num_kv_heads", 1, required=True)),
+)
