@@ -2,11 +2,11 @@
 
     python ci/benchmarks/plugin_kernels.py --output kernels.json
     python ci/benchmarks/plugin_kernels.py --output sweep.json --sweep layernorm_linear.up.r8 linear_residual.down.r8
-    python ci/benchmarks/plugin_kernels.py --output sweep.json --sweep cached_attention_decode.r1 --blocks 32x64x4x3
+    python ci/benchmarks/plugin_kernels.py --output sweep.json --sweep KEY --blocks 32x64x4x3
 
 Each figure is of one CUDA graph of many launches, one behind another over different weights or caches, which together
 are several times the L2 cache. Bytes are those that a launch must read and write once. A sweep tries block sizes: of a
-projection outputs x inputs x warps x stages, of decode attention splits x slots x warps x stages. The figure of a
+projection outputs x inputs x warps x stages, of attention (rotary_cached_attention_decode.r1) splits x slots x warps x stages. The figure of a
 projection of several rows holds the norm in front of it, and that of attention the combination behind it.
 """
 
@@ -98,15 +98,17 @@ class Kernels:
         return make, 2 * rows * self.spec.hidden * gamma.element_size() + 2 * gamma.nbytes
 
     def attention(self, rows: int, filled: int, decode: Launch | None = None) -> tuple[Callable[[], Call], int]:
-        """Decode attention with its combination, over caches of their own with so many filled slots."""
+        """Rotation, update and attention of one token per row, over caches of their own with so many filled slots, and
+        the combination behind it."""
         spec = self.spec
         decode = decode or self.launches[f"{ATTENTION}.r{row_bucket(rows)}"]
         splits, slots = int(decode.constexprs["SPLITS"]), -(-filled // 256) * 256
         combine = cached_attention_combine_rule(
             query_heads=spec.query_heads, head_dim=spec.head_dim, splits=splits, pdl=decode.pdl
         )
-        q = self.tensor(rows, 1, spec.query_heads, spec.head_dim)
-        out = torch.empty_like(q)
+        qkv = self.tensor(rows, 1, self.packed)
+        table = self.tensor(slots, spec.rotary_dim // 2)
+        out = self.tensor(rows, 1, spec.query_heads, spec.head_dim)
         start = torch.full((rows,), filled - 1, device="cuda")
         partial = self.tensor(rows, spec.query_heads, splits, spec.head_dim, dtype=torch.float32)
         partial_lse = self.tensor(rows, spec.query_heads, splits, dtype=torch.float32)
@@ -115,33 +117,16 @@ class Kernels:
             caches = [self.tensor(rows, spec.kv_heads, slots, spec.head_dim) for _ in "kv"]
 
             def call() -> None:
-                arguments: tuple[Any, ...] = (q, *caches, start, start, out, partial, partial_lse, 1, slots)
-                run_launch(decode, *arguments, B=rows, S=1)
+                indices = (start, start, start)
+                arguments: tuple[Any, ...] = (qkv, table, table, *indices, *caches, out, partial, partial_lse)
+                run_launch(decode, *arguments, rows, slots, slots, B=rows, S=1)
                 if splits > 1:
                     run_launch(combine, partial, partial_lse, out, B=rows, S=1)
 
             return call
 
-        return make, 2 * rows * spec.kv_heads * filled * spec.head_dim * q.element_size() + 2 * q.nbytes
-
-    def rotation(self, rows: int, filled: int) -> tuple[Callable[[], Call], int]:
-        """The packed rotation and cache update of one token per row."""
-        spec, launch = self.spec, self.launches["packed_rotary_kv_cache_update"]
-        slots = -(-filled // 256) * 256
-        table = self.tensor(slots, spec.rotary_dim // 2)
-        start = torch.full((rows,), filled - 1, device="cuda")
-        q_out = self.tensor(rows, spec.query_heads, spec.head_dim)
-
-        def make() -> Call:
-            qkv = self.tensor(rows, self.packed)
-            caches = [self.tensor(rows, spec.kv_heads, slots, spec.head_dim) for _ in "kv"]
-            indices = (start, start, start)
-            arguments: tuple[Any, ...] = (
-                qkv, qkv, qkv, table, table, *indices, q_out, *caches, 1, rows, slots, slots
-            )  # fmt: skip
-            return lambda: run_launch(launch, *arguments, B=rows, S=1)
-
-        return make, 2 * rows * self.packed * q_out.element_size()
+        cached = 2 * rows * spec.kv_heads * filled * spec.head_dim * qkv.element_size()
+        return make, cached + qkv.nbytes + out.nbytes
 
     def argmax(self, rows: int) -> tuple[Callable[[], Call], int]:
         """The greedy choice: both kernels."""
@@ -188,7 +173,6 @@ class Kernels:
         bucket, calls, total = row_bucket(rows), [], 0
         layer = [
             self.linear(f"layernorm_linear.qkv.r{bucket}", rows),
-            self.rotation(rows, filled),
             self.attention(rows, filled),
             self.linear(f"linear_residual.o.r{bucket}", rows),
             self.linear(f"layernorm_linear.up.r{bucket}", rows),
@@ -260,7 +244,6 @@ def kernels(made: Kernels, rows: Sequence[int], contexts: Sequence[int]) -> Iter
         yield figure("argmax", count, None, made.argmax(count))
         yield figure("candidates", count, None, made.candidates(count))
         for filled in contexts:
-            yield figure("packed_rotary", count, filled, made.rotation(count, filled))
             yield figure(ATTENTION, count, filled, made.attention(count, filled))
             yield figure("step", count, filled, made.step(count, filled))
             torch.cuda.empty_cache()

@@ -10,7 +10,7 @@ from nemotron_plugins.launch import GridAxis, Launch
 
 __all__ = ["ATTENTION", "variants"]
 
-ATTENTION = "cached_attention_decode"
+ATTENTION = "rotary_cached_attention_decode"
 _LINEAR_SWEEP = {
     "BLOCK_OUT": (2, 4, 8, 16, 32, 64),
     "BLOCK_IN": (64, 128, 256, 512, 1024),

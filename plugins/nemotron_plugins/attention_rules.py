@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 from nemotron_plugins.launch import Constant, GridAxis, Launch
@@ -13,6 +14,7 @@ __all__ = [
     "cached_attention_decode_rule",
     "cached_attention_prefill_rule",
     "decode_splits",
+    "rotary_cached_attention_decode_rule",
 ]
 
 # the decode kernel takes up to so many query vectors per key/value head: new tokens × heads of the group
@@ -25,6 +27,7 @@ _MANY_SPLITS = 16
 _SMALL_SHARED_MEMORY = (86, 89, 120)
 _INPUTS = (("q_ptr", "*T"), ("k_cache_ptr", "*T"), ("v_cache_ptr", "*T"))
 _INDICES = (("query_start_ptr", "*i64"), ("cache_row_ptr", "*i64"))
+_PARTIALS = (("partial_ptr", "*fp32"), ("partial_lse_ptr", "*fp32"))
 _SIZES = (("tokens", "i32"), ("slots", "i32"))
 
 
@@ -82,8 +85,7 @@ def cached_attention_decode_rule(
             *_INPUTS,
             *_INDICES,
             ("out_ptr", "*T"),
-            ("partial_ptr", "*fp32"),
-            ("partial_lse_ptr", "*fp32"),
+            *_PARTIALS,
             *_SIZES,
         ),
         constexprs=constexprs,
@@ -95,11 +97,42 @@ def cached_attention_decode_rule(
     )
 
 
+def rotary_cached_attention_decode_rule(
+    *,
+    query_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    rotary_dim: int,
+    dtype: str,
+    splits: int,
+    has_cache_row: bool = False,
+    pdl: bool = False,
+) -> Launch:
+    """The launch of ``rotary_cached_attention_decode_kernel``: attention's, for one new token per row."""
+    attention = cached_attention_decode_rule(
+        query_heads=query_heads, kv_heads=kv_heads, head_dim=head_dim, dtype=dtype, splits=splits,
+        has_cache_row=has_cache_row, pdl=pdl,
+    )  # fmt: skip
+    return dataclasses.replace(
+        attention,
+        kernel="rotary_cached_attention_decode_kernel",
+        arguments=(
+            *((f"{name}_ptr", "*T") for name in ("qkv", "cos", "sin")),
+            ("position_ptr", "*i64"),
+            *_INDICES,
+            *((f"{name}_ptr", "*T") for name in ("k_cache", "v_cache", "out")),
+            *_PARTIALS,
+            *((name, "i32") for name in ("cache_rows", "slots", "positions")),
+        ),
+        constexprs=attention.constexprs | {"HALF": rotary_dim // 2},
+    )
+
+
 def cached_attention_combine_rule(*, query_heads: int, head_dim: int, splits: int, pdl: bool = False) -> Launch:
     """The launch of ``cached_attention_combine_kernel`` behind a decode of the same ``splits``, where they pass 1."""
     return Launch(
         kernel="cached_attention_combine_kernel",
-        arguments=(("partial_ptr", "*fp32"), ("partial_lse_ptr", "*fp32"), ("out_ptr", "*T")),
+        arguments=(*_PARTIALS, ("out_ptr", "*T")),
         constexprs={
             "HEAD_DIM": head_dim,
             "BLOCK_DIM": max(_MIN_TILE, next_power_of_two(head_dim)),

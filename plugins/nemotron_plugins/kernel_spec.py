@@ -11,6 +11,7 @@ from nemotron_plugins.attention_rules import (
     cached_attention_decode_rule,
     cached_attention_prefill_rule,
     decode_splits,
+    rotary_cached_attention_decode_rule,
 )
 from nemotron_plugins.candidates_rules import candidates_merge_rule, candidates_rule
 from nemotron_plugins.launch import Launch
@@ -102,8 +103,13 @@ class KernelSpec:
         splits = decode_splits(
             kv_heads=self.kv_heads, max_rows=rows, slots=self.max_seq_len, multiprocessors=self.multiprocessors
         )
-        decode = cached_attention_decode_rule(**heads, dtype=self.dtype, splits=splits, pdl=pdl)
-        found = {f"cached_attention_decode.r{rows}": decode}
+        chosen: dict[str, Any] = {**heads, "dtype": self.dtype, "splits": splits, "pdl": pdl}
+        found = {
+            f"rotary_cached_attention_decode.r{rows}": rotary_cached_attention_decode_rule(
+                **chosen, rotary_dim=self.rotary_dim
+            ),
+            f"cached_attention_decode.r{rows}": cached_attention_decode_rule(**chosen),
+        }
         if splits > 1:
             found[f"cached_attention_combine.r{rows}"] = cached_attention_combine_rule(
                 query_heads=self.query_heads, head_dim=self.head_dim, splits=splits, pdl=pdl

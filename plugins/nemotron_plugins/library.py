@@ -29,8 +29,9 @@ class KernelLibrary(Mapping[str, CompiledKernel]):
     The keys, R being a bucket of rows (see :func:`nemotron_plugins.linear_rules.row_bucket`):
         - ``packed_rotary_kv_cache_update`` for decoding, ``packed_rotary_kv_cache_update_prefill`` for many tokens;
           the packed tensor is the argument of ``q_ptr``, ``k_ptr`` and ``v_ptr`` alike;
-        - ``cached_attention_decode.rR`` for one token per row and, where its constexpr ``SPLITS`` passes 1,
-          ``cached_attention_combine.rR`` behind it; ``cached_attention_prefill`` for any number of tokens;
+        - ``rotary_cached_attention_decode.rR`` and ``cached_attention_decode.rR`` for one token per row, with and
+          without the rotation and update in front, and, where their constexpr ``SPLITS`` passes 1,
+          ``cached_attention_combine.rR`` behind them; ``cached_attention_prefill`` for any number of tokens;
         - ``layernorm_linear.NAME.rR`` with the names ``qkv``, ``up`` (with relu²) and ``head`` (giving float32), and
           ``linear_residual.NAME.rR`` with the names ``o`` and ``down``: NAME is the attribute ``kernel`` of the node;
           ``layernorm_rows`` for any number of rows goes in front of a ``layernorm_linear`` whose constexpr ``HAS_NORM``

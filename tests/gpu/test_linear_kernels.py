@@ -127,7 +127,7 @@ def test_a_chain_of_kernels_reads_what_the_one_in_front_wrote() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("tokens", [1, 70])
 def test_packed_rotation_equals_its_definition_bit_for_bit(tokens: int, dtype: torch.dtype) -> None:
-    from nemotron_plugins.torch_launch import packed_rotary_kv_cache_update as kernel
+    from nemotron_plugins.torch_rotary import packed_rotary_kv_cache_update as kernel
 
     case = RotaryCase(H=24, G=8, D=128, R=64, S=tokens, starts=(1030, 0, 77), T=1100)
     inputs: Any = rotary_inputs(case, dtype, "cuda")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from nemotron_graphs.ops import packed_rotary_kv_cache_update
+from nemotron_graphs.ops import packed_rotary_cached_attention, packed_rotary_kv_cache_update
 from nemotron_plugins.kernel_spec import KernelSpec
 from support.linear_kernels import LinearCase, definition, linear_inputs
 from support.plugin_engines import NodeEngine, compiled_library
@@ -101,6 +101,48 @@ def test_packed_rotary_kv_cache_update_equals_its_definition_bit_for_bit(heads: 
         torch.cuda.synchronize()
         for got, wanted in zip((q_out, tensors[4], tensors[5]), expected, strict=True):
             assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("heads", HEADS)
+def test_one_token_rotated_kept_and_attending_is_as_near_to_fp32_as_its_definition(
+    heads: str, dtype: torch.dtype
+) -> None:
+    H, G, D, R = HEADS[heads]
+    table, cache = (dtype, ("P", R // 2)), (dtype, ("B", G, "T", D))
+    inputs = [(dtype, ("B", 1, (H + 2 * G) * D)), table, table, (torch.int64, ("B", 1)), cache, cache,
+              (torch.int64, ("B",))]  # fmt: skip
+    engine = NodeEngine(
+        "PackedRotaryCachedAttention",
+        compiled_library(_spec(heads, dtype), "rotary_cached_attention", "cached_attention_combine"),
+        inputs,
+        [(dtype, ("B", 1, H, D)), cache, cache],
+        {**{name: RANGES[name] for name in ("B", "T")}, "P": (1, SLOTS, SLOTS)},
+        {"num_heads": H, "num_kv_heads": G},
+    )
+    for _, starts, T in CALLS:
+        case = RotaryCase(H=H, G=G, D=D, R=R, S=1, starts=starts, T=T)
+        tensors: Any = case.packed(rotary_inputs(case, dtype, "cuda"))[:7]
+        out = torch.empty(len(starts), 1, H, D, dtype=dtype, device="cuda")
+        engine.bind(tensors, (out, tensors[4], tensors[5]))
+        graph = None
+        for sign in (1, -1):
+            before = [tensor.clone() for tensor in tensors]
+            before[0].mul_(sign)
+            tensors[0].copy_(before[0])
+            torch.cuda.synchronize()
+            if graph is None:
+                engine.run()
+            else:
+                graph.replay()
+            torch.cuda.synchronize()
+            wide = [tensor.float() if tensor.is_floating_point() else tensor for tensor in before]
+            exact = packed_rotary_cached_attention.eager(*wide, num_heads=H, num_kv_heads=G)[0]
+            same, *caches = packed_rotary_cached_attention.eager(*before, num_heads=H, num_kv_heads=G)
+            assert _rmse(out, exact) <= RATIO * _rmse(same, exact) + 1e-7
+            for got, wanted in zip(tensors[4:6], caches, strict=True):
+                assert torch.equal(got, wanted)
+            graph = graph or engine.record()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

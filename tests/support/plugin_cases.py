@@ -65,6 +65,10 @@ CASES: dict[str, tuple[str, dict[str, Any], Call, Call]] = {
         ROTARY, HEADS, rotary_call(),
         [(BF, (3, 1, 6, 16)), (BF, (3, 2, 512, 16)), (BF, (3, 2, 512, 16))],
     ),
+    "rotary and attention": (
+        "PackedRotaryCachedAttention", HEADS, rotary_call(),
+        [(BF, (3, 1, 6, 16)), (BF, (3, 2, 512, 16)), (BF, (3, 2, 512, 16))],
+    ),
     "attention": (ATTENTION, {}, attention_call(), [(BF, (3, 1, 6, 16))]),
     "up": ("LayerNormLinear", UP, normed_call(96), [(BF, (3, 1, 96))]),
     "head": ("LayerNormLinear", HEAD, normed_call(40), [("float32", (3, 1, 40))]),

@@ -12,7 +12,16 @@ import numpy as np
 import torch
 from nemotron_graphs.ops import cached_attention, rotary_kv_cache_update
 
-__all__ = ["AttentionCase", "RotaryCase", "attention_inputs", "reference_attention", "rotary_inputs", "run_interpreted"]
+__all__ = [
+    "AttentionCase",
+    "RotaryCase",
+    "attention_inputs",
+    "reference_attention",
+    "rotary_inputs",
+    "run_fused",
+    "run_fused_interpreted",
+    "run_interpreted",
+]
 
 
 @dataclass(frozen=True)
@@ -112,22 +121,74 @@ def run_interpreted(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Runs a case under the interpreter; returns each output as (kernel, definition in the same dtype)."""
     import triton
-    from nemotron_plugins import torch_launch as kernels
+    from nemotron_plugins import torch_attention, torch_rotary
 
     assert triton.knobs.runtime.interpret, "Triton was imported without its interpreter"
     torch.set_num_threads(1)
     inputs: Any
     if isinstance(case, AttentionCase):
         inputs = attention_inputs(case, dtype)
-        got = kernels.cached_attention(*inputs, splits=case.splits)
+        got = torch_attention.cached_attention(*inputs, splits=case.splits)
         return {"out": (got.numpy(), reference_attention(inputs, dtype).numpy())}
     inputs = rotary_inputs(case, dtype)
     expected = rotary_kv_cache_update.eager(*inputs)
     if packed:
-        q_out = kernels.packed_rotary_kv_cache_update(*case.packed(inputs), num_heads=case.H, num_kv_heads=case.G)
+        q_out = torch_rotary.packed_rotary_kv_cache_update(*case.packed(inputs), num_heads=case.H, num_kv_heads=case.G)
     else:
-        q_out = kernels.rotary_kv_cache_update(*inputs)
+        q_out = torch_rotary.rotary_kv_cache_update(*inputs)
     results = (q_out, inputs[6], inputs[7])
     return {
         name: (g.numpy(), e.numpy()) for name, g, e in zip(("q", "k_cache", "v_cache"), results, expected, strict=True)
     }
+
+
+def run_fused(
+    case: RotaryCase, dtype: torch.dtype, device: str = "cpu", splits: int | None = None
+) -> dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Rotation, update and attention in one launch; each output as (kernel, definition, definition in fp32).
+
+    Slots behind the new token, which nothing may read, hold NaN for the kernel.
+    """
+    from nemotron_plugins.torch_attention import packed_rotary_cached_attention
+
+    inputs: Any = rotary_inputs(case, dtype, device)
+    packed: Any = case.packed(inputs)
+    start, row = packed[6], packed[7]
+    found = []
+    for kind in (dtype, torch.float32):
+        q, k_cache, v_cache = rotary_kv_cache_update.eager(*(_cast(t, kind) for t in inputs))
+        found.append((cached_attention.eager(q, k_cache, v_cache, start, row), k_cache, v_cache))
+    for cache in packed[4:6]:
+        for b, at in enumerate(case.starts):
+            cache[b if row is None else int(row[b]), :, at:] = float("nan")
+    out = packed_rotary_cached_attention(*packed, num_heads=case.H, num_kv_heads=case.G, splits=splits)
+    expected_k, expected_v = (_as_written(case, row, packed[4 + i], found[0][1 + i]) for i in range(2))
+    return {
+        "out": (out, found[0][0], found[1][0]),
+        "k_cache": (packed[4], expected_k, found[1][1]),
+        "v_cache": (packed[5], expected_v, found[1][2]),
+    }
+
+
+def _as_written(case: RotaryCase, row: torch.Tensor | None, cache: torch.Tensor, updated: torch.Tensor) -> torch.Tensor:
+    """The updated cache with NaN in every slot behind a row's new token."""
+    expected = updated.clone()
+    for b, at in enumerate(case.starts):
+        expected[b if row is None else int(row[b]), :, at + 1 :] = float("nan")
+    return expected
+
+
+def _cast(tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    return tensor.to(dtype) if tensor is not None and tensor.is_floating_point() else tensor
+
+
+def run_fused_interpreted(
+    case: RotaryCase, dtype: torch.dtype, splits: int | None
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Under the interpreter; returns each output as (kernel, definition in the same dtype)."""
+    import triton
+
+    assert triton.knobs.runtime.interpret, "Triton was imported without its interpreter"
+    torch.set_num_threads(1)
+    outputs = run_fused(case, dtype, splits=splits)
+    return {name: (got.numpy(), expected.numpy()) for name, (got, expected, _) in outputs.items()}

@@ -26,6 +26,7 @@ def test_a_model_has_every_kernel_of_its_steps() -> None:
     assert {key.rsplit(".r", 1)[0] for key in launches} == {
         "packed_rotary_kv_cache_update",
         "packed_rotary_kv_cache_update_prefill",
+        "rotary_cached_attention_decode",
         "cached_attention_decode",
         "cached_attention_combine",
         "cached_attention_prefill",

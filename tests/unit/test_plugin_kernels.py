@@ -7,7 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 import pytest
 import torch
-from support.plugin_kernels import AttentionCase, RotaryCase, run_interpreted
+from support.plugin_kernels import AttentionCase, RotaryCase, run_fused_interpreted, run_interpreted
 
 pytest.importorskip("triton", reason="Triton, of the build extra, has no wheel for this platform")
 
@@ -65,3 +65,28 @@ def test_cached_attention_is_its_definition(
     got, expected = interpreter.submit(run_interpreted, ATTENTION_CASES[name], dtype).result()["out"]
     assert got.shape == expected.shape
     np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance)
+
+
+FUSED_CASES = {
+    "groups of 3, past 1000": (RotaryCase(H=6, G=2, D=128, R=64, S=1, starts=(1037,), T=1100), None),
+    "the first token": (RotaryCase(H=4, G=2, D=64, R=32, S=1, starts=(0,), T=4), 2),
+    "unsplit, rows of different lengths": (RotaryCase(H=6, G=1, D=64, R=64, S=1, starts=(70, 3), T=80), 1),
+    "the last slot": (RotaryCase(H=6, G=2, D=64, R=16, S=1, starts=(0, 31, 32, 199), T=200), 8),
+    "head_dim 192, groups of 12": (RotaryCase(H=12, G=1, D=192, R=96, S=1, starts=(75,), T=90), 4),
+    "head_dim 80, cache rows": (RotaryCase(H=4, G=4, D=80, R=40, S=1, starts=(33, 9), T=50, permuted=True), 2),
+    "more splits than blocks, no groups": (RotaryCase(H=3, G=3, D=96, R=96, S=1, starts=(40, 2), T=64), 16),
+}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float16, 2e-3)])
+@pytest.mark.parametrize("name", FUSED_CASES)
+def test_rotation_update_and_attention_in_one_launch_are_their_definitions(
+    interpreter: ProcessPoolExecutor, name: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    case, splits = FUSED_CASES[name]
+    outputs = interpreter.submit(run_fused_interpreted, case, dtype, splits).result()
+    got, expected = outputs.pop("out")
+    np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance)
+    # bit for bit, and slots that no token was written to are unchanged
+    for got, expected in outputs.values():
+        np.testing.assert_array_equal(got, expected)

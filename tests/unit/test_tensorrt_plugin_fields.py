@@ -21,12 +21,17 @@ from support.plugin_libraries import FakeTensorRT, library_of, to_fields
 
 OPS = {op.name: op for op in PLUGIN_OPS}
 NODES: dict[str, dict[str, Any]] = {
+    "PackedRotaryCachedAttention": {"num_heads": 6, "num_kv_heads": 2},
     "PackedRotaryKVCacheUpdate": {"num_heads": 6, "num_kv_heads": 2},
     "CachedAttention": {},
     "LayerNormLinear": {"epsilon": 1e-5, "activation": "relu_squared", "output": "same", "kernel": "up"},
     "LinearResidual": {"kernel": "down"},
 }
 KEYS = {
+    "PackedRotaryCachedAttention": [
+        *(f"rotary_cached_attention_decode.r{rows}" for rows in (1, 2, 4, 8)),
+        *(f"cached_attention_combine.r{rows}" for rows in (1, 2, 4, 8)),
+    ],
     "PackedRotaryKVCacheUpdate": ["packed_rotary_kv_cache_update", "packed_rotary_kv_cache_update_prefill"],
     "CachedAttention": [
         "cached_attention_prefill",
@@ -130,7 +135,7 @@ def test_registering_twice_registers_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert fake.registry.creators == creators
     # another copy of this package was there before
     monkeypatch.setattr(registry, "_creators", [])
-    with pytest.raises(MissingDependencyError, match="a plugin PackedRotaryKVCacheUpdate already"):
+    with pytest.raises(MissingDependencyError, match="a plugin PackedRotaryCachedAttention already"):
         register()
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(MissingDependencyError, match=r"no tensorrt.*nemotron-export\[tensorrt\]"):
@@ -178,6 +183,13 @@ GOOD = {name: attribute_fields(attributes) for name, attributes in NODES.items()
         ("PackedRotaryKVCacheUpdate", attribute_fields({"num_heads": 0, "num_kv_heads": 2}), "found num_heads 0"),
         ("PackedRotaryKVCacheUpdate", attribute_fields({"num_heads": 8, "num_kv_heads": 2}),
          "update: found a kernel compiled for QUERY_HEADS = 6; expected 8, the node's num_heads"),
+        ("PackedRotaryCachedAttention", attribute_fields({"num_heads": 6}), "num_kv_heads: found no such attribute"),
+        ("PackedRotaryCachedAttention", attribute_fields({"num_heads": 6, "num_kv_heads": 4}),
+         "found num_heads 6 and num_kv_heads 4; expected heads that num_kv_heads divides"),
+        ("PackedRotaryCachedAttention", attribute_fields({"num_heads": 8, "num_kv_heads": 2}),
+         "decode.r1: found a kernel compiled for GROUP = 3; expected 4, as many of the node's num_heads"),
+        ("PackedRotaryCachedAttention", attribute_fields({"num_heads": 9, "num_kv_heads": 3}),
+         "decode.r1: found a kernel compiled for KV_HEADS = 2; expected 3, the node's num_kv_heads"),
         ("PackedRotaryKVCacheUpdate", attribute_fields({"num_heads": 6.0, "num_kv_heads": 2}),
          "num_heads: found 1 values of FLOAT32; expected an integer"),
         ("PackedRotaryKVCacheUpdate", [Field("num_heads", "FLOAT16", b""), *GOOD["PackedRotaryKVCacheUpdate"][1:]],

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 from nemotron_errors import GraphError
 from nemotron_plugins.library import KernelLibrary
-from nemotron_plugins.tensorrt import operator, packed_rotary_kv_cache_update, take_error
+from nemotron_plugins.tensorrt import caches, operator, take_error
 from nemotron_plugins.tensorrt.operator import Tensor
 from support.plugin_cases import (
     ATTENTION,
@@ -61,18 +61,45 @@ def test_rotation_of_many_tokens_has_its_kernel() -> None:
     assert (key, sizes, values["tokens"]) == ("packed_rotary_kv_cache_update_prefill", {"B": 3, "S": 9}, 9)
 
 
+@pytest.mark.parametrize("case", ["rotary", "rotary and attention"])
 def test_a_cache_whose_output_lies_elsewhere_is_copied_first(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    case: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     copies: list[tuple[int, ...]] = []
-    monkeypatch.setattr(packed_rotary_kv_cache_update, "copy_on_device", lambda *a: copies.append(a))
-    name, attributes, inputs, outputs = CASES["rotary"]
+    monkeypatch.setattr(caches, "copy_on_device", lambda *a: copies.append(a))
+    name, attributes, inputs, outputs = CASES[case]
     make_plugin_op(name, attributes).enqueue(placed(inputs, 1), placed(outputs, 100), 0, 7)
     size = 3 * 2 * 512 * 16 * 2
     assert copies == [(7, 0x65000, 0x5000, size), (7, 0x66000, 0x6000, size)]
     assert "a cache is copied" in caplog.text
-    ((_, _, values, _),) = RecordingKernel.launches
+    values = RecordingKernel.launches[0][2]
     assert (values["k_cache_ptr"], values["v_cache_ptr"]) == (0x65000, 0x66000)
+
+
+@pytest.mark.parametrize(("B", "bucket"), [(1, 1), (2, 2), (3, 4), (5, 8), (40, 8)])
+def test_one_token_is_rotated_kept_and_attends_in_one_launch(B: int, bucket: int) -> None:
+    fused, combine = _run("rotary and attention", rotary_call(B=B))
+    keys = (f"rotary_cached_attention_decode.r{bucket}", f"cached_attention_combine.r{bucket}")
+    assert (fused[0], combine[0]) == keys
+    assert fused[3] == combine[3] == {"B": B, "S": 1}
+    splits = library_of()[fused[0]].record.constexprs["SPLITS"]
+    lse = 0x99000 + -(-B * 6 * splits * 16 * 4 // 256) * 256
+    assert fused[2] == {
+        "qkv_ptr": 0x1000, "cos_ptr": 0x2000, "sin_ptr": 0x3000, "position_ptr": 0x4000, "query_start_ptr": 0x7000,
+        "cache_row_ptr": 0x7000, "k_cache_ptr": 0x5000, "v_cache_ptr": 0x6000, "out_ptr": 0x64000,
+        "partial_ptr": 0x99000, "partial_lse_ptr": lse, "cache_rows": B, "slots": 512, "positions": 300,
+    }  # fmt: skip
+    assert combine[2] == {"partial_ptr": 0x99000, "partial_lse_ptr": lse, "out_ptr": 0x64000}
+    name, attributes, _, _ = CASES["rotary and attention"]
+    needed = B * 6 * splits * (16 + 1) * 4
+    if B <= 5:
+        assert make_plugin_op(name, attributes).workspace(placed(rotary_call(B=B), 1)) >= needed
+
+
+def test_several_tokens_are_refused_where_one_is_rotated_and_attends() -> None:
+    name, attributes, _, _ = CASES["rotary and attention"]
+    with pytest.raises(GraphError, match="tokens per row of 2; expected 1"):
+        make_plugin_op(name, attributes).configure(placed(rotary_call(S=2), 1))
 
 
 @pytest.mark.parametrize(("B", "bucket"), [(1, 1), (2, 2), (3, 4), (5, 8), (40, 8)])

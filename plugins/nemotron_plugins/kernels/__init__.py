@@ -14,6 +14,7 @@ from nemotron_plugins.kernels.candidates import candidates_kernel, candidates_me
 from nemotron_plugins.kernels.layernorm_linear import layernorm_linear_kernel
 from nemotron_plugins.kernels.layernorm_rows import layernorm_rows_kernel
 from nemotron_plugins.kernels.linear_residual import linear_residual_kernel
+from nemotron_plugins.kernels.rotary_cached_attention_decode import rotary_cached_attention_decode_kernel
 from nemotron_plugins.kernels.rotary_kv_cache_update import rotary_kv_cache_update_kernel
 
 __all__ = ["KERNELS"]
@@ -22,6 +23,7 @@ KERNELS: dict[str, Any] = {
     kernel.__name__: kernel
     for kernel in (
         rotary_kv_cache_update_kernel,
+        rotary_cached_attention_decode_kernel,
         cached_attention_decode_kernel,
         cached_attention_combine_kernel,
         cached_attention_prefill_kernel,

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from nemotron_plugins.kernels.attention_tile import attend, prefetch
+from nemotron_plugins.kernels.attention_split import attend_part, part_of, prefetch_part, skip_part
 
 __all__ = ["cached_attention_combine_kernel", "cached_attention_decode_kernel"]
 
@@ -53,54 +53,29 @@ def cached_attention_decode_kernel(
     kv_head = tl.program_id(0) % KV_HEADS
     split = tl.program_id(1)
     start = tl.load(query_start_ptr + row).to(tl.int32)
-    filled = tl.minimum(start + tokens, slots)
-    part = (filled + SPLITS * BLOCK_N - 1) // (SPLITS * BLOCK_N) * BLOCK_N
-    begin = split * part
-    end = tl.minimum(begin + part, filled)
+    begin, end = part_of(tl.minimum(start + tokens, slots), split, SPLITS, BLOCK_N)
     cache_row = row.to(tl.int64)
     if HAS_CACHE_ROW:
         cache_row = tl.load(cache_row_ptr + row)
     offset = (cache_row * KV_HEADS + kv_head) * slots * HEAD_DIM
     if PDL:
-        SIZE: tl.constexpr = BLOCK_N * BLOCK_DIM
-        values = (tl.minimum(end - begin, BLOCK_N)) * HEAD_DIM
-        prefetch(k_cache_ptr + offset + begin * HEAD_DIM, values, SIZE)
-        prefetch(v_cache_ptr + offset + begin * HEAD_DIM, values, SIZE)
+        prefetch_part(k_cache_ptr + offset, v_cache_ptr + offset, begin, end, HEAD_DIM, BLOCK_DIM, BLOCK_N)
         gdc_wait()
 
     m_M = tl.arange(0, BLOCK_M)
     token_M = m_M // GROUP
     exists_M = token_M < tokens
-    head_M = kv_head * GROUP + m_M % GROUP
-    vector_M = (row * tokens + token_M).to(tl.int64) * (KV_HEADS * GROUP) + head_M
-    lane_1D = tl.arange(0, BLOCK_DIM)[None, :]
-    exists_MD = exists_M[:, None] & (lane_1D < HEAD_DIM)
-
+    vector_M = (row * tokens + token_M).to(tl.int64) * (KV_HEADS * GROUP) + kv_head * GROUP + m_M % GROUP
     if begin < end:
+        lane_1D = tl.arange(0, BLOCK_DIM)[None, :]
+        exists_MD = exists_M[:, None] & (lane_1D < HEAD_DIM)
         q_MD = tl.load(q_ptr + vector_M[:, None] * HEAD_DIM + lane_1D, mask=exists_MD, other=0.0)
-        max_M = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-        sum_M = tl.zeros((BLOCK_M,), tl.float32)
-        acc_MD = tl.zeros((BLOCK_M, BLOCK_DIM), tl.float32)
-        max_M, sum_M, acc_MD = attend(
-            q_MD, k_cache_ptr + offset, v_cache_ptr + offset, max_M, sum_M, acc_MD, begin, end, start + token_M,
-            SCALE_LOG2, HEAD_DIM, BLOCK_DIM, BLOCK_N, True,
+        attend_part(
+            q_MD, k_cache_ptr + offset, v_cache_ptr + offset, begin, end, start + token_M, vector_M, exists_M, split,
+            out_ptr, partial_ptr, partial_lse_ptr, SCALE_LOG2, HEAD_DIM, BLOCK_DIM, BLOCK_M, BLOCK_N, SPLITS,
         )  # fmt: skip
-        if SPLITS == 1:
-            out_MD = acc_MD / sum_M[:, None]
-            tl.store(
-                out_ptr + vector_M[:, None] * HEAD_DIM + lane_1D, out_MD.to(out_ptr.dtype.element_ty), mask=exists_MD
-            )
-        else:
-            # the first of several new tokens may see nothing of the last part
-            sum_M = tl.where(max_M == float("-inf"), 1.0, sum_M)
-            out_MD = acc_MD / sum_M[:, None]
-            split_M = vector_M * SPLITS + split
-            tl.store(partial_ptr + split_M[:, None] * HEAD_DIM + lane_1D, out_MD, mask=exists_MD)
-            tl.store(partial_lse_ptr + split_M, max_M + tl.log2(sum_M), mask=exists_M)
     else:
-        if SPLITS > 1:
-            empty_M = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-            tl.store(partial_lse_ptr + vector_M * SPLITS + split, empty_M, mask=exists_M)
+        skip_part(vector_M, exists_M, split, partial_lse_ptr, BLOCK_M, SPLITS)
 
 
 @triton.jit

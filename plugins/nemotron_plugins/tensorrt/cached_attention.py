@@ -14,14 +14,12 @@ from nemotron_plugins.attention_rules import MAX_DECODE_ROWS
 from nemotron_plugins.launch import CompiledKernel
 from nemotron_plugins.tensorrt.fields import Attribute
 from nemotron_plugins.tensorrt.operator import PluginOp, Tensor, row_buckets_of, smallest_bucket
+from nemotron_plugins.tensorrt.splits import PARTIALS, partial_bytes
 
 __all__ = ["CachedAttention"]
 
 _DECODE, _COMBINE, _PREFILL = "cached_attention_decode", "cached_attention_combine", "cached_attention_prefill"
 _INPUTS = ("q_ptr", "k_cache_ptr", "v_cache_ptr", "query_start_ptr", "cache_row_ptr", "out_ptr", "tokens", "slots")
-_PARTIALS = ("partial_ptr", "partial_lse_ptr")
-_FLOAT_BYTES = 4
-_ALIGNMENT = 256
 
 
 class CachedAttention(PluginOp):
@@ -31,8 +29,8 @@ class CachedAttention(PluginOp):
     inputs = "TTTII"
     outputs = "T"
     arguments = {  # noqa: RUF012
-        "cached_attention_decode_kernel": (*_INPUTS, *_PARTIALS),
-        "cached_attention_combine_kernel": (*_PARTIALS, "out_ptr"),
+        "cached_attention_decode_kernel": (*_INPUTS, *PARTIALS),
+        "cached_attention_combine_kernel": (*PARTIALS, "out_ptr"),
         "cached_attention_prefill_kernel": _INPUTS,
     }
 
@@ -114,13 +112,5 @@ class CachedAttention(PluginOp):
         return min(MAX_DECODE_ROWS, int(record.constexprs["BLOCK_M"])) // self._group
 
     def _partial_bytes(self, B: int, S: int) -> tuple[int, int]:
-        """Of the partial results [B, S, H, P, D] and of their log-sums [B, S, H, P], rounded up to the alignment."""
         splits = self._splits(smallest_bucket(B, self._buckets))
-        if splits == 1:
-            return 0, 0
-        sums = B * S * self._kv_heads * self._group * splits * _FLOAT_BYTES
-        return _aligned(sums * self._head_dim), _aligned(sums)
-
-
-def _aligned(size: int) -> int:
-    return -(-size // _ALIGNMENT) * _ALIGNMENT
+        return partial_bytes(B * S * self._kv_heads * self._group, self._head_dim, splits)

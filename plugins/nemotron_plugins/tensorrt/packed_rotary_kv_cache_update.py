@@ -6,22 +6,17 @@ the table, R rotary_dim.
 
 from __future__ import annotations
 
-import logging
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nemotron_errors import GraphError
 
-from nemotron_plugins.driver import copy_on_device
 from nemotron_plugins.launch import CompiledKernel
-from nemotron_plugins.launch_rules import ITEM_BYTES
+from nemotron_plugins.tensorrt.caches import copy_caches
 from nemotron_plugins.tensorrt.fields import Attribute, FieldSpec
 from nemotron_plugins.tensorrt.operator import PluginOp, Tensor
 
 __all__ = ["PackedRotaryKVCacheUpdate"]
-
-_log = logging.getLogger(__name__)
 
 _DECODE, _MANY = "packed_rotary_kv_cache_update", "packed_rotary_kv_cache_update_prefill"
 
@@ -91,12 +86,7 @@ class PackedRotaryKVCacheUpdate(PluginOp):
         q_out, k_out, v_out = outputs
         B, S = qkv.shape[:2]
         N, T = k_cache.shape[0], k_cache.shape[2]
-        for source, target in ((k_cache, k_out), (v_cache, v_out)):
-            if source.address != target.address:
-                # a session binds both to one memory; a builder that times the node may not
-                _log.warning("%s: a cache is copied, as TensorRT gave other memory for the output", self.name)
-                size = math.prod(source.shape) * ITEM_BYTES[self.dtype]
-                copy_on_device(stream, target.address, source.address, size)
+        copy_caches(self.name, self.dtype, [(k_cache, k_out), (v_cache, v_out)], stream)
         values = {
             "q_ptr": qkv.address,
             "k_ptr": qkv.address,

@@ -12,13 +12,14 @@ from nemotron_plugins.tensorrt.cached_attention import CachedAttention
 from nemotron_plugins.tensorrt.layernorm_linear import LayerNormLinear
 from nemotron_plugins.tensorrt.linear_residual import LinearResidual
 from nemotron_plugins.tensorrt.operator import PluginOp
+from nemotron_plugins.tensorrt.packed_rotary_cached_attention import PackedRotaryCachedAttention
 from nemotron_plugins.tensorrt.packed_rotary_kv_cache_update import PackedRotaryKVCacheUpdate
 from nemotron_plugins.tensorrt.plugin import PLUGIN_VERSION, plugin_classes
 
 __all__ = ["PLUGIN_OPS", "register"]
 
 PLUGIN_OPS: tuple[type[PluginOp], ...] = (
-    PackedRotaryKVCacheUpdate, CachedAttention, LayerNormLinear, LinearResidual,
+    PackedRotaryCachedAttention, PackedRotaryKVCacheUpdate, CachedAttention, LayerNormLinear, LinearResidual,
 )  # fmt: skip
 
 _lock = threading.Lock()

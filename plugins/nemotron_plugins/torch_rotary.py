@@ -1,4 +1,4 @@
-"""Launches the kernels on PyTorch tensors, with the meaning of the dialect's ops.
+"""Launches rotation and cache update on PyTorch tensors, with the meaning of the dialect's ops.
 
 Shapes: B rows, N cache rows, S new tokens, T cache slots, H query heads, G key/value heads, D head_dim, P positions in
 the table, R rotary_dim.
@@ -7,26 +7,11 @@ the table, R rotary_dim.
 from __future__ import annotations
 
 import torch
-from nemotron_errors import RequestError
 
-from nemotron_plugins.attention_rules import (
-    MAX_DECODE_ROWS,
-    cached_attention_combine_rule,
-    cached_attention_decode_rule,
-    cached_attention_prefill_rule,
-    decode_splits,
-)
 from nemotron_plugins.launch_rules import rotary_kv_cache_update_rule
-from nemotron_plugins.torch_call import (
-    architecture_of,
-    check_rows,
-    check_tensor,
-    has_pdl,
-    multiprocessors_of,
-    run_launch,
-)
+from nemotron_plugins.torch_call import check_rows, check_tensor, has_pdl, run_launch
 
-__all__ = ["cached_attention", "packed_rotary_kv_cache_update", "rotary_kv_cache_update"]
+__all__ = ["check_packed", "packed_rotary_kv_cache_update", "rotary_kv_cache_update"]
 
 
 def rotary_kv_cache_update(
@@ -108,6 +93,28 @@ def packed_rotary_kv_cache_update(
     Raises:
         RequestError: tensors of other shapes, dtypes or devices, or not contiguous.
     """
+    check_packed(qkv, cos, sin, position_ids, k_cache, v_cache, write_index, cache_row, num_heads, num_kv_heads)
+    B, S, _ = qkv.shape
+    D = k_cache.shape[-1]
+    q_out = qkv.new_empty((B, S, num_heads, D))
+    return _rotate_and_update(
+        (qkv,) * 3, q_out, num_kv_heads, cos, sin, position_ids, k_cache, v_cache, write_index, cache_row
+    )
+
+
+def check_packed(
+    qkv: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    position_ids: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    write_index: torch.Tensor,
+    cache_row: torch.Tensor | None,
+    num_heads: int,
+    num_kv_heads: int,
+) -> None:
+    """Checks the inputs of a packed rotation and update: see :func:`packed_rotary_kv_cache_update`."""
     B, S, _ = qkv.shape
     N, _, T, D = k_cache.shape
     for name, tensor, shape in (
@@ -120,10 +127,6 @@ def packed_rotary_kv_cache_update(
         check_tensor(name, tensor, shape, qkv)
     check_tensor("position_ids", position_ids, (B, S), qkv, torch.int64)
     check_rows(qkv, B, N, write_index=write_index, cache_row=cache_row)
-    q_out = qkv.new_empty((B, S, num_heads, D))
-    return _rotate_and_update(
-        (qkv,) * 3, q_out, num_kv_heads, cos, sin, position_ids, k_cache, v_cache, write_index, cache_row
-    )
 
 
 def _rotate_and_update(
@@ -154,60 +157,3 @@ def _rotate_and_update(
     inputs = (*qkv, cos, sin, position_ids, write_index, row, q_out, k_cache, v_cache)
     run_launch(launch, *inputs, S, N, T, cos.shape[0], B=B, S=S)
     return q_out
-
-
-def cached_attention(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    query_start: torch.Tensor,
-    cache_row: torch.Tensor | None = None,
-    *,
-    splits: int | None = None,
-) -> torch.Tensor:
-    """Causal grouped-query attention of q [B, S, H, D] over the filled part of the caches [N, G, T, D].
-
-    Token s of row b sees slots 0 to ``query_start[b] + s`` of its cache row; later slots are not read, whatever they
-    hold. Few tokens run split over the cache, many run tiled.
-
-    Args:
-        q: [B, S, H, D].
-        k_cache: [N, G, T, D].
-        v_cache: [N, G, T, D].
-        query_start: [B], int64.
-        cache_row: [B], int64: the cache row of each row; without it, row b.
-        splits: parts that each row's cache is split into, a power of two; by default what fills the GPU.
-
-    Raises:
-        RequestError: tensors of other shapes, dtypes or devices, or not contiguous.
-    """
-    B, S, H, D = q.shape
-    N, G, T, _ = k_cache.shape
-    check_tensor("q", q, (B, S, H, D), q)
-    check_tensor("k_cache", k_cache, (N, G, T, D), q)
-    check_tensor("v_cache", v_cache, (N, G, T, D), q)
-    if H % G:
-        raise RequestError(f"{H} query heads", f"a multiple of the {G} key/value heads", "reshape q", where="q")
-    check_rows(q, B, N, query_start=query_start, cache_row=cache_row)
-    dtype = str(q.dtype).removeprefix("torch.")
-    pdl, has_row = has_pdl(q), cache_row is not None
-    row = query_start if cache_row is None else cache_row
-    out = torch.empty_like(q)
-    heads = {"query_heads": H, "kv_heads": G, "head_dim": D}
-    if S * H // G > MAX_DECODE_ROWS:
-        launch = cached_attention_prefill_rule(
-            **heads, dtype=dtype, architecture=architecture_of(q), has_cache_row=has_row, pdl=pdl
-        )
-        run_launch(launch, q, k_cache, v_cache, query_start, row, out, S, T, B=B, S=S)
-        return out
-    if splits is None:
-        splits = decode_splits(kv_heads=G, max_rows=B, slots=T, multiprocessors=multiprocessors_of(q))
-    launch = cached_attention_decode_rule(**heads, dtype=dtype, splits=splits, tokens=S, has_cache_row=has_row, pdl=pdl)
-    # rubbish until written: the interpreter's and the GPU's alike
-    partial = torch.empty((B, S, H, splits, D) if splits > 1 else (1,), dtype=torch.float32, device=q.device)
-    partial_lse = torch.empty((B, S, H, splits) if splits > 1 else (1,), dtype=torch.float32, device=q.device)
-    run_launch(launch, q, k_cache, v_cache, query_start, row, out, partial, partial_lse, S, T, B=B, S=S)
-    if splits > 1:
-        combine = cached_attention_combine_rule(query_heads=H, head_dim=D, splits=splits, pdl=pdl)
-        run_launch(combine, partial, partial_lse, out, B=B, S=S)
-    return out
