@@ -6,8 +6,9 @@
 
 Each figure is of one CUDA graph of many launches, one behind another over different weights or caches, which together
 are several times the L2 cache. Bytes are those that a launch must read and write once. A sweep tries block sizes: of a
-projection outputs x inputs x warps x stages, of attention (rotary_cached_attention_decode.r1) splits x slots x warps x stages. The figure of a
-projection of several rows holds the norm in front of it, and that of attention the combination behind it.
+projection outputs x inputs x warps x stages, of attention (rotary_cached_attention_decode.r1) splits x slots x warps x
+stages. The figure of a projection of several rows holds the norm in front of it, and that of attention the combination
+behind it.
 """
 
 from __future__ import annotations

@@ -78,6 +78,7 @@ def cached_attention_decode_rule(
         "BLOCK_M": max(_MIN_TILE, next_power_of_two(tokens * query_heads // kv_heads)),
         "BLOCK_N": block_n,
         "SPLITS": splits,
+        "PREFETCH": block_n if pdl else 0,
     }
     return Launch(
         kernel="cached_attention_decode_kernel",

@@ -13,9 +13,7 @@ __all__ = ["ROW_BUCKETS", "layernorm_linear_rule", "layernorm_rows_rule", "linea
 ROW_BUCKETS = (1, 2, 4, 8)
 # tensor cores multiply tiles of at least 16
 _MIN_TILE = 16
-# a head is wide enough to fill the GPU with the smallest blocks
-_WIDE = 65536
-# a projection of more outputs, or inputs, than this takes blocks of fewer outputs
+# a projection of so many outputs takes blocks of more of them, one of so many inputs of fewer
 _LONG = 8192
 # input features behind the first tile that a block asks the L2 cache for while it waits for the kernel in front
 _PREFETCH = 512
@@ -45,9 +43,9 @@ def _blocks(rows: int, inputs: int, outputs: int, dtype: str, *, normed: bool) -
         tile = min(chosen.inputs, max(_MIN_TILE, next_power_of_two(inputs)))
         return _Blocks(chosen.outputs, tile, chosen.num_warps, chosen.num_stages)
     if normed:
-        chosen = _Blocks(4 if _LONG <= outputs < _WIDE else 8, 1024, 4, 1)
+        chosen = _Blocks(8 if outputs >= _LONG else 4, 1024, 4, 1)
     else:
-        chosen = _Blocks(4, 1024, 8, 1) if inputs >= _LONG else _Blocks(8, 1024, 4, 1)
+        chosen = _Blocks(2, 1024, 8, 1) if inputs >= _LONG else _Blocks(4, 1024, 2, 1)
     return _Blocks(chosen.outputs, min(chosen.inputs, next_power_of_two(inputs)), chosen.num_warps, chosen.num_stages)
 
 

@@ -70,14 +70,14 @@ def run_kernel(case: LinearCase, inputs: tuple[torch.Tensor, ...]) -> torch.Tens
 def run_linear_interpreted(
     case: LinearCase, dtype: torch.dtype, *, wide: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel and definition in one dtype, under the interpreter; ``wide`` takes the blocks of a vocabulary's head."""
+    """Kernel and definition in one dtype, under the interpreter; ``wide`` takes the blocks of many features."""
     import triton
     from nemotron_plugins import linear_rules
 
     assert triton.knobs.runtime.interpret, "Triton was imported without its interpreter"
     torch.set_num_threads(1)
     inputs = linear_inputs(case, dtype)
-    with mock.patch.object(linear_rules, "_WIDE", 1 if wide else linear_rules._WIDE):
+    with mock.patch.object(linear_rules, "_LONG", 1 if wide else linear_rules._LONG):
         got = run_kernel(case, inputs)
     return got.numpy(), definition(case, inputs).numpy()
 

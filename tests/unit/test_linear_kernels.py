@@ -45,7 +45,7 @@ def test_projections_are_their_definitions(
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_the_blocks_of_a_head_give_the_same(interpreter: ProcessPoolExecutor, rows: int) -> None:
+def test_the_blocks_of_many_features_give_the_same(interpreter: ProcessPoolExecutor, rows: int) -> None:
     case = LinearCase(B=rows, inputs=1100, outputs=131, normed=True, output="float32")
     got, expected = interpreter.submit(run_linear_interpreted, case, torch.float16, wide=True).result()
     np.testing.assert_allclose(got, expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max())

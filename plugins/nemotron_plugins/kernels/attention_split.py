@@ -22,12 +22,11 @@ def part_of(filled, split, SPLITS: tl.constexpr, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
-def prefetch_part(k_ptr, v_ptr, begin, end, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Asks the L2 cache for the first tile of a part of one cache head."""
-    MOST: tl.constexpr = BLOCK_N * BLOCK_DIM
-    values = tl.minimum(end - begin, BLOCK_N) * HEAD_DIM
-    prefetch(k_ptr + begin * HEAD_DIM, values, MOST)
-    prefetch(v_ptr + begin * HEAD_DIM, values, MOST)
+def prefetch_part(k_ptr, v_ptr, begin, end, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, SLOTS: tl.constexpr):
+    """Asks the L2 cache for the first SLOTS, a power of two, of a part of one cache head."""
+    values = tl.minimum(end - begin, SLOTS) * HEAD_DIM
+    prefetch(k_ptr + begin * HEAD_DIM, values, SLOTS * BLOCK_DIM)
+    prefetch(v_ptr + begin * HEAD_DIM, values, SLOTS * BLOCK_DIM)
 
 
 @triton.jit

@@ -38,14 +38,15 @@ def cached_attention_decode_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
     SPLITS: tl.constexpr,
+    PREFETCH: tl.constexpr,
     HAS_CACHE_ROW: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Block (row and key/value head, split).
 
-    Lengths and cache rows are read before it waits for the kernel in front, and the first tile of its part of the cache
-    is asked for: nothing that launches its dependents early writes the former, and the L2 cache is where a new token's
-    key and value go.
+    Before it waits for the kernel in front, it reads lengths and cache rows, which nothing writes that launches its
+    dependents early, and asks for the first PREFETCH slots of its part of the cache: what is written later is in the L2
+    cache, too.
     """
     if PDL:
         gdc_launch_dependents()
@@ -58,8 +59,9 @@ def cached_attention_decode_kernel(
     if HAS_CACHE_ROW:
         cache_row = tl.load(cache_row_ptr + row)
     offset = (cache_row * KV_HEADS + kv_head) * slots * HEAD_DIM
+    if PREFETCH > 0:
+        prefetch_part(k_cache_ptr + offset, v_cache_ptr + offset, begin, end, HEAD_DIM, BLOCK_DIM, PREFETCH)
     if PDL:
-        prefetch_part(k_cache_ptr + offset, v_cache_ptr + offset, begin, end, HEAD_DIM, BLOCK_DIM, BLOCK_N)
         gdc_wait()
 
     m_M = tl.arange(0, BLOCK_M)

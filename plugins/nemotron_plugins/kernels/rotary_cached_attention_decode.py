@@ -62,14 +62,15 @@ def rotary_cached_attention_decode_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
     SPLITS: tl.constexpr,
+    PREFETCH: tl.constexpr,
     HAS_CACHE_ROW: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Block (row and key/value head, split). A slot or cache row that does not exist is not written.
 
-    Lengths, cache rows, positions and angles are read before it waits for the kernel in front, and the first tile of
-    its part of the cache is asked for: nothing that launches its dependents early writes the former, and of the latter
-    the L2 cache has what is written later, too.
+    Before it waits for the kernel in front, it reads lengths, cache rows, positions and angles, which nothing writes
+    that launches its dependents early, and asks for the first PREFETCH slots of its part of the cache: what is written
+    later is in the L2 cache, too.
     """
     if PDL:
         gdc_launch_dependents()
@@ -90,8 +91,9 @@ def rotary_cached_attention_decode_kernel(
     angle_D = position * HALF + tl.where(lane_D < HALF, lane_D, lane_D - HALF)
     cos_D = tl.load(cos_ptr + angle_D, mask=has_angle_D, other=float("nan")).to(tl.float32)
     sin_D = tl.load(sin_ptr + angle_D, mask=has_angle_D, other=float("nan")).to(tl.float32)
+    if PREFETCH > 0:
+        prefetch_part(k_ptr, v_ptr, begin, end, HEAD_DIM, BLOCK_DIM, PREFETCH)
     if PDL:
-        prefetch_part(k_ptr, v_ptr, begin, end, HEAD_DIM, BLOCK_DIM, BLOCK_N)
         gdc_wait()
 
     m_M = tl.arange(0, BLOCK_M)
