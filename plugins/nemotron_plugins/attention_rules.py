@@ -45,8 +45,10 @@ def _constexprs(query_heads: int, kv_heads: int, head_dim: int, has_cache_row: b
 
 
 def decode_splits(*, kv_heads: int, max_rows: int, slots: int, multiprocessors: int) -> int:
-    """Into how many parts each row's cache is split: a power of two that fills the GPU at ``max_rows``."""
-    wanted = multiprocessors // (kv_heads * max_rows)
+    """Into how many parts each row's cache is split: a power of two that gives every
+    multiprocessor several blocks at ``max_rows``."""
+    # as measured on an H100: blocks that wait for the memory let others run
+    wanted = multiprocessors * (4 if max_rows == 1 else 2) // (kv_heads * max_rows)
     useful = -(-slots // 32)
     return max(1, min(_MAX_SPLITS, next_power_of_two(wanted + 1) // 2, next_power_of_two(useful)))
 
@@ -68,10 +70,10 @@ def cached_attention_decode_rule(
     """
     constexprs = _constexprs(query_heads, kv_heads, head_dim, has_cache_row, pdl)
     slot_bytes = ITEM_BYTES[dtype] * int(constexprs["BLOCK_DIM"])
-    # as measured on an H100: where parts are long, and few, larger tiles of more warps read them faster
+    # as measured on an H100: where parts are long, and few, larger tiles read them faster
     few = splits < _MANY_SPLITS and ITEM_BYTES[dtype] == 2
     if slot_bytes <= 256:
-        block_n, stages = (64, 3) if few else (32, 4)
+        block_n, stages = (64, 3) if few else (32, 2)
     else:
         block_n, stages = (32, 3) if slot_bytes <= 512 else (16, 2)
     constexprs |= {
@@ -91,7 +93,7 @@ def cached_attention_decode_rule(
         ),
         constexprs=constexprs,
         grid=(GridAxis(kv_heads, ("B",)), GridAxis(splits)),
-        num_warps=2 if ITEM_BYTES[dtype] == 2 and block_n < 64 else 4,
+        num_warps=4,
         num_stages=stages,
         fp_fusion=True,
         pdl=pdl,
@@ -141,7 +143,7 @@ def cached_attention_combine_rule(*, query_heads: int, head_dim: int, splits: in
             "PDL": pdl,
         },
         grid=(GridAxis(query_heads, ("B", "S")),),
-        num_warps=4,
+        num_warps=max(1, splits // 32),
         num_stages=1,
         fp_fusion=True,
         pdl=pdl,

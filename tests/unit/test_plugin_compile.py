@@ -94,7 +94,10 @@ def test_grids_follow_the_sizes_of_a_call() -> None:
     assert prefill.grid_of(B=3, S=100) == (3, 24)
 
 
-def test_splits_fill_the_gpu_and_no_more() -> None:
-    assert decode_splits(kv_heads=8, max_rows=1, slots=4096, multiprocessors=132) == 16
+def test_splits_give_every_multiprocessor_a_few_blocks_and_no_more() -> None:
+    assert decode_splits(kv_heads=8, max_rows=1, slots=4096, multiprocessors=132) == 64
+    assert decode_splits(kv_heads=8, max_rows=1, slots=4096, multiprocessors=108) == 32
+    assert decode_splits(kv_heads=8, max_rows=8, slots=4096, multiprocessors=132) == 4
     assert decode_splits(kv_heads=8, max_rows=64, slots=4096, multiprocessors=132) == 1
+    # a part of less than a tile would stay empty
     assert decode_splits(kv_heads=8, max_rows=1, slots=100, multiprocessors=132) == 4

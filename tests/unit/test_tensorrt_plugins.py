@@ -143,7 +143,7 @@ def test_workspace_holds_the_partial_results_of_every_call_within_the_limits() -
 
 
 def test_one_split_needs_neither_workspace_nor_a_second_launch() -> None:
-    spec = dataclasses.replace(SPEC, multiprocessors=1)
+    spec = dataclasses.replace(SPEC, max_seq_len=32)
     op = make_plugin_op(ATTENTION, {}, library_of(spec))
     inputs = placed(attention_call(), 1)
     op.enqueue(inputs, placed([(BF, (3, 1, 6, 16))], 100), 0, 7)
