@@ -6,8 +6,8 @@ Needs the `build` and `tensorrt` extras; `ort` needs onnxruntime-gpu and onnxrun
 step that fails is named and the others run; the exit code is the number of steps that failed. `results` gets each
 step's log, the measurements as JSON, and summary.json with every step's seconds, peak memory and exit code.
 
-With `--jobs` so many of the tests and parity checks run at once: most of their time is the CPU's. What is measured,
-free memory too, runs alone behind them.
+With `--jobs` so many of the tests and parity checks run at once: most of their time is the CPU's. What is measured runs
+alone behind them.
 """
 
 from __future__ import annotations
@@ -106,8 +106,7 @@ def chains(output: Path, work: Path, only: set[str]) -> Iterator[Chain]:
     if "tests" in only:
         pytest = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider"]
         for path in sorted((ROOT / "tests/gpu").glob("test_*.py")):
-            yield Chain([Step(path.stem, [*pytest, "-m", "not free_memory", str(path)], 580)])
-        yield Chain([Step("tests of free memory", [*pytest, "-m", "free_memory", "tests/gpu"], 400)], alone=True)
+            yield Chain([Step(path.stem, [*pytest, str(path)], 580)])
     if "kernels" in only:
         command = [sys.executable, str(ROOT / "ci/benchmarks/plugin_kernels.py"), "--output"]
         yield Chain([Step("kernels", [*command, str(output / "kernels.json")], 200)], alone=True)
