@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 from nemotron_errors import GraphError
 from nemotron_plugins.library import KernelLibrary
-from nemotron_plugins.tensorrt import caches, operator, take_error
+from nemotron_plugins.tensorrt import operator, packed_rotary, take_error
 from nemotron_plugins.tensorrt.operator import Tensor
 from support.plugin_cases import (
     ATTENTION,
@@ -66,7 +66,7 @@ def test_a_cache_whose_output_lies_elsewhere_is_copied_first(
     case: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     copies: list[tuple[int, ...]] = []
-    monkeypatch.setattr(caches, "copy_on_device", lambda *a: copies.append(a))
+    monkeypatch.setattr(packed_rotary, "copy_on_device", lambda *a: copies.append(a))
     name, attributes, inputs, outputs = CASES[case]
     make_plugin_op(name, attributes).enqueue(placed(inputs, 1), placed(outputs, 100), 0, 7)
     size = 3 * 2 * 512 * 16 * 2
