@@ -182,7 +182,7 @@ def test_a_failure_names_layer_and_op(failing: dict[str, Any]) -> None:
     assert page.crosses["drift-by-position"] == page.crosses["drift-by-layer"] == 1, "what is not finite"
     assert page.dots["drift-by-position"] == 2 * len(POSITIONS) - 1
     assert page.dots["margins"] == 1
-    assert "not allowed" in page.text
+    assert "past the margin" in page.text
     assert "Decode was not walked" in page.text
 
 

@@ -144,5 +144,5 @@ def _flip_dots(flips: Sequence[dict[str, Any]], allowed: bool, x: Scale) -> Seri
         )
         for index, flip in enumerate(chosen)
     )
-    word = "allowed" if allowed else "not allowed"
+    word = "within the margin" if allowed else "past it"
     return Series(f"flips, {word} ({len(dots)})", "allowed" if allowed else "refused", "", dots)

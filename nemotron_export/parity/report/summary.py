@@ -103,7 +103,7 @@ def tiles(document: dict[str, Any]) -> list[Tile]:
     drift = document.get("drift")
     if drift is not None and drift["margins"]["compared"]:
         refused = sum(not flip["allowed"] for flip in drift["flips"])
-        detail = f"at {count(drift['positions_compared'])} compared positions; {count(refused)} not allowed"
+        detail = f"at {count(drift['positions_compared'])} compared positions; {count(refused)} past the margin"
         made.append(Tile("token flips", count(len(drift["flips"])), detail, _state(not refused)))
     bisection = document.get("bisection")
     if bisection is not None:
@@ -137,7 +137,7 @@ def checks(document: dict[str, Any]) -> list[Check]:
 
 
 def flips(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """The flipped tokens: those that are not allowed first, the largest margins first."""
+    """The flipped tokens: those past the margin first, the largest margins first."""
     found = document.get("drift", {}).get("flips", [])
     return sorted(found, key=lambda flip: (flip["allowed"], -flip["margin"]))
 
@@ -172,7 +172,8 @@ def definitions(document: dict[str, Any]) -> list[Definition]:
             ),
             Definition(
                 "Margin of flips", f"{FLIP_MARGIN:g} × RMSE",
-                "a token may differ where fp32's own margin is at most so many times eager PyTorch's RMSE",
+                "a token may differ where fp32's own margin is at most so many times eager PyTorch's RMSE; one of 64 "
+                "tokens may pass it, none twice as much",
             ),
         ]  # fmt: skip
     if own is not None:

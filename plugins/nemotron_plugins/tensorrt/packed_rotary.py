@@ -23,8 +23,9 @@ _log = logging.getLogger(__name__)
 
 
 class PackedRotaryOp(PluginOp):
-    """Inputs qkv [B, S, (H+2G)D], cos and sin [P, R/2], position_ids [B, S], caches [N, G, T, D], slots of the
-    first new tokens [B] and optionally cache_row [B]; outputs [B, S, H, D] and the caches, which are their inputs' memory.
+    """Inputs qkv [B, S, (H+2G)D], cos and sin [P, R/2], position_ids [B, S], caches [N, G, T, D],
+    slots of the first new tokens [B] and optionally cache_row [B]; outputs [B, S, H, D] and the caches, which are their
+    inputs' memory.
 
     Raises:
         GraphError: also where the key/value heads do not divide the query heads.
