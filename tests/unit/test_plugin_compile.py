@@ -36,6 +36,7 @@ def _launches(architecture: int, head_dim: int = 128) -> list[Launch]:
         cached_attention_combine_rule(query_heads=24, head_dim=head_dim, splits=16, pdl=pdl),
         cached_attention_prefill_rule(**heads, dtype="bfloat16", architecture=architecture, pdl=pdl),
         rotary_cached_attention_decode_rule(**heads, rotary_dim=64, dtype="bfloat16", splits=16, pdl=pdl),
+        rotary_cached_attention_decode_rule(**heads, rotary_dim=64, dtype="bfloat16", splits=2, pdl=pdl),
     ]
 
 
@@ -87,7 +88,7 @@ def test_broken_records_are_refused() -> None:
 
 
 def test_grids_follow_the_sizes_of_a_call() -> None:
-    rotary, decode, _, combine, prefill, fused = _launches(90)
+    rotary, decode, _, combine, prefill, fused, _ = _launches(90)
     assert rotary.grid_of(B=3, S=1) == (3, 20)
     assert decode.grid_of(B=3, S=1) == fused.grid_of(B=3, S=1) == (24, 16)
     assert combine.grid_of(B=3, S=1) == (72,)
