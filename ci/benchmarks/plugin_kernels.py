@@ -2,13 +2,13 @@
 
     python ci/benchmarks/plugin_kernels.py --output kernels.json
     python ci/benchmarks/plugin_kernels.py --output sweep.json --sweep layernorm_linear.up.r8 linear_residual.down.r8
-    python ci/benchmarks/plugin_kernels.py --output sweep.json --sweep KEY --blocks 32x64x4x3
+    python ci/benchmarks/plugin_kernels.py --output sweep.json --sweep linear_residual.o.r1 --by-step
 
 Each figure is of one CUDA graph of many launches, one behind another over different weights or caches, which together
 are several times the L2 cache. Bytes are those that a launch must read and write once. A sweep tries block sizes: of a
 projection outputs x inputs x warps x stages, of attention (rotary_cached_attention_decode.r1) splits x slots x warps x
 stages. The figure of a projection of several rows holds the norm in front of it, and that of attention the combination
-behind it.
+behind it. Kernels overlap in a step: the fastest alone is not what makes the fastest step, which `--by-step` measures.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ import triton
 from nemotron_plugins.attention_rules import cached_attention_combine_rule
 from nemotron_plugins.candidates_rules import tournament
 from nemotron_plugins.kernel_spec import KernelSpec
-from nemotron_plugins.launch import Launch
 from nemotron_plugins.linear_rules import row_bucket
 from nemotron_plugins.torch_call import run_launch
 from plugin_kernels_sweep import ATTENTION, variants
@@ -57,9 +56,9 @@ class Kernels:
         """Small random numbers."""
         return torch.randn(shape, device="cuda", dtype=dtype or self.dtype) * 0.02
 
-    def linear(self, key: str, rows: int, launch: Launch | None = None) -> tuple[Callable[[], Call], int]:
+    def linear(self, key: str, rows: int) -> tuple[Callable[[], Call], int]:
         """A maker of calls of a projection, each with a weight of its own, and the bytes of one."""
-        launch = launch or self.launches[key]
+        launch = self.launches[key]
         inputs, outputs = int(launch.constexprs["INPUTS"]), int(launch.constexprs["OUTPUTS"])
         x, gamma = self.tensor(rows, inputs), self.tensor(inputs)
         float32 = dict(launch.arguments)["out_ptr"] == "*fp32"
@@ -98,11 +97,11 @@ class Kernels:
 
         return make, 2 * rows * self.spec.hidden * gamma.element_size() + 2 * gamma.nbytes
 
-    def attention(self, rows: int, filled: int, decode: Launch | None = None) -> tuple[Callable[[], Call], int]:
+    def attention(self, rows: int, filled: int) -> tuple[Callable[[], Call], int]:
         """Rotation, update and attention of one token per row, over caches of their own with so many filled slots, and
         the combination behind it."""
         spec = self.spec
-        decode = decode or self.launches[f"{ATTENTION}.r{row_bucket(rows)}"]
+        decode = self.launches[f"{ATTENTION}.r{row_bucket(rows)}"]
         splits, slots = int(decode.constexprs["SPLITS"]), -(-filled // 256) * 256
         combine = cached_attention_combine_rule(
             query_heads=spec.query_heads, head_dim=spec.head_dim, splits=splits, pdl=decode.pdl
@@ -251,24 +250,29 @@ def kernels(made: Kernels, rows: Sequence[int], contexts: Sequence[int]) -> Iter
 
 
 def sweep(
-    made: Kernels, keys: Sequence[str], contexts: Sequence[int], chosen: Sequence[Sequence[int]]
+    made: Kernels, keys: Sequence[str], contexts: Sequence[int], chosen: Sequence[Sequence[int]], by_step: bool
 ) -> Iterator[dict[str, Any]]:
-    """The named kernels with other blocks; what a GPU cannot hold is left out."""
+    """The named kernels with other blocks, alone or in a whole step; what a GPU cannot hold is left out."""
     for key in keys:
-        rows = int(key.rsplit(".r", 1)[1])
-        for blocks, launch in variants(key, made.launches[key], chosen):
+        rows, own = int(key.rsplit(".r", 1)[1]), made.launches[key]
+        depends = by_step or key.startswith(ATTENTION)
+        for blocks, launch in variants(key, own, chosen):
+            made.launches[key] = launch
             try:
-                if key.startswith(ATTENTION):
-                    for filled in contexts:
-                        yield figure(key, rows, filled, made.attention(rows, filled, launch), blocks=blocks)
-                else:
-                    yield figure(key, rows, None, made.linear(key, rows, launch), blocks=blocks)
+                for filled in contexts if depends else (None,):
+                    if by_step:
+                        yield figure("step", rows, filled, made.step(rows, filled or 0), key=key, blocks=blocks)
+                    elif filled is not None:
+                        yield figure(key, rows, filled, made.attention(rows, filled), blocks=blocks)
+                    else:
+                        yield figure(key, rows, None, made.linear(key, rows), blocks=blocks)
             except (
                 triton.runtime.errors.OutOfResources,
                 triton.compiler.errors.CompilationError,
                 RuntimeError,
             ) as error:
                 print(f"{key}: {blocks}: {type(error).__name__}")
+        made.launches[key] = own
 
 
 def main() -> None:
@@ -278,6 +282,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--contexts", type=int, nargs="+", default=[512, 2048])
     parser.add_argument("--sweep", nargs="+", default=[], metavar="KEY", help="keys of the kernel library")
+    parser.add_argument("--by-step", action="store_true", help="measure a whole step with each of the sweep's blocks")
     parser.add_argument(
         "--blocks", nargs="+", default=[], metavar="AxBxWARPSxSTAGES",
         type=lambda text: tuple(map(int, text.split("x"))),
@@ -288,7 +293,7 @@ def main() -> None:
     spec = dataclasses.replace(MINITRON_4B, multiprocessors=properties.multi_processor_count)
     made = Kernels(spec, 10 * properties.major + properties.minor)
     if arguments.sweep:
-        found = sweep(made, arguments.sweep, arguments.contexts, arguments.blocks)
+        found = sweep(made, arguments.sweep, arguments.contexts, arguments.blocks, arguments.by_step)
     else:
         found = kernels(made, arguments.rows, arguments.contexts)
     document = {
