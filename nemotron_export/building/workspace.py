@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -51,23 +52,23 @@ def staging(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
     output = Path(os.path.abspath(output))
     check_output(output, overwrite=overwrite)
     made = [parent for parent in output.parents if not parent.exists()]
-    temporary: Path | None = None
+    # named before it is made: an interrupt between the two must find it
+    temporary = output.parent / f".{output.name}.partial-{secrets.token_hex(4)}"
     try:
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=output.parent))
+            temporary.mkdir(mode=0o700)
         except OSError as error:
             raise ResourceError(
                 f"no way to make a folder ({error.strerror})", "a parent folder that can be written",
                 "choose another --output", where=str(output.parent),
             ) from None  # fmt: skip
         yield temporary
-        # mkdtemp makes it private; a bundle has the permissions that any new folder would have
+        # it was private; a bundle has the permissions that any new folder would have
         temporary.chmod(0o777 & ~_umask())
         _swap_in(temporary, output, overwrite=overwrite)
     except BaseException:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         for parent in made:
             try:
                 parent.rmdir()

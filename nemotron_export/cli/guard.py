@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import functools
-import signal
 import sys
-import threading
 from collections.abc import Callable
-from types import FrameType
 from typing import ParamSpec, TypeVar
 
 import typer
 from nemotron_errors import NemotronError
 
 from nemotron_export.cli.console import print_error
+from nemotron_export.cli.interrupts import Terminated, interrupts
 from nemotron_export.extras import missing_dependency
 
 __all__ = ["EXIT_CODES", "INTERRUPTED", "TERMINATED", "guarded"]
@@ -34,14 +32,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class _Terminated(KeyboardInterrupt):
-    pass
-
-
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise _Terminated
-
-
 def guarded(command: Callable[P, R]) -> Callable[P, R]:
     """Runs a command so that a user's mistake prints three lines and exits with its code, without a traceback.
 
@@ -50,10 +40,9 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, _terminate)
         try:
-            return command(*args, **kwargs)
+            with interrupts():
+                return command(*args, **kwargs)
         except NemotronError as error:
             print_error(error)
             raise typer.Exit(error.exit_code) from None
@@ -63,7 +52,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
                 raise
             print_error(missing)
             raise typer.Exit(missing.exit_code) from None
-        except _Terminated:
+        except Terminated:
             print("terminated", file=sys.stderr)
             raise typer.Exit(TERMINATED) from None
         except KeyboardInterrupt:

@@ -1,8 +1,9 @@
 """Eager PyTorch with one decoder layer in memory at a time, for checkpoints that memory does not hold.
 
 All rows go through a layer before the next one is read, by the same modules as the whole model, each row alone and in
-its own shapes: results are the whole model's bit for bit. Where several tokens of a row are known beforehand (a run fed
-with the reference's own tokens), they go through a layer one after the other, so that one pass over the file is enough.
+its own shapes: results are the whole model's bit for bit, but for the last bit of what a head in slices gives on a CPU
+whose matrix kernels round by the shape. Where several tokens of a row are known beforehand (a run fed with the
+reference's own tokens), they go through a layer one after the other, so that one pass over the file is enough.
 
 Shapes: S new tokens, k positions with outputs, E hidden_size, V outputs of the head.
 """

@@ -45,13 +45,17 @@ def _write(folder: Path, task: str = "causal-lm", stored: torch.dtype = torch.bf
     return Checkpoint.open(folder, task=task)
 
 
-def _assert_same(found: Reference, expected: Reference) -> None:
+def _assert_same(found: Reference, expected: Reference, *, last_bits: bool = False) -> None:
+    """Equal in every bit, or with `last_bits` but for the last ones of numbers."""
     assert len(found.prompts) == len(expected.prompts) > 0
     for ours, theirs in zip(found.prompts, expected.prompts, strict=True):
         for item in fields(ReferencePrompt):
             a, b = getattr(ours, item.name), getattr(theirs, item.name)
             assert a.dtype == b.dtype
-            assert np.array_equal(a, b), (item.name, len(ours.ids))
+            if last_bits and a.dtype == np.float32:
+                np.testing.assert_allclose(a, b, rtol=0, atol=4 * np.finfo(np.float32).eps * np.abs(b).max(initial=0))
+            else:
+                assert np.array_equal(a, b), (item.name, len(ours.ids))
         assert np.isfinite(ours.logits).all()
     assert found.eager_rmse == expected.eager_rmse
     assert found.task == expected.task
@@ -103,7 +107,8 @@ def test_the_head_in_slices(threads: int, vocabulary: int, rows: int, tmp_path: 
     for size in (rows, vocabulary // 64 * 64 + 64):
         with LayerwiseModel(checkpoint, torch.float32, len(plan.prompts), head_slice_rows=size) as model:
             made.append(Reference(layerwise_reference(model, plan, lambda done, total: None)))
-    _assert_same(*made)
+    # a CPU's matrix kernels may round by the shape: an Intel Xeon does so with two threads at the odd width
+    _assert_same(*made, last_bits=True)
 
 
 def test_a_pass_costs_one_reading_of_each_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

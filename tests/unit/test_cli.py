@@ -226,6 +226,70 @@ app()
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, TERMINATED), (signal.SIGINT, INTERRUPTED)])
+def test_signals_wait_for_the_end_of_an_import(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    """A library's start in C++ takes no exception: the process would abort."""
+    (tmp_path / "slow.py").write_text(
+        "import time\nprint('ready', flush=True)\nuntil = time.monotonic() + 1\n"
+        "while time.monotonic() < until:\n    time.sleep(0.01)\nprint('loaded', flush=True)\n"
+    )
+    program = f"""
+import sys, time, typer
+from nemotron_export.cli.guard import guarded
+sys.path.insert(0, {str(tmp_path)!r})
+app = typer.Typer()
+@app.command()
+@guarded
+def load() -> None:
+    import slow
+    time.sleep(60)
+app()
+"""
+    child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    os.kill(child.pid, number)
+    out, err = child.communicate(timeout=60)
+    assert (child.returncode, out) == (code, "loaded\n"), err
+    assert "Traceback" not in err
+
+
+def test_a_signal_that_a_finalizer_drops_comes_again_and_cleaning_up_is_left_alone(tmp_path: Path) -> None:
+    program = f"""
+import time, typer
+from pathlib import Path
+from nemotron_export.cli.guard import guarded
+app = typer.Typer()
+class Dropping:
+    def __del__(self):
+        print("ready", flush=True)
+        time.sleep(60)
+@app.command()
+@guarded
+def wait() -> None:
+    try:
+        dropping = Dropping()
+        del dropping
+        print("dropped", flush=True)
+        time.sleep(60)
+    finally:
+        try:
+            raise OSError
+        except OSError:
+            # longer than it takes to raise again
+            time.sleep(1.5)
+        Path({str(tmp_path / "unwound")!r}).touch()
+app()
+"""
+    child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    os.kill(child.pid, signal.SIGTERM)
+    out, err = child.communicate(timeout=50)
+    assert (child.returncode, out) == (TERMINATED, "dropped\n"), err
+    assert (tmp_path / "unwound").exists()
+
+
 def test_a_report_into_a_missing_folder_is_refused_before_any_work(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["parity", str(tmp_path), "--report", str(tmp_path / "missing" / "page.html")])
     assert result.exit_code == 2
