@@ -14,8 +14,9 @@ from nemotron_export.cli.convert import convert
 from nemotron_export.cli.demo import demo
 from nemotron_export.cli.doctor import doctor
 from nemotron_export.cli.generate import generate
-from nemotron_export.cli.guard import EXIT_CODES, guarded
+from nemotron_export.cli.guard import EXIT_CODES, INTERRUPTED, TERMINATED, guarded
 from nemotron_export.cli.inspect import inspect
+from nemotron_export.cli.interrupts import end_soon
 from nemotron_export.cli.tasks import answer, classify, embed, tag
 
 __all__ = ["app", "main"]
@@ -57,5 +58,10 @@ def _options(
 
 
 def main() -> None:
-    """The console script."""
-    app()
+    """The console script; an interrupted command's process ends, whatever its threads still wait for."""
+    try:
+        app()
+    except SystemExit as end:
+        if end.code in (INTERRUPTED, TERMINATED):
+            end_soon(int(end.code))
+        raise

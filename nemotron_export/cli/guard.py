@@ -25,7 +25,7 @@ EXIT_CODES = {
     2: "wrong usage, or an input that is broken or does not fit",
     3: "something is not installed or not available here",
     4: "too little disk or memory",
-    INTERRUPTED: "interrupted (143 by SIGTERM); nothing is left behind",
+    INTERRUPTED: "interrupted (143 by SIGTERM); nothing half-written is left behind",
 }
 
 P = ParamSpec("P")

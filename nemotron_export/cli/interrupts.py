@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -10,13 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Terminated", "interrupts"]
+__all__ = ["Terminated", "end_soon", "interrupts"]
 
 _RETRY_SECONDS = 0.02
 # an import that hangs is interrupted all the same
 _PATIENCE_SECONDS = 30.0
 # by then an exception that was raised unwinds something, or was dropped
 _CHECK_SECONDS = 0.5
+# an interpreter waits for its threads, and one that was interrupted may have left them a lock
+_EXIT_SECONDS = 10.0
 
 
 class Terminated(KeyboardInterrupt):
@@ -78,6 +81,16 @@ def interrupts() -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         for number, before in kept.items():
             signal.signal(number, before)
+
+
+def end_soon(code: int) -> None:
+    """Ends the process with an exit code, should it not have ended by itself before; all was cleaned up already."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    timer = threading.Timer(_EXIT_SECONDS, os._exit, (code,))
+    timer.daemon = True
+    timer.start()
 
 
 def _is_importing(frame: FrameType | None) -> bool:

@@ -290,6 +290,30 @@ app()
     assert (tmp_path / "unwound").exists()
 
 
+def test_an_interrupted_process_does_not_wait_for_its_threads() -> None:
+    program = """
+import sys, threading, time, typer
+from nemotron_export.cli import interrupts, main
+from nemotron_export.cli.guard import guarded
+app = typer.Typer()
+@app.command()
+@guarded
+def wait() -> None:
+    threading.Thread(target=time.sleep, args=(100,)).start()
+    print("ready", flush=True)
+    time.sleep(100)
+interrupts._EXIT_SECONDS = 0.5
+sys.modules["nemotron_export.cli.app"].app = app
+main()
+"""
+    child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    os.kill(child.pid, signal.SIGTERM)
+    _, err = child.communicate(timeout=50)
+    assert (child.returncode, err) == (TERMINATED, "terminated\n")
+
+
 def test_a_report_into_a_missing_folder_is_refused_before_any_work(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["parity", str(tmp_path), "--report", str(tmp_path / "missing" / "page.html")])
     assert result.exit_code == 2
