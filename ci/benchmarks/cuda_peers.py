@@ -16,7 +16,6 @@ import argparse
 import json
 import math
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -31,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 from cuda_peers_builds import Built, builds, run_builds
 from cuda_peers_contenders import Entry, entries
+from support.gpu_memory import gpu_query
 
 from nemotron_export.bench.process import ContenderProcess
 from nemotron_export.bench.results import Spread
@@ -77,16 +77,6 @@ class Turn:
     def pid(self) -> int:
         """Of the process."""
         return self._process.pid
-
-
-def gpu_query(what: str, fields: str) -> list[list[str]]:
-    """Rows that nvidia-smi prints; none without it."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    done = subprocess.run([program, f"--query-{what}={fields}", "--format=csv,noheader,nounits"],
-                          capture_output=True, text=True, check=False)  # fmt: skip
-    return [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
 
 
 def measure(

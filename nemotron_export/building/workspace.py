@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,8 +51,7 @@ def staging(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
     output = Path(os.path.abspath(output))
     check_output(output, overwrite=overwrite)
     made = [parent for parent in output.parents if not parent.exists()]
-    # named before it is made: an interrupt between the two must find it
-    temporary = output.parent / f".{output.name}.partial-{secrets.token_hex(4)}"
+    temporary = _beside(output, "partial")
     try:
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
@@ -83,17 +81,23 @@ def _umask() -> int:
     return mask
 
 
+def _beside(output: Path, what: str) -> Path:
+    """A new name beside the output, known before anything has it: an interrupt behind that must find it."""
+    return output.parent / f".{output.name}.{what}-{secrets.token_hex(4)}"
+
+
 def _swap_in(temporary: Path, output: Path, *, overwrite: bool) -> None:
     check_output(output, overwrite=overwrite)
     if not output.exists():
         os.rename(temporary, output)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{output.name}.replaced-", dir=output.parent))
-    os.rename(output, old / output.name)
+    old = _beside(output, "replaced")
     try:
+        os.rename(output, old)
         os.rename(temporary, output)
     except BaseException:
-        os.rename(old / output.name, output)
-        old.rmdir()
+        if old.exists() and not output.exists():
+            os.rename(old, output)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(old, ignore_errors=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from nemotron_graphs.ops import cached_attention, rotary_kv_cache_update
+from nemotron_graphs.ops import cached_attention, packed_rotary_cached_attention, rotary_kv_cache_update
 
 __all__ = [
     "AttentionCase",
@@ -149,33 +149,27 @@ def run_fused(
 
     Slots behind the new token, which nothing may read, hold NaN for the kernel.
     """
-    from nemotron_plugins.torch_attention import packed_rotary_cached_attention
+    from nemotron_plugins import torch_attention
 
-    inputs: Any = rotary_inputs(case, dtype, device)
-    packed: Any = case.packed(inputs)
-    start, row = packed[6], packed[7]
-    found = []
-    for kind in (dtype, torch.float32):
-        q, k_cache, v_cache = rotary_kv_cache_update.eager(*(_cast(t, kind) for t in inputs))
-        found.append((cached_attention.eager(q, k_cache, v_cache, start, row), k_cache, v_cache))
+    packed: Any = case.packed(rotary_inputs(case, dtype, device))
+    heads = {"num_heads": case.H, "num_kv_heads": case.G}
+    (out, *caches), exact = (
+        packed_rotary_cached_attention.eager(*(_cast(t, kind) for t in packed), **heads)
+        for kind in (dtype, torch.float32)
+    )
     for cache in packed[4:6]:
-        for b, at in enumerate(case.starts):
-            cache[b if row is None else int(row[b]), :, at:] = float("nan")
-    out = packed_rotary_cached_attention(*packed, num_heads=case.H, num_kv_heads=case.G, splits=splits)
-    expected_k, expected_v = (_as_written(case, row, packed[4 + i], found[0][1 + i]) for i in range(2))
-    return {
-        "out": (out, found[0][0], found[1][0]),
-        "k_cache": (packed[4], expected_k, found[1][1]),
-        "v_cache": (packed[5], expected_v, found[1][2]),
-    }
+        _spoil(case, cache, packed[7], behind=0)
+    got = torch_attention.packed_rotary_cached_attention(*packed, **heads, splits=splits)
+    for cache in caches:
+        _spoil(case, cache, packed[7], behind=1)
+    results = zip((got, *packed[4:6]), (out, *caches), exact, strict=True)
+    return dict(zip(("out", "k_cache", "v_cache"), results, strict=True))
 
 
-def _as_written(case: RotaryCase, row: torch.Tensor | None, cache: torch.Tensor, updated: torch.Tensor) -> torch.Tensor:
-    """The updated cache with NaN in every slot behind a row's new token."""
-    expected = updated.clone()
+def _spoil(case: RotaryCase, cache: torch.Tensor, row: torch.Tensor | None, behind: int) -> None:
+    """Puts NaN into every slot from so many behind a row's new token on."""
     for b, at in enumerate(case.starts):
-        expected[b if row is None else int(row[b]), :, at + 1 :] = float("nan")
-    return expected
+        cache[b if row is None else int(row[b]), :, at + behind :] = float("nan")
 
 
 def _cast(tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:

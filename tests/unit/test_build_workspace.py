@@ -83,6 +83,26 @@ def test_a_failing_rename_puts_the_old_bundle_back(tmp_path: Path, monkeypatch: 
     assert os.listdir(tmp_path) == ["bundle"]
 
 
+@pytest.mark.parametrize(("moved", "text"), [(1, "old"), (2, "new")])
+def test_an_interrupt_between_the_renames_leaves_one_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: int, text: str
+) -> None:
+    output = _bundle(tmp_path / "bundle")
+    real, calls = os.rename, []
+
+    def rename(source: Path, target: Path) -> None:
+        real(source, target)
+        calls.append(target)
+        if len(calls) == moved:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(KeyboardInterrupt), staging(output, overwrite=True) as folder:
+        (folder / "manifest.json").write_text("new")
+    assert (output / "manifest.json").read_text() == text
+    assert os.listdir(tmp_path) == ["bundle"]
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_what_is_no_bundle_is_never_replaced(tmp_path: Path, overwrite: bool) -> None:
     folder = tmp_path / "photos"

@@ -39,26 +39,6 @@ def _eager(
     return cached_attention.eager(q_rotated, k_updated, v_updated, query_start, cache_row), k_updated, v_updated
 
 
-def _fake(
-    qkv: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    position_ids: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    query_start: torch.Tensor,
-    cache_row: torch.Tensor | None = None,
-    *,
-    num_heads: int,
-    num_kv_heads: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    q_rotated, k_updated, v_updated = packed_rotary_kv_cache_update.fake(
-        qkv, cos, sin, position_ids, k_cache, v_cache, query_start, cache_row,
-        num_heads=num_heads, num_kv_heads=num_kv_heads,
-    )  # fmt: skip
-    return cached_attention.fake(q_rotated, k_updated, v_updated, query_start, cache_row), k_updated, v_updated
-
-
 def _body(present: Collection[str], num_heads: int, num_kv_heads: int) -> str:
     row = ", cache_row" if "cache_row" in present else ""
     return f"""
@@ -82,7 +62,8 @@ packed_rotary_cached_attention = OpDefinition(
     ),
     outputs=(("out", "[B, S, H, D]"), ("k_updated", "[N, G, T, D]"), ("v_updated", "[N, G, T, D]")),
     eager=_eager,
-    fake=_fake,
+    # the attention has the shape of the rotated queries
+    fake=packed_rotary_kv_cache_update.fake,
     body=_body,
     doc="PackedRotaryKVCacheUpdate at slots query_start[b] and following, then CachedAttention of the rotated queries "
     "over the updated caches.",

@@ -13,19 +13,20 @@ from nemotron_errors import GraphError
 from nemotron_plugins.attention_rules import MAX_DECODE_ROWS
 from nemotron_plugins.launch import CompiledKernel
 from nemotron_plugins.tensorrt.fields import Attribute
-from nemotron_plugins.tensorrt.operator import PluginOp, Tensor, row_buckets_of, smallest_bucket
-from nemotron_plugins.tensorrt.splits import PARTIALS, partial_bytes
+from nemotron_plugins.tensorrt.operator import Tensor
+from nemotron_plugins.tensorrt.split_attention import PARTIALS, SplitAttentionOp
 
 __all__ = ["CachedAttention"]
 
-_DECODE, _COMBINE, _PREFILL = "cached_attention_decode", "cached_attention_combine", "cached_attention_prefill"
+_PREFILL = "cached_attention_prefill"
 _INPUTS = ("q_ptr", "k_cache_ptr", "v_cache_ptr", "query_start_ptr", "cache_row_ptr", "out_ptr", "tokens", "slots")
 
 
-class CachedAttention(PluginOp):
+class CachedAttention(SplitAttentionOp):
     """Inputs q [B, S, H, D], caches [N, G, T, D], query_start [B] and optionally cache_row [B]; output [B, S, H, D]."""
 
     name = "CachedAttention"
+    decode = "cached_attention_decode"
     inputs = "TTTII"
     outputs = "T"
     arguments = {  # noqa: RUF012
@@ -36,27 +37,19 @@ class CachedAttention(PluginOp):
 
     def __init__(self, values: Mapping[str, Attribute], kernels: Mapping[str, CompiledKernel]) -> None:
         super().__init__(values, kernels)
-        self._buckets = row_buckets_of(self.name, _DECODE, list(kernels))
         first = self.records[_PREFILL].constexprs
         self._kv_heads, self._group, self._head_dim = (int(first[c]) for c in ("KV_HEADS", "GROUP", "HEAD_DIM"))
         for rows in self._buckets:
-            key, combine = f"{_DECODE}.r{rows}", f"{_COMBINE}.r{rows}"
             for constant in ("KV_HEADS", "GROUP", "HEAD_DIM", "HAS_CACHE_ROW"):
-                self._check_constant(key, constant, first[constant], f"as {_PREFILL} has it")
-            if self._splits(rows) > 1:
-                if combine not in kernels:
-                    self._refuse("no such kernel", f"one behind {key}", combine)
-                self._check_constant(combine, "SPLITS", self._splits(rows), f"as {key} has it")
-                self._check_constant(combine, "HEAD_DIM", self._head_dim, f"as {key} has it")
+                self._check_constant(f"{self.decode}.r{rows}", constant, first[constant], f"as {_PREFILL} has it")
+        self._check_combines()
 
     @classmethod
     def keys_of(cls, values: Mapping[str, Attribute], held: Sequence[str]) -> list[str]:
         """The prefill kernel and, for each bucket of rows, decode and what combines its splits."""
         if _PREFILL not in held:
             raise GraphError("no such kernel", "one for prefill", "build the kernels", where=f"{cls.name}.{_PREFILL}")
-        buckets = row_buckets_of(cls.name, _DECODE, held)
-        combines = [f"{_COMBINE}.r{rows}" for rows in buckets]
-        return [_PREFILL, *(f"{_DECODE}.r{rows}" for rows in buckets), *(key for key in combines if key in held)]
+        return [_PREFILL, *cls._split_keys(held)]
 
     def output_shapes(self, inputs: Sequence[Sequence[Any]]) -> list[list[Any]]:
         """[B, S, H, D]."""
@@ -74,10 +67,11 @@ class CachedAttention(PluginOp):
     def workspace(self, inputs: Sequence[Tensor]) -> int:
         """The splits' partial results, for up to B rows of as many tokens as the decode kernel takes."""
         most_rows, most_tokens = inputs[0].shape[:2]
-        return max(
-            sum(self._partial_bytes(rows, min(most_tokens, self._decode_tokens(rows))))
-            for rows in range(1, max(most_rows, 1) + 1)
-        )
+        needed = 0
+        for B in range(1, max(most_rows, 1) + 1):
+            vectors = self._vectors(B, min(most_tokens, self._decode_tokens(B)))
+            needed = max(needed, sum(self._partial_bytes(B, vectors)))
+        return needed
 
     def enqueue(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], workspace: int, stream: int) -> None:
         """See :meth:`PluginOp.enqueue`."""
@@ -96,21 +90,13 @@ class CachedAttention(PluginOp):
         }
         if self._decode_tokens(B) < S:
             self._launch(_PREFILL, stream, values, B=B, S=S)
-            return
-        bucket = smallest_bucket(B, self._buckets)
-        values |= {"partial_ptr": workspace, "partial_lse_ptr": workspace + self._partial_bytes(B, S)[0]}
-        self._launch(f"{_DECODE}.r{bucket}", stream, values, B=B, S=S)
-        if self._splits(bucket) > 1:
-            self._launch(f"{_COMBINE}.r{bucket}", stream, values, B=B, S=S)
+        else:
+            self._launch_split(self._vectors(B, S), workspace, stream, values, B=B, S=S)
 
-    def _splits(self, bucket: int) -> int:
-        return int(self.records[f"{_DECODE}.r{bucket}"].constexprs["SPLITS"])
+    def _vectors(self, B: int, S: int) -> int:
+        return B * S * self._kv_heads * self._group
 
     def _decode_tokens(self, rows: int) -> int:
         """New tokens per row, at most, that the decode kernel for so many rows has place for."""
-        record = self.records[f"{_DECODE}.r{smallest_bucket(rows, self._buckets)}"]
+        record = self.records[f"{self.decode}.r{self._bucket(rows)}"]
         return min(MAX_DECODE_ROWS, int(record.constexprs["BLOCK_M"])) // self._group
-
-    def _partial_bytes(self, B: int, S: int) -> tuple[int, int]:
-        splits = self._splits(smallest_bucket(B, self._buckets))
-        return partial_bytes(B * S * self._kv_heads * self._group, self._head_dim, splits)

@@ -96,10 +96,10 @@ def open_graph(
             values: dict[str, Any] = {}
             if has_weights:
                 opened = _opened_files(bundle, isinstance(graph, str), on_device)
-                values = _weight_values(bundle, graph, views, opened.locations)
                 if on_device and opened.locations:
                     options.add_session_config_entry(_FOLDER, str(opened.folder))
                     graph = Path(graph).read_bytes() if isinstance(graph, str) else graph
+                values = _weight_values(bundle, graph, views, opened.locations)
             if values:
                 options.add_external_initializers(list(values), list(values.values()))
             # without its second try on the CPU, or with a provider's defaults, which would hide the error
