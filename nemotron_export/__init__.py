@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from nemotron_export.auto import AutoModelForCausalLM, AutoTokenizer, infer_device
     from nemotron_export.building import build
     from nemotron_export.checkpoint import Checkpoint
-    from nemotron_export.config import NemotronConfig
+    from nemotron_export.config.config import NemotronConfig
     from nemotron_export.model import (
         NemotronForCausalLM,
         NemotronForQuestionAnswering,
@@ -47,7 +47,7 @@ _HOMES = {
     "AutoModelForCausalLM": "nemotron_export.auto",
     "AutoTokenizer": "nemotron_export.auto",
     "Checkpoint": "nemotron_export.checkpoint",
-    "NemotronConfig": "nemotron_export.config",
+    "NemotronConfig": "nemotron_export.config.config",
     "NemotronForCausalLM": "nemotron_export.model",
     "NemotronForQuestionAnswering": "nemotron_export.model",
     "NemotronForSequenceClassification": "nemotron_export.model",

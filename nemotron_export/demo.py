@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nemotron_export.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from nemotron_runtime.report import ParityReport
+    from nemotron_runtime.checks.report import ParityReport
 
     from nemotron_export.bench import BenchResult
 
@@ -78,8 +78,8 @@ def run_demo(
     from nemotron_export.bench import BenchOptions, run_bench
     from nemotron_export.building import build
     from nemotron_export.checkpoint import Checkpoint
-    from nemotron_export.inspect import bundle_size
-    from nemotron_export.verification import read_report
+    from nemotron_export.inspection.summary import bundle_size
+    from nemotron_export.parity.verification import read_report
 
     embedded = as_file(files("nemotron_export") / "assets" / "demo")
     with (

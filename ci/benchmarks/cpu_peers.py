@@ -26,11 +26,11 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 import numpy as np
 from cpu_peers_artefacts import BUNDLES, GENAI, GGUF_BITS, make
-from nemotron_runtime.bundle import Bundle
+from nemotron_runtime.bundle.folder import Bundle
 
 from nemotron_export.bench import BenchOptions
-from nemotron_export.bench.contenders import CONTENDERS, BenchRequest, ContenderSpec
-from nemotron_export.bench.contenders.base import Contender
+from nemotron_export.bench.backends import CONTENDERS, BenchRequest, ContenderSpec
+from nemotron_export.bench.backends.base import Contender
 from nemotron_export.bench.run import measure_specs
 from nemotron_export.bench.shapes import Shape
 from nemotron_export.bench.traffic import kv_bytes_per_token, read_parameters, total_parameters

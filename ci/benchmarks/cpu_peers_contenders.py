@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 from genai_peer import GenaiContender, Peer
 
-from nemotron_export.bench.contenders import CONTENDERS, Description
-from nemotron_export.bench.contenders.base import Ids
+from nemotron_export.bench.backends import CONTENDERS, Description
+from nemotron_export.bench.backends.base import Ids
 
 __all__ = ["CompiledContender", "GenaiContender", "LlamaContender"]
 

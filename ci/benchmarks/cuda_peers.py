@@ -37,7 +37,7 @@ from nemotron_export.bench.results import Spread
 from nemotron_export.bench.schedule import run_rounds
 from nemotron_export.bench.shapes import Shape, Times
 from nemotron_export.cli.console import print_table
-from nemotron_export.environment import environment
+from nemotron_export.installation.versions import environment
 
 HERE = Path(__file__).parent
 MAKE = HERE.parent / "gpu" / "random_checkpoint.py"

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 
 from genai_peer import GenaiContender
 
-from nemotron_export.bench.contenders import CONTENDERS, ContenderSpec, Description
-from nemotron_export.bench.contenders.base import Ids
-from nemotron_export.bench.contenders.bundle import BundleContender
+from nemotron_export.bench.backends import CONTENDERS, ContenderSpec, Description
+from nemotron_export.bench.backends.base import Ids
+from nemotron_export.bench.backends.bundle import BundleContender
 from nemotron_export.bench.traffic import kv_bytes_per_token, read_parameters, total_parameters
 from nemotron_export.checkpoint import Checkpoint
 

@@ -33,7 +33,7 @@ from support.checkpoints import write_checkpoint
 
 from nemotron_export import build
 from nemotron_export.checkpoint import Checkpoint
-from nemotron_export.environment import environment
+from nemotron_export.installation.versions import environment
 from nemotron_export.model.load import load_model
 
 NORMS = {"LayerNormalization", "SkipLayerNormalization"}

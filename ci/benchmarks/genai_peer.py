@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from nemotron_export.bench.contenders import CONTENDERS, BenchRequest, Contender, ContenderSpec, Description
-from nemotron_export.bench.contenders.base import Ids
+from nemotron_export.bench.backends import CONTENDERS, BenchRequest, Contender, ContenderSpec, Description
+from nemotron_export.bench.backends.base import Ids
 
 __all__ = ["GenaiContender", "Peer", "builder_command", "offline"]
 

@@ -22,10 +22,10 @@ import psutil
 import torch
 from support.raw_checkpoints import PUBLISHED, write_sparse
 
+from nemotron_export.building.preflight import available_memory, layerwise_memory
 from nemotron_export.checkpoint import Checkpoint
-from nemotron_export.environment import environment
+from nemotron_export.installation.versions import environment
 from nemotron_export.parity.reference import reference_for
-from nemotron_export.preflight import available_memory, layerwise_memory
 
 
 class _Clock:

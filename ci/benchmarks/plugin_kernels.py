@@ -26,10 +26,10 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 import torch
 import triton
-from nemotron_plugins.attention_rules import cached_attention_combine_rule
-from nemotron_plugins.candidates_rules import tournament
 from nemotron_plugins.kernel_spec import KernelSpec
-from nemotron_plugins.linear_rules import row_bucket
+from nemotron_plugins.launches.attention import cached_attention_combine_rule
+from nemotron_plugins.launches.candidates import tournament
+from nemotron_plugins.launches.linear import row_bucket
 from nemotron_plugins.torch_call import run_launch
 from plugin_kernels_sweep import ATTENTION, variants
 from support.kernel_specs import MINITRON_4B

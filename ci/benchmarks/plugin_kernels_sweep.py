@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 
-from nemotron_plugins.launch import GridAxis, Launch
+from nemotron_plugins.launches.launch import GridAxis, Launch
 
 __all__ = ["ATTENTION", "variants"]
 

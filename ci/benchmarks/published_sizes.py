@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 from support.raw_checkpoints import PUBLISHED, write_sparse
 
-from nemotron_export.environment import environment
+from nemotron_export.installation.versions import environment
 
 _SHARD_BYTES = 10 << 30
 # runs a command and says its peak memory: only a parent of its own sees that of one child

@@ -17,9 +17,9 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-from nemotron_runtime.bundle import Bundle
-from nemotron_runtime.generation import GenerationParams, generate
-from nemotron_runtime.sessions.open import open_session
+from nemotron_runtime.bundle.folder import Bundle
+from nemotron_runtime.engine.generation import GenerationParams, generate
+from nemotron_runtime.executors.open import open_session
 
 from nemotron_export.cli.console import print_table
 

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from nemotron_runtime.bundle import Bundle
-from nemotron_runtime.sessions.open import open_session
+from nemotron_runtime.bundle.folder import Bundle
+from nemotron_runtime.executors.open import open_session
 
 from nemotron_export.cli.console import print_table
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from nemotron_export.checkpoint.save import save_checkpoint
-from nemotron_export.config import NemotronConfig
+from nemotron_export.config.config import NemotronConfig
 from nemotron_export.model import NemotronForCausalLM
 from nemotron_export.model.layernorm import LayerNorm1P
 

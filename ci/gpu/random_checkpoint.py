@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from support.raw_checkpoints import PUBLISHED
 
 from nemotron_export.checkpoint.expected import expected_tensors
-from nemotron_export.config import NemotronConfig
+from nemotron_export.config.config import NemotronConfig
 
 _DEVIATION = 0.02
 _EXTRA_TOKENS = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}

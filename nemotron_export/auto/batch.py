@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_errors import RequestError
 
-from nemotron_export.extras import require
+from nemotron_export.installation.extras import require
 
 if TYPE_CHECKING:
     import torch

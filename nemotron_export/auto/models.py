@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemotron_export.extras import require
+from nemotron_export.installation.extras import require
 
 if TYPE_CHECKING:
     import torch

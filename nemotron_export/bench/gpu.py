@@ -9,7 +9,7 @@ from typing import Any, Self
 from nemotron_errors import ResourceError
 from nemotron_runtime.cuda import CopyBandwidth, Device
 
-from nemotron_export.bench.contenders.base import ContenderSpec
+from nemotron_export.bench.backends.base import ContenderSpec
 
 __all__ = ["Gpu"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from nemotron_errors import RequestError
 
 from nemotron_export.bench.results import BenchResult
-from nemotron_export.extras import require
+from nemotron_export.installation.extras import require
 
 __all__ = ["check_plot", "draw"]
 

@@ -15,8 +15,8 @@ from typing import Any, Self
 import nemotron_errors
 from nemotron_errors import ResourceError
 
-from nemotron_export.bench.contenders import CONTENDERS
-from nemotron_export.bench.contenders.base import ContenderSpec, Description
+from nemotron_export.bench.backends import CONTENDERS
+from nemotron_export.bench.backends.base import ContenderSpec, Description
 from nemotron_export.bench.shapes import Shape, Times
 
 __all__ = ["ContenderProcess"]

@@ -9,8 +9,8 @@ from typing import Any, Self
 
 from nemotron_runtime.cuda import COPY_METHOD
 
+from nemotron_export.bench.backends.base import Description
 from nemotron_export.bench.bandwidth import METHOD
-from nemotron_export.bench.contenders.base import Description
 from nemotron_export.bench.shapes import Shape, Times
 from nemotron_export.bench.traffic import FORMULA, step_bytes
 

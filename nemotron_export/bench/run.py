@@ -11,21 +11,21 @@ from typing import Any
 
 import psutil
 from nemotron_errors import RequestError, ResourceError
-from nemotron_runtime.bundle import Bundle
+from nemotron_runtime.bundle.folder import Bundle
 
+from nemotron_export.bench.backends import CONTENDERS
+from nemotron_export.bench.backends.base import BenchRequest, ContenderSpec
+from nemotron_export.bench.backends.eager import EAGER_CACHES
 from nemotron_export.bench.bandwidth import ReadBandwidth, last_level_cache
-from nemotron_export.bench.contenders import CONTENDERS
-from nemotron_export.bench.contenders.base import BenchRequest, ContenderSpec
-from nemotron_export.bench.contenders.eager import EAGER_CACHES
 from nemotron_export.bench.gpu import Gpu
 from nemotron_export.bench.process import ContenderProcess
 from nemotron_export.bench.results import BenchResult, ContenderResult, Measurement, Spread
 from nemotron_export.bench.schedule import run_rounds
 from nemotron_export.bench.shapes import Shape
-from nemotron_export.environment import environment
-from nemotron_export.preflight import available_memory
+from nemotron_export.building.preflight import available_memory
+from nemotron_export.installation.versions import environment
+from nemotron_export.parity.verification import quiet_about_parity
 from nemotron_export.progress import Progress, silent
-from nemotron_export.verification import quiet_about_parity
 
 __all__ = ["BenchOptions", "default_threads", "measure_specs", "run_bench"]
 

@@ -22,9 +22,9 @@ import nemotron_errors
 import numpy as np
 from nemotron_errors import NemotronError
 
-from nemotron_export.bench.contenders.base import Contender, Description, Ids
+from nemotron_export.bench.backends.base import Contender, Description, Ids
 from nemotron_export.bench.shapes import Shape, Times
-from nemotron_export.extras import missing_dependency
+from nemotron_export.installation.extras import missing_dependency
 
 __all__ = ["main", "measure", "peak_memory", "prompt_ids"]
 

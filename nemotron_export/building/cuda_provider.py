@@ -7,11 +7,11 @@ import sys
 
 from nemotron_errors import MissingDependencyError
 from nemotron_graphs.targets import Target
-from nemotron_runtime.bundle import Bundle
-from nemotron_runtime.sessions.onnxruntime_cuda import CUDA_PROVIDER, start_cuda
+from nemotron_runtime.bundle.folder import Bundle
+from nemotron_runtime.executors.onnxruntime.cuda import CUDA_PROVIDER, start_cuda
 
 from nemotron_export.building.genai import is_genai, refuse_genai_on_cuda
-from nemotron_export.extras import install_command, require
+from nemotron_export.installation.extras import install_command, require
 
 __all__ = ["check_bundle_provider", "check_cuda_provider"]
 

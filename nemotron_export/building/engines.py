@@ -9,8 +9,8 @@ from typing import Any
 
 from nemotron_errors import RequestError
 from nemotron_graphs.targets import LoweredGraph, Target
-from nemotron_runtime.limits import Limits
-from nemotron_runtime.manifest_tensorrt import RTXRecord, TensorRTRecord
+from nemotron_runtime.bundle.limits import Limits
+from nemotron_runtime.bundle.manifest_tensorrt import RTXRecord, TensorRTRecord
 
 from nemotron_export.building.cuda_provider import check_cuda_provider
 from nemotron_export.building.graph import make_tensorrt_graphs

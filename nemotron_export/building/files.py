@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_graphs.targets import LoweredGraph, Target
-from nemotron_runtime.limits import Limits
-from nemotron_runtime.manifest import QuantizationRecord, RTXRecord, TensorRTRecord
+from nemotron_runtime.bundle.limits import Limits
+from nemotron_runtime.bundle.manifest import QuantizationRecord, RTXRecord, TensorRTRecord
 
+from nemotron_export.building.file_record import file_record
 from nemotron_export.building.head import head_record
 from nemotron_export.checkpoint import Checkpoint, ScanReport
-from nemotron_export.environment import versions
-from nemotron_export.file_record import file_record
+from nemotron_export.installation.versions import versions
 
 __all__ = ["copy_small_files", "describe_files", "manifest_document"]
 

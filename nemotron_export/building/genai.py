@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from nemotron_errors import RequestError
 from nemotron_graphs.targets import LoweredGraph, Target
-from nemotron_runtime.limits import Limits
+from nemotron_runtime.bundle.limits import Limits
 
 from nemotron_export.checkpoint import Checkpoint
 

@@ -9,7 +9,7 @@ from nemotron_graphs.targets import LoweredGraph, LoweringContext, Target, add_c
 from nemotron_graphs.targets.record import OnStage
 from nemotron_graphs.targets.tensorrt import TensorRTGraphs, lower_tensorrt
 from nemotron_graphs.targets.tensorrt_rtx import lower_native
-from nemotron_runtime.limits import Limits
+from nemotron_runtime.bundle.limits import Limits
 
 from nemotron_export.building.weights import WEIGHTS_FOLDER
 from nemotron_export.checkpoint import Checkpoint

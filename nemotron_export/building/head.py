@@ -6,7 +6,7 @@ from typing import Any
 
 from nemotron_errors import ConfigError
 
-from nemotron_export.config import NemotronConfig
+from nemotron_export.config.config import NemotronConfig
 from nemotron_export.tracing.trace import output_name
 
 __all__ = ["head_record"]

@@ -11,7 +11,7 @@ from nemotron_errors import CheckpointError
 from nemotron_graphs.targets.tensorrt import WeightInput
 
 from nemotron_export.checkpoint import Checkpoint
-from nemotron_export.engine.constants import Constant
+from nemotron_export.tensorrt.constants import Constant
 
 __all__ = ["host_constants"]
 

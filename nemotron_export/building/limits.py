@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from nemotron_errors import LimitError
-from nemotron_runtime.limits import Limits
+from nemotron_runtime.bundle.limits import Limits
 
-from nemotron_export.config import NemotronConfig
+from nemotron_export.config.config import NemotronConfig
 
 __all__ = ["DEFAULT_MAX_BATCH", "DEFAULT_PREFILL_CHUNK", "choose_limits"]
 

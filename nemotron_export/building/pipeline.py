@@ -9,26 +9,27 @@ from typing import Any
 
 from nemotron_errors import BundleError, RequestError
 from nemotron_graphs.targets import LoweredGraph, Target, get_target
-from nemotron_runtime.bundle import write_manifest
-from nemotron_runtime.limits import Limits
-from nemotron_runtime.manifest import Manifest, QuantizationRecord, RTXRecord, TensorRTRecord
-from nemotron_runtime.reference import REFERENCE_FILE, write_reference
+from nemotron_runtime.bundle.folder import write_manifest
+from nemotron_runtime.bundle.limits import Limits
+from nemotron_runtime.bundle.manifest import Manifest, QuantizationRecord, RTXRecord, TensorRTRecord
+from nemotron_runtime.checks.reference import REFERENCE_FILE, write_reference
 
 from nemotron_export.building.engines import EngineOptions, find_builder, plan_target_engines, write_target_engines
 from nemotron_export.building.files import copy_small_files, describe_files, manifest_document
 from nemotron_export.building.genai import check_genai_request, is_genai, write_genai_config
 from nemotron_export.building.graph import make_graph
 from nemotron_export.building.limits import choose_limits
+from nemotron_export.building.preflight import EMBEDDING_COPIES, check_resources, choose_reference, estimate
 from nemotron_export.building.tensorrt import EnginePlan
 from nemotron_export.building.tensorrt_rtx import RTXPlan
 from nemotron_export.building.weights import EMBEDDED, choose_weight_mode, place_weights
 from nemotron_export.building.wide import choose_wide_layers
 from nemotron_export.building.workspace import check_output, staging
 from nemotron_export.checkpoint import Checkpoint, ScanReport, scan
-from nemotron_export.extras import require
+from nemotron_export.installation.extras import require
 from nemotron_export.parity import ParityFailedError, reference_for
 from nemotron_export.parity.device import default_device
-from nemotron_export.preflight import EMBEDDING_COPIES, check_resources, choose_reference, estimate
+from nemotron_export.parity.verification import verify_bundle
 from nemotron_export.progress import Progress, silent
 from nemotron_export.quantization import (
     HeldOut,
@@ -38,7 +39,6 @@ from nemotron_export.quantization import (
     lay_out,
     write_quantized,
 )
-from nemotron_export.verification import verify_bundle
 
 __all__ = ["build"]
 

@@ -14,20 +14,20 @@ from nemotron_graphs.targets import LoweredGraph, Target
 from nemotron_graphs.targets.tensorrt import TensorRTGraphs
 from nemotron_plugins.kernel_spec import KernelSpec
 from nemotron_plugins.library import SESSION_KERNELS, KernelLibrary, build_library
-from nemotron_runtime.limits import Limits
-from nemotron_runtime.manifest_part import WeightPart
-from nemotron_runtime.manifest_tensorrt import TensorRTRecord, TensorRTWeight
+from nemotron_runtime.bundle.limits import Limits
+from nemotron_runtime.bundle.manifest_part import WeightPart
+from nemotron_runtime.bundle.manifest_tensorrt import TensorRTRecord, TensorRTWeight
 
 from nemotron_export.building.head import head_record
 from nemotron_export.checkpoint import Checkpoint
-from nemotron_export.engine import BuiltEngine, EngineJob, build_engine, load_product
-from nemotron_export.engine.constants import Constant
-from nemotron_export.engine.gpu import Gpu, check_device_memory, current_gpu, estimate_device, find_gpu
-from nemotron_export.engine.messages import node_ops
-from nemotron_export.engine.shapes import Range, decode_ranges, input_shapes, pass_ranges
-from nemotron_export.engine.timing_cache import TimingCacheFile, default_cache_folder
-from nemotron_export.extras import require
+from nemotron_export.installation.extras import require
 from nemotron_export.progress import Progress
+from nemotron_export.tensorrt import BuiltEngine, EngineJob, build_engine, load_product
+from nemotron_export.tensorrt.constants import Constant
+from nemotron_export.tensorrt.gpu import Gpu, check_device_memory, current_gpu, estimate_device, find_gpu
+from nemotron_export.tensorrt.messages import node_ops
+from nemotron_export.tensorrt.shapes import Range, decode_ranges, input_shapes, pass_ranges
+from nemotron_export.tensorrt.timing_cache import TimingCacheFile, default_cache_folder
 
 __all__ = [
     "DECODE_ENGINE",
@@ -162,7 +162,7 @@ def plan_engines(
 
 
 def _architectures(gpu: Gpu, wanted: Sequence[str]) -> tuple[int, ...]:
-    from nemotron_plugins.compile import ARCHITECTURES
+    from nemotron_plugins.compiling.compiler import ARCHITECTURES
 
     names = ", ".join(f"sm_{known}" for known in ARCHITECTURES)
     if gpu.capability not in ARCHITECTURES:

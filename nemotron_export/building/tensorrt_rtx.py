@@ -11,15 +11,15 @@ import onnx_ir as ir
 from nemotron_errors import RequestError
 from nemotron_graphs.targets import LoweredGraph, Target
 from nemotron_graphs.targets.tensorrt import TensorRTGraphs
-from nemotron_runtime.limits import Limits
-from nemotron_runtime.manifest_tensorrt import RTXRecord
+from nemotron_runtime.bundle.limits import Limits
+from nemotron_runtime.bundle.manifest_tensorrt import RTXRecord
 
 from nemotron_export.building.tensorrt import GRAPHS_FOLDER, check_stored_dtype, weight_records
 from nemotron_export.checkpoint import Checkpoint
-from nemotron_export.engine import EngineJob, build_engine, load_product
-from nemotron_export.engine.messages import node_ops
-from nemotron_export.engine.shapes import MAX_LOGITS, Range, input_shapes, prefill_ranges
 from nemotron_export.progress import Progress
+from nemotron_export.tensorrt import EngineJob, build_engine, load_product
+from nemotron_export.tensorrt.messages import node_ops
+from nemotron_export.tensorrt.shapes import MAX_LOGITS, Range, input_shapes, prefill_ranges
 
 __all__ = ["DEFAULT_ARCHITECTURES", "RTXPlan", "find_rtx", "is_tensorrt_rtx", "plan_rtx", "write_rtx_engines"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from nemotron_errors import CheckpointError
 
-from .checkpoint import Checkpoint
-from .expected import TASKS, expected_tensors
-from .index import Shard
-from .safetensors_header import TensorEntry, read_header
-from .scan import ScanCancelledError, ScanReport, scan
+from nemotron_export.checkpoint.checkpoint import Checkpoint
+from nemotron_export.checkpoint.expected import TASKS, expected_tensors
+from nemotron_export.checkpoint.index import Shard
+from nemotron_export.checkpoint.safetensors_header import TensorEntry, read_header
+from nemotron_export.checkpoint.scan import ScanCancelledError, ScanReport, scan
 
 __all__ = [
     "TASKS",

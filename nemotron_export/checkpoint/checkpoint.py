@@ -10,14 +10,13 @@ from typing import Any
 
 from nemotron_errors import CheckpointError
 
-from nemotron_export.config import NemotronConfig
-
-from .expected import backbone_prefix, task_of_architecture
-from .files import list_folder, quote, read_json
-from .hub import resolve
-from .index import Shard, read_index
-from .safetensors_header import TensorEntry
-from .strict import fit
+from nemotron_export.checkpoint.expected import backbone_prefix, task_of_architecture
+from nemotron_export.checkpoint.files import list_folder, quote, read_json
+from nemotron_export.checkpoint.hub import resolve
+from nemotron_export.checkpoint.index import Shard, read_index
+from nemotron_export.checkpoint.safetensors_header import TensorEntry
+from nemotron_export.checkpoint.strict import fit
+from nemotron_export.config.config import NemotronConfig
 
 __all__ = ["Checkpoint"]
 

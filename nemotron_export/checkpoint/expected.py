@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from nemotron_errors import CheckpointError
 
 if TYPE_CHECKING:
-    from nemotron_export.config import NemotronConfig
+    from nemotron_export.config.config import NemotronConfig
 
 __all__ = ["TASKS", "backbone_prefix", "expected_tensors", "is_matrix", "task_of_architecture"]
 

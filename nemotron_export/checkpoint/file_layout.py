@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 
-from .safetensors_header import DTYPE_BITS, TensorEntry
+from nemotron_export.checkpoint.safetensors_header import DTYPE_BITS, TensorEntry
 
 __all__ = ["lay_out_file"]
 

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from nemotron_errors import CheckpointError
 
-from nemotron_export.extras import require
-
-from .files import quote
+from nemotron_export.checkpoint.files import quote
+from nemotron_export.installation.extras import require
 
 __all__ = ["resolve"]
 

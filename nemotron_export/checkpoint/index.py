@@ -8,8 +8,8 @@ from typing import Any
 
 from nemotron_errors import CheckpointError
 
-from .files import file_size, number, quote, read_json, several
-from .safetensors_header import TensorEntry, read_header
+from nemotron_export.checkpoint.files import file_size, number, quote, read_json, several
+from nemotron_export.checkpoint.safetensors_header import TensorEntry, read_header
 
 __all__ = ["INDEX_FILE", "SINGLE_FILE", "Shard", "read_index"]
 

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from nemotron_errors import CheckpointError
 
-from .files import open_regular, parse_json, quote, several
+from nemotron_export.checkpoint.files import open_regular, parse_json, quote, several
 
 __all__ = ["DTYPE_BITS", "MAX_HEADER_BYTES", "SafetensorsHeader", "TensorEntry", "read_header"]
 

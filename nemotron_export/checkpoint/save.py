@@ -13,17 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_errors import CheckpointError, RequestError, ResourceError
 
-from nemotron_export.extras import require
-
-from .expected import TASKS, backbone_prefix, expected_tensors, is_matrix
-from .files import quote, several
-from .index import INDEX_FILE, SINGLE_FILE
-from .strict import DTYPES
+from nemotron_export.checkpoint.expected import TASKS, backbone_prefix, expected_tensors, is_matrix
+from nemotron_export.checkpoint.files import quote, several
+from nemotron_export.checkpoint.index import INDEX_FILE, SINGLE_FILE
+from nemotron_export.checkpoint.strict import DTYPES
+from nemotron_export.installation.extras import require
 
 if TYPE_CHECKING:
     import torch
 
-    from nemotron_export.config import NemotronConfig
+    from nemotron_export.config.config import NemotronConfig
 
 __all__ = ["save_checkpoint"]
 

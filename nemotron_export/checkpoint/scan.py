@@ -16,10 +16,10 @@ from pathlib import Path
 
 from nemotron_errors import CheckpointError
 
-from .checkpoint import Checkpoint
-from .files import number, open_regular, quote, several
-from .nonfinite import ITEM_BYTES, NonFiniteCounter
-from .safetensors_header import TensorEntry
+from nemotron_export.checkpoint.checkpoint import Checkpoint
+from nemotron_export.checkpoint.files import number, open_regular, quote, several
+from nemotron_export.checkpoint.nonfinite import ITEM_BYTES, NonFiniteCounter
+from nemotron_export.checkpoint.safetensors_header import TensorEntry
 
 __all__ = ["CHUNK_BYTES", "ScanCancelledError", "ScanReport", "scan"]
 

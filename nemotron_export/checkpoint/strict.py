@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from nemotron_errors import CheckpointError
 
-from .expected import TASKS, backbone_prefix, expected_tensors, is_matrix
-from .files import number, quote, several
-from .safetensors_header import DTYPE_BITS, TensorEntry
-from .tied import same_bytes
+from nemotron_export.checkpoint.expected import TASKS, backbone_prefix, expected_tensors, is_matrix
+from nemotron_export.checkpoint.files import number, quote, several
+from nemotron_export.checkpoint.safetensors_header import DTYPE_BITS, TensorEntry
+from nemotron_export.checkpoint.tied import same_bytes
 
 if TYPE_CHECKING:
-    from nemotron_export.config import NemotronConfig
+    from nemotron_export.config.config import NemotronConfig
 
 __all__ = ["DTYPES", "fit"]
 

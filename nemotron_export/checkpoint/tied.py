@@ -6,8 +6,8 @@ from pathlib import Path
 
 from nemotron_errors import CheckpointError
 
-from .files import open_regular
-from .safetensors_header import TensorEntry
+from nemotron_export.checkpoint.files import open_regular
+from nemotron_export.checkpoint.safetensors_header import TensorEntry
 
 __all__ = ["same_bytes"]
 

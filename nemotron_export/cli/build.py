@@ -83,7 +83,7 @@ def build(
     """Trace a checkpoint, lower it to a target, write a bundle and prove its numbers against eager PyTorch."""
     from nemotron_export.building import build as run_build
     from nemotron_export.cli.check import print_report
-    from nemotron_export.inspect import bundle_size, inspect_bundle
+    from nemotron_export.inspection.summary import bundle_size, inspect_bundle
     from nemotron_export.parity import ParityFailedError
 
     try:
@@ -105,9 +105,9 @@ def build(
     if json_output:
         print_json(inspect_bundle(path))
         return
-    from nemotron_runtime.manifest import Manifest
+    from nemotron_runtime.bundle.manifest import Manifest
 
-    from nemotron_export.verification import read_report
+    from nemotron_export.parity.verification import read_report
 
     report = read_report(path)
     if report is not None:

@@ -14,9 +14,9 @@ from nemotron_export.cli.console import print_json, print_table, show_progress
 from nemotron_export.cli.loading import BundleArgument, JsonOutput, Reference, ReferenceSteps, Threads, WeightsDir
 
 if TYPE_CHECKING:
-    from nemotron_runtime.report import ParityReport
+    from nemotron_runtime.checks.report import ParityReport
 
-    from nemotron_export.baseline import Baseline, BaselineRow
+    from nemotron_export.parity.baseline import Baseline, BaselineRow
     from nemotron_export.parity.bisect import Bisection
 
 __all__ = ["parity", "print_bisection", "print_report", "verify"]
@@ -41,7 +41,7 @@ def verify(
     json_output: JsonOutput = False,
 ) -> None:
     """Replay the bundle's stored reference here, without torch. Exit code 1 where the numbers differ."""
-    from nemotron_export.verification import report_document, verify_bundle
+    from nemotron_export.parity.verification import report_document, verify_bundle
 
     held = _read_baseline(bundle, baseline)
     with show_progress() as progress:
@@ -79,7 +79,7 @@ def parity(
 ) -> None:
     """Run PyTorch and the bundle on the same prompts again and judge. Exit code 1 where the numbers differ."""
     from nemotron_export.parity import check_parity
-    from nemotron_export.verification import amend, report_document
+    from nemotron_export.parity.verification import amend, report_document
 
     if report_file is not None and not report_file.absolute().parent.is_dir():
         raise RequestError(
@@ -157,10 +157,10 @@ def _read_baseline(bundle: Path, path: Path | None) -> Baseline | None:
     """Read before the bundle is judged: it may be the bundle's own parity.json, which that replaces."""
     if path is None:
         return None
-    from nemotron_runtime.manifest import Manifest
+    from nemotron_runtime.bundle.manifest import Manifest
 
-    from nemotron_export.baseline import read_baseline
-    from nemotron_export.verification import bundle_identity
+    from nemotron_export.parity.baseline import read_baseline
+    from nemotron_export.parity.verification import bundle_identity
 
     return read_baseline(path, bundle_identity(Manifest.read(bundle)))
 
@@ -168,7 +168,7 @@ def _read_baseline(bundle: Path, path: Path | None) -> Baseline | None:
 def _compare(held: Baseline | None, report: ParityReport, factor: float) -> tuple[BaselineRow, ...]:
     if held is None:
         return ()
-    from nemotron_export.baseline import compare_with_baseline
+    from nemotron_export.parity.baseline import compare_with_baseline
 
     return compare_with_baseline(held.report, report, factor)
 
@@ -201,7 +201,7 @@ def _finish(
 ) -> None:
     worse = sum(not row.passed for row in baseline)
     if junit is not None:
-        from nemotron_export.junit import write_junit
+        from nemotron_export.parity.junit import write_junit
 
         write_junit(junit, report, document, bundle.resolve().name, baseline)
     if json_output:

@@ -20,7 +20,7 @@ def convert(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
 ) -> None:
     """Write a checkpoint in another dtype, one block of a tensor at a time; `build` itself converts nothing on disk."""
-    from nemotron_export.convert import convert as run_convert
+    from nemotron_export.checkpoint.convert import convert as run_convert
 
     with show_progress() as progress:
         path = run_convert(checkpoint, output, dtype, task=task, revision=revision, progress=progress)

@@ -18,7 +18,7 @@ def doctor(
 
     Ends with exit code 3 where something is broken (a missing extra alone is not).
     """
-    from nemotron_export.doctor import examine
+    from nemotron_export.installation.doctor import examine
 
     report = examine()
     if json_output:

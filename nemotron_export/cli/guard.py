@@ -12,7 +12,7 @@ from nemotron_errors import NemotronError
 
 from nemotron_export.cli.console import print_error
 from nemotron_export.cli.interrupts import Terminated, interrupts
-from nemotron_export.extras import missing_dependency
+from nemotron_export.installation.extras import missing_dependency
 
 __all__ = ["EXIT_CODES", "INTERRUPTED", "TERMINATED", "guarded"]
 

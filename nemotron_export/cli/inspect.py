@@ -32,7 +32,7 @@ def inspect(
     if passes or dump_graphs is not None:
         _show_passes(path, target, dtype, dump_graphs, json_output)
         return
-    from nemotron_export.inspect import inspect_path
+    from nemotron_export.inspection.summary import inspect_path
 
     found = inspect_path(path)
     if json_output:
@@ -47,7 +47,7 @@ def inspect(
 def _show_passes(
     path: Path, target: str | None, dtype: str | None, dump_graphs: Path | None, json_output: bool
 ) -> None:
-    from nemotron_export.inspect_passes import inspect_passes
+    from nemotron_export.inspection.passes import inspect_passes
 
     lowered = inspect_passes(path, target=target, dtype=dtype, dump_graphs=dump_graphs)
     if json_output:

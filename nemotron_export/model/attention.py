@@ -12,7 +12,7 @@ from nemotron_errors import ConfigError
 from nemotron_graphs.ops import cached_attention, kv_cache_update, partial_rotary_embedding
 from torch import nn
 
-from nemotron_export.config import NemotronConfig
+from nemotron_export.config.config import NemotronConfig
 from nemotron_export.model.cache import Cache
 from nemotron_export.model.flash import flash_attention
 from nemotron_export.model.rotary import Rotation

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nemotron_export.config import NemotronConfig
+from nemotron_export.config.config import NemotronConfig
 from nemotron_export.model.cache import Cache
 from nemotron_export.model.losses import causal_lm_loss
 from nemotron_export.model.modeling import NemotronModel

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nemotron_export.config import NemotronConfig
+from nemotron_export.config.config import NemotronConfig
 from nemotron_export.model.attention import Attention
 from nemotron_export.model.cache import Cache
 from nemotron_export.model.layernorm import LayerNorm1P

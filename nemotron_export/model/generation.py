@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from nemotron_errors import RequestError
-from nemotron_runtime.generation import GenerationParams, MakeDecoder
-from nemotron_runtime.generation import generate as run
-from nemotron_runtime.tokenizer import Tokenizer
+from nemotron_runtime.engine.generation import GenerationParams, MakeDecoder
+from nemotron_runtime.engine.generation import generate as run
+from nemotron_runtime.text.tokenizer import Tokenizer
 
 from nemotron_export.model.bad_words import BadWordsSession
 from nemotron_export.model.session import EagerSession
@@ -61,7 +61,7 @@ def generate(
         tokenizer: what ``stop_strings`` needs: an AutoTokenizer's, or a runtime's tokenizer.
         bad_words_ids: token sequences that the new text may not complete.
         streamer: gets every step's tokens; see :class:`~nemotron_export.model.streaming.StepStream`.
-        params: further fields of :class:`~nemotron_runtime.generation.GenerationParams`, such as
+        params: further fields of :class:`~nemotron_runtime.engine.generation.GenerationParams`, such as
             ``num_return_sequences`` and ``seed``.
 
     What is None comes from ``model.generation_config``; the special tokens then from the config.

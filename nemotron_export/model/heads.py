@@ -11,7 +11,7 @@ import torch
 from nemotron_errors import RequestError
 from torch import nn
 
-from nemotron_export.config import NemotronConfig
+from nemotron_export.config.config import NemotronConfig
 from nemotron_export.model.cache import Cache
 from nemotron_export.model.losses import classification_loss, span_loss, token_loss
 from nemotron_export.model.modeling import NemotronModel

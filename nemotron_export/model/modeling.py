@@ -9,7 +9,7 @@ import torch
 from nemotron_errors import RequestError
 from torch import nn
 
-from nemotron_export.config import NemotronConfig
+from nemotron_export.config.config import NemotronConfig
 from nemotron_export.model.cache import Cache, DynamicCache
 from nemotron_export.model.decoder import NemotronDecoderLayer
 from nemotron_export.model.layernorm import LayerNorm1P

@@ -12,7 +12,7 @@ import torch
 from nemotron_export.model.cache import Cache
 
 if TYPE_CHECKING:
-    from nemotron_export.config import NemotronConfig
+    from nemotron_export.config.config import NemotronConfig
 
 __all__ = [
     "BaseModelOutputWithPast",

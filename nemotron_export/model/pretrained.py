@@ -9,7 +9,7 @@ import torch
 from nemotron_errors import RequestError
 from torch import nn
 
-from nemotron_export.config import NemotronConfig
+from nemotron_export.config.config import NemotronConfig
 from nemotron_export.model.dialect import DialectPath
 from nemotron_export.model.layernorm import LayerNorm1P
 

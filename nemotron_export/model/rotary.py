@@ -16,7 +16,7 @@ import torch
 from nemotron_errors import GraphError
 from torch import nn
 
-from nemotron_export.config import NemotronConfig
+from nemotron_export.config.config import NemotronConfig
 
 __all__ = ["RotaryEmbedding", "Rotation", "apply_rotary", "rope_frequencies", "rope_tables"]
 

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from nemotron_errors import RequestError
-from nemotron_runtime.limits import Limits
-from nemotron_runtime.sessions.base import Session
+from nemotron_runtime.bundle.limits import Limits
+from nemotron_runtime.executors.base import Session
 
 from nemotron_export.model.cache import RowCache
 

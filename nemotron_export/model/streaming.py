@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from nemotron_errors import RequestError
-from nemotron_runtime.results import TokenEvent
+from nemotron_runtime.engine.results import TokenEvent
 
 __all__ = ["StepStream"]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from nemotron_runtime.bundle import Bundle
+from nemotron_runtime.bundle.folder import Bundle
 
 from nemotron_export.model.pretrained import NemotronPreTrainedModel
 from nemotron_export.parity.drift import spread

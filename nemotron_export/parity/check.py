@@ -7,19 +7,19 @@ from pathlib import Path
 
 import numpy as np
 from nemotron_errors import BundleError, RequestError
-from nemotron_runtime.bundle import Bundle, write_manifest
-from nemotron_runtime.parity.perplexity import perplexity
-from nemotron_runtime.reference import REFERENCE_FILE, Reference, read_reference, write_reference
-from nemotron_runtime.report import ParityReport, ParityRow
-from nemotron_runtime.verification import judge_bundle
+from nemotron_runtime.bundle.folder import Bundle, write_manifest
+from nemotron_runtime.checks.perplexity import perplexity
+from nemotron_runtime.checks.reference import REFERENCE_FILE, Reference, read_reference, write_reference
+from nemotron_runtime.checks.report import ParityReport, ParityRow
+from nemotron_runtime.checks.verification import judge_bundle
 
+from nemotron_export.building.file_record import file_record
 from nemotron_export.checkpoint import Checkpoint
-from nemotron_export.file_record import file_record
 from nemotron_export.parity.device import default_device
 from nemotron_export.parity.prompts import PromptPlan
 from nemotron_export.parity.reference import reference_for
+from nemotron_export.parity.verification import quiet_about_parity, record
 from nemotron_export.progress import Progress, silent
-from nemotron_export.verification import quiet_about_parity, record
 
 __all__ = ["check_parity", "compare_references"]
 
@@ -124,7 +124,7 @@ def _with_texts(
 ) -> Reference:
     """The fresh reference with the held-out text that a quantized bundle is judged by: the stored one's, if any."""
     # these modules need this package whole
-    from nemotron_export.preflight import choose_reference
+    from nemotron_export.building.preflight import choose_reference
     from nemotron_export.quantization.heldout import held_out_texts, score_texts
 
     mode = choose_reference(mode, source.config, source.num_parameters)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from nemotron_errors import MissingDependencyError, RequestError, ResourceError
-from nemotron_runtime.sessions.onnxruntime_cuda import CUDA_PROVIDER
+from nemotron_runtime.executors.onnxruntime.cuda import CUDA_PROVIDER
 
 __all__ = ["REFERENCE_DEVICES", "choose_device", "default_device", "device_name", "true_fp32"]
 

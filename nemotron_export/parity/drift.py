@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from nemotron_runtime.parity.rules import FLIP_MARGIN
-from nemotron_runtime.sessions import Session
+from nemotron_runtime.checks.rules import FLIP_MARGIN
+from nemotron_runtime.executors import Session
 
 from nemotron_export.model.pretrained import NemotronPreTrainedModel
 

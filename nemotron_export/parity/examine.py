@@ -8,19 +8,19 @@ from typing import Any
 
 import torch
 from nemotron_errors import BundleError, ResourceError, TokenizerError
-from nemotron_runtime.bundle import Bundle
-from nemotron_runtime.reference import REFERENCE_FILE, read_reference
-from nemotron_runtime.sessions.open import open_session
-from nemotron_runtime.tokenizer import Tokenizer
+from nemotron_runtime.bundle.folder import Bundle
+from nemotron_runtime.checks.reference import REFERENCE_FILE, read_reference
+from nemotron_runtime.executors.open import open_session
+from nemotron_runtime.text.tokenizer import Tokenizer
 
+from nemotron_export.building.preflight import available_memory
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.model.load import load_task_model
 from nemotron_export.model.wide import widen_mlp
 from nemotron_export.parity.bisect import Bisection, bisect
 from nemotron_export.parity.drift import Decode, Drift, measure_drift
-from nemotron_export.preflight import available_memory
+from nemotron_export.parity.verification import quiet_about_parity
 from nemotron_export.progress import Progress, silent
-from nemotron_export.verification import quiet_about_parity
 
 __all__ = ["Examination", "examine"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from nemotron_errors import ParityError
-from nemotron_runtime.report import ParityReport, ParityRow
+from nemotron_runtime.checks.report import ParityReport, ParityRow
 
 __all__ = ["ParityFailedError"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from nemotron_runtime.reference import ReferencePrompt
+from nemotron_runtime.checks.reference import ReferencePrompt
 
 from nemotron_export.parity.layerwise import Feed, LayerwiseModel, OnLayer
 from nemotron_export.parity.prompts import PromptPlan

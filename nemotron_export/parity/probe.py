@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from nemotron_runtime.bundle import Bundle
-from nemotron_runtime.sessions.onnxruntime_graph import open_graph
+from nemotron_runtime.bundle.folder import Bundle
+from nemotron_runtime.executors.onnxruntime.graph import open_graph
 
 from nemotron_export.parity.points import PACKED, Point
 from nemotron_export.parity.recording import Values

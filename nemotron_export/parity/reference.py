@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from nemotron_errors import RequestError, TokenizerError
-from nemotron_runtime.reference import Reference, ReferencePrompt
-from nemotron_runtime.tokenizer import Tokenizer
+from nemotron_runtime.checks.reference import Reference, ReferencePrompt
+from nemotron_runtime.text.tokenizer import Tokenizer
 
+from nemotron_export.building.preflight import choose_reference
 from nemotron_export.checkpoint import Checkpoint
-from nemotron_export.environment import environment
+from nemotron_export.installation.versions import environment
 from nemotron_export.model.load import load_task_model
 from nemotron_export.model.pretrained import NemotronPreTrainedModel
 from nemotron_export.model.wide import widen_mlp
@@ -27,7 +28,6 @@ from nemotron_export.parity.layerwise import LayerwiseModel
 from nemotron_export.parity.layerwise_reference import layerwise_reference, layerwise_rmse
 from nemotron_export.parity.prompts import GREEDY_STEPS, PromptPlan, plan_prompts
 from nemotron_export.parity.reference_recorder import PromptRecorder
-from nemotron_export.preflight import choose_reference
 from nemotron_export.progress import Progress, silent
 
 __all__ = ["LAYERWISE_GREEDY_STEPS", "eager_rmse", "encoder", "make_reference", "reference_for"]

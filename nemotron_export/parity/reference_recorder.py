@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from nemotron_runtime.reference import ReferencePrompt
+from nemotron_runtime.checks.reference import ReferencePrompt
 
 __all__ = ["PromptRecorder"]
 

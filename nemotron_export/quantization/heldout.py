@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from nemotron_errors import RequestError
-from nemotron_runtime.parity.perplexity import token_nll
-from nemotron_runtime.reference import Reference, ReferenceText
+from nemotron_runtime.checks.perplexity import token_nll
+from nemotron_runtime.checks.reference import Reference, ReferenceText
 
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.model.load import load_task_model

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nemotron_graphs.weights import QuantizedWeight
-from nemotron_runtime.manifest import QuantizationRecord, WeightsFile
+from nemotron_runtime.bundle.manifest import QuantizationRecord, WeightsFile
 
 from nemotron_export.checkpoint import Checkpoint, TensorEntry
 from nemotron_export.checkpoint.expected import backbone_prefix

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from nemotron_errors import ResourceError
-from nemotron_runtime.manifest import WeightsFile
+from nemotron_runtime.bundle.manifest import WeightsFile
 
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.checkpoint.scan import ALGORITHM, CHUNK_BYTES

@@ -12,7 +12,7 @@ import torch
 from nemotron_graphs.ops import DOMAIN, DOMAIN_VERSION
 
 from nemotron_export.checkpoint.expected import backbone_prefix
-from nemotron_export.config import NemotronConfig
+from nemotron_export.config.config import NemotronConfig
 from nemotron_export.model.decoder import NemotronDecoderLayer
 from nemotron_export.model.load import MODEL_CLASSES
 from nemotron_export.model.pretrained import NemotronPreTrainedModel

@@ -5,24 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from nemotron_plugins.argmax_rules import argmax_combine_rule, argmax_rule
-from nemotron_plugins.attention_rules import (
+from nemotron_plugins.launches.argmax import argmax_combine_rule, argmax_rule
+from nemotron_plugins.launches.attention import (
     cached_attention_combine_rule,
     cached_attention_decode_rule,
     cached_attention_prefill_rule,
     decode_splits,
     rotary_cached_attention_decode_rule,
 )
-from nemotron_plugins.candidates_rules import candidates_merge_rule, candidates_rule
-from nemotron_plugins.launch import Launch
-from nemotron_plugins.launch_rules import rotary_kv_cache_update_rule
-from nemotron_plugins.linear_rules import (
+from nemotron_plugins.launches.candidates import candidates_merge_rule, candidates_rule
+from nemotron_plugins.launches.launch import Launch
+from nemotron_plugins.launches.linear import (
     ROW_BUCKETS,
     layernorm_linear_rule,
     layernorm_rows_rule,
     linear_residual_rule,
     row_bucket,
 )
+from nemotron_plugins.launches.rotary import rotary_kv_cache_update_rule
 
 __all__ = ["KernelSpec"]
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from nemotron_errors import BundleError
 
-from nemotron_plugins.compile_pool import CompileJob, compile_in_processes, worker_count
-from nemotron_plugins.launch import CompiledKernel, LaunchRecord
+from nemotron_plugins.compiling.pool import CompileJob, compile_in_processes, worker_count
+from nemotron_plugins.launches.launch import CompiledKernel, LaunchRecord
 
 if TYPE_CHECKING:
     from nemotron_plugins.kernel_spec import KernelSpec
@@ -26,7 +26,7 @@ SESSION_KERNELS = ("argmax", "argmax_combine", "candidates", "candidates_merge")
 class KernelLibrary(Mapping[str, CompiledKernel]):
     """Kernels by key, for one architecture.
 
-    The keys, R being a bucket of rows (see :func:`nemotron_plugins.linear_rules.row_bucket`):
+    The keys, R being a bucket of rows (see :func:`nemotron_plugins.launches.linear.row_bucket`):
         - ``packed_rotary_kv_cache_update`` for decoding, ``packed_rotary_kv_cache_update_prefill`` for many tokens;
           the packed tensor is the argument of ``q_ptr``, ``k_ptr`` and ``v_ptr`` alike;
         - ``rotary_cached_attention_decode.rR`` and ``cached_attention_decode.rR`` for one token per row, with and
@@ -38,7 +38,7 @@ class KernelLibrary(Mapping[str, CompiledKernel]):
           is false;
         - ``argmax`` and, behind it, ``argmax_combine``;
         - ``candidates`` and, behind it, launches of ``candidates_merge``: see
-          :func:`nemotron_plugins.candidates_rules.tournament`.
+          :func:`nemotron_plugins.launches.candidates.tournament`.
     """
 
     architecture: str
@@ -138,7 +138,7 @@ def build_library(
 
 
 def _compile_here(jobs: Sequence[CompileJob], on_done: Callable[[int, int], None]) -> list[CompiledKernel]:
-    from nemotron_plugins.compile import compile_kernel
+    from nemotron_plugins.compiling.compiler import compile_kernel
 
     compiled = []
     for job in jobs:

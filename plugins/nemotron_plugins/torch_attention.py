@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from nemotron_errors import RequestError
 
-from nemotron_plugins.attention_rules import (
+from nemotron_plugins.launches.attention import (
     MAX_DECODE_ROWS,
     cached_attention_combine_rule,
     cached_attention_decode_rule,

@@ -6,8 +6,8 @@ import torch
 from nemotron_errors import RequestError
 
 from nemotron_plugins.kernels import KERNELS
-from nemotron_plugins.launch import Launch
-from nemotron_plugins.launch_rules import ITEM_BYTES
+from nemotron_plugins.launches.launch import Launch
+from nemotron_plugins.launches.rotary import ITEM_BYTES
 
 __all__ = ["architecture_of", "check_rows", "check_tensor", "has_pdl", "multiprocessors_of", "run_launch"]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from nemotron_plugins.candidates_rules import candidates_merge_rule, candidates_rule, tournament
+from nemotron_plugins.launches.candidates import candidates_merge_rule, candidates_rule, tournament
 from nemotron_plugins.torch_call import check_tensor, has_pdl, run_launch
 
 __all__ = ["candidates"]

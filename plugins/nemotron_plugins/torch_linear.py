@@ -7,8 +7,13 @@ from __future__ import annotations
 
 import torch
 
-from nemotron_plugins.argmax_rules import argmax_combine_rule, argmax_rule
-from nemotron_plugins.linear_rules import layernorm_linear_rule, layernorm_rows_rule, linear_residual_rule, row_bucket
+from nemotron_plugins.launches.argmax import argmax_combine_rule, argmax_rule
+from nemotron_plugins.launches.linear import (
+    layernorm_linear_rule,
+    layernorm_rows_rule,
+    linear_residual_rule,
+    row_bucket,
+)
 from nemotron_plugins.torch_call import check_tensor, has_pdl, multiprocessors_of, run_launch
 
 __all__ = ["argmax", "layernorm_linear", "linear_residual"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from nemotron_plugins.launch_rules import rotary_kv_cache_update_rule
+from nemotron_plugins.launches.rotary import rotary_kv_cache_update_rule
 from nemotron_plugins.torch_call import check_rows, check_tensor, has_pdl, run_launch
 
 __all__ = ["check_packed", "packed_rotary_kv_cache_update", "rotary_kv_cache_update"]

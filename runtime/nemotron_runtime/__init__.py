@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from nemotron_runtime.bundle import Bundle
+from nemotron_runtime.bundle.folder import Bundle
+from nemotron_runtime.bundle.limits import Limits
 from nemotron_runtime.chat import ChatResult
-from nemotron_runtime.limits import Limits
+from nemotron_runtime.engine.results import Generation, Timings
 from nemotron_runtime.model import Model, Result, TextChunk, load
-from nemotron_runtime.params import GenerationParams
-from nemotron_runtime.results import Generation, Timings
+from nemotron_runtime.sampling.params import GenerationParams
 from nemotron_runtime.tasks import Answer, Classification, Tag
-from nemotron_runtime.tokenizer import Tokenizer
+from nemotron_runtime.text.tokenizer import Tokenizer
 
 __all__ = [
     "Answer",

@@ -12,17 +12,17 @@ import numpy as np
 import numpy.typing as npt
 from nemotron_errors import RequestError
 
-from nemotron_runtime.bundle import Bundle
+from nemotron_runtime.bundle.folder import Bundle
+from nemotron_runtime.bundle.limits import Limits
+from nemotron_runtime.bundle.manifest import ParityRecord
 from nemotron_runtime.chat import ChatCalls
-from nemotron_runtime.generation import Cancelled, GenerationRun, generate
-from nemotron_runtime.limits import Limits
-from nemotron_runtime.manifest import ParityRecord
-from nemotron_runtime.params import GenerationParams
-from nemotron_runtime.results import FinishReason, Generation, Timings
-from nemotron_runtime.sessions import Session
-from nemotron_runtime.sessions.open import open_session
+from nemotron_runtime.engine.generation import Cancelled, GenerationRun, generate
+from nemotron_runtime.engine.results import FinishReason, Generation, Timings
+from nemotron_runtime.executors import Session
+from nemotron_runtime.executors.open import open_session
+from nemotron_runtime.sampling.params import GenerationParams
 from nemotron_runtime.tasks import TaskCalls
-from nemotron_runtime.tokenizer import Tokenizer
+from nemotron_runtime.text.tokenizer import Tokenizer
 
 __all__ = ["Model", "Prompt", "Result", "TextChunk", "Timings", "load"]
 

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import pytest
-from nemotron_graphs.targets.candidates import candidate_graph
-from nemotron_runtime.sessions.onnxruntime_candidates import CandidateStep
-from nemotron_runtime.sessions.onnxruntime_cuda import CUDA_PROVIDER, start_cuda
-from nemotron_runtime.sessions.onnxruntime_placement import RECORD_PLACEMENT, cpu_nodes
+from nemotron_graphs.targets.candidate_graph import candidate_graph
+from nemotron_runtime.executors.onnxruntime.candidates import CandidateStep
+from nemotron_runtime.executors.onnxruntime.cuda import CUDA_PROVIDER, start_cuda
+from nemotron_runtime.executors.onnxruntime.placement import RECORD_PLACEMENT, cpu_nodes
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.skipif(

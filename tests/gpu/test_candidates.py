@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from nemotron_runtime.bundle import Bundle
-from nemotron_runtime.candidates import Candidates, find_candidates
-from nemotron_runtime.generation import GenerationParams, generate
-from nemotron_runtime.sessions.open import open_session
-from nemotron_runtime.sessions.tensorrt import TensorRTSession
+from nemotron_runtime.bundle.folder import Bundle
+from nemotron_runtime.engine.generation import GenerationParams, generate
+from nemotron_runtime.executors.open import open_session
+from nemotron_runtime.executors.tensorrt.executor import TensorRTSession
+from nemotron_runtime.sampling.candidates import Candidates, find_candidates
 from support.candidate_kernels import random_logits, run_candidates
 from support.gpu_models import write_random
 

@@ -9,7 +9,7 @@ import torch
 from nemotron_errors import RequestError
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from nemotron_export.config import NemotronConfig
+from nemotron_export.config.config import NemotronConfig
 from nemotron_export.model import DynamicCache, NemotronForCausalLM, StaticCache
 
 pytestmark = pytest.mark.skipif(

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from nemotron_runtime.sessions.onnxruntime_cuda import CUDA_PROVIDER, start_cuda
+from nemotron_runtime.executors.onnxruntime.cuda import CUDA_PROVIDER, start_cuda
 
 from nemotron_export.building import build
-from nemotron_export.convert import convert
+from nemotron_export.checkpoint.convert import convert
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="no onnxruntime")
 genai = pytest.importorskip("onnxruntime_genai", reason="no onnxruntime_genai: pip install onnxruntime-genai-cuda")

@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from nemotron_runtime.bundle import Bundle
-from nemotron_runtime.generation import GenerationParams, generate
-from nemotron_runtime.parity.rules import RMSE_RATIO, SHAPE_RATIO
-from nemotron_runtime.sessions import onnxruntime_cuda
-from nemotron_runtime.sessions.onnxruntime_cuda import CUDA_PROVIDER, OnnxRuntimeCudaSession
-from nemotron_runtime.sessions.onnxruntime_placement import cpu_nodes, memcpy_nodes
+from nemotron_runtime.bundle.folder import Bundle
+from nemotron_runtime.checks.rules import RMSE_RATIO, SHAPE_RATIO
+from nemotron_runtime.engine.generation import GenerationParams, generate
+from nemotron_runtime.executors.onnxruntime import cuda as onnxruntime_cuda
+from nemotron_runtime.executors.onnxruntime.cuda import CUDA_PROVIDER, OnnxRuntimeCudaSession
+from nemotron_runtime.executors.onnxruntime.placement import cpu_nodes, memcpy_nodes
 from support.gpu_models import COMMON, eager_logits, eager_pair, write_random
 
 from nemotron_export.building import build

@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 import torch
 from nemotron_errors import BundleError
-from nemotron_runtime.bundle import Bundle, write_manifest
+from nemotron_runtime.bundle.folder import Bundle, write_manifest
+from nemotron_runtime.bundle.manifest import Manifest
 from nemotron_runtime.cuda import Device
-from nemotron_runtime.generation import GenerationParams, generate
-from nemotron_runtime.manifest import Manifest
-from nemotron_runtime.sessions.open import open_session
+from nemotron_runtime.engine.generation import GenerationParams, generate
+from nemotron_runtime.executors.open import open_session
 from support.gpu_memory import memory_of_this_process
 from support.gpu_models import write_random
 
 from nemotron_export.building import build
 from nemotron_export.building import tensorrt as building
-from nemotron_export.engine.timing_cache import TimingCacheFile
-from nemotron_export.file_record import file_record
-from nemotron_export.verification import verify_bundle
+from nemotron_export.building.file_record import file_record
+from nemotron_export.parity.verification import verify_bundle
+from nemotron_export.tensorrt.timing_cache import TimingCacheFile
 
 pytest.importorskip("tensorrt")
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="engines are built on an NVIDIA GPU")

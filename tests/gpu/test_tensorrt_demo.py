@@ -10,7 +10,7 @@ import nemotron_runtime
 import numpy as np
 import pytest
 import torch
-from nemotron_runtime.manifest import Manifest
+from nemotron_runtime.bundle.manifest import Manifest
 from support.gpu_models import eager_logits, eager_pair
 from typer.testing import CliRunner
 

@@ -15,19 +15,19 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from nemotron_runtime.bundle import Bundle
-from nemotron_runtime.generation import GenerationParams, generate
-from nemotron_runtime.parity.rules import RMSE_RATIO, SHAPE_RATIO
-from nemotron_runtime.reference import REFERENCE_FILE, read_reference
-from nemotron_runtime.sessions.open import open_session
-from nemotron_runtime.sessions.tensorrt import TensorRTSession
+from nemotron_runtime.bundle.folder import Bundle
+from nemotron_runtime.checks.reference import REFERENCE_FILE, read_reference
+from nemotron_runtime.checks.rules import RMSE_RATIO, SHAPE_RATIO
+from nemotron_runtime.engine.generation import GenerationParams, generate
+from nemotron_runtime.executors.open import open_session
+from nemotron_runtime.executors.tensorrt.executor import TensorRTSession
 from support.gpu_memory import memory_of_this_process
 from support.gpu_models import COMMON, eager_logits, eager_pair, write_random
 
 from nemotron_export.building import build
-from nemotron_export.engine import shapes
 from nemotron_export.model import NemotronForCausalLM
 from nemotron_export.parity import check_parity
+from nemotron_export.tensorrt import shapes
 
 pytest.importorskip("tensorrt")
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="engines run on an NVIDIA GPU")

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from nemotron_runtime.bundle import Bundle
+from nemotron_runtime.bundle.folder import Bundle
 from support.checkpoints import ODD, write_checkpoint
 
 from nemotron_export.bench import BenchOptions, run_bench
-from nemotron_export.bench.contenders import BenchRequest
-from nemotron_export.bench.contenders.eager import EagerContender
+from nemotron_export.bench.backends import BenchRequest
+from nemotron_export.bench.backends.eager import EagerContender
 from nemotron_export.bench.shapes import Shape
 from nemotron_export.bench.worker import prompt_ids
 

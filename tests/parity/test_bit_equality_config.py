@@ -10,7 +10,7 @@ import pytest
 import transformers
 from support.models import ODD_CONFIGS, config_dict, oracle_config
 
-from nemotron_export.config import NemotronConfig
+from nemotron_export.config.config import NemotronConfig
 
 configs = pytest.mark.parametrize("changes", ODD_CONFIGS.values(), ids=ODD_CONFIGS.keys())
 _FIELDS = (

@@ -12,7 +12,7 @@ from nemotron_errors import CheckpointError, RequestError
 
 from nemotron_export.checkpoint import TASKS, Checkpoint, scan
 from nemotron_export.checkpoint.save import save_checkpoint
-from nemotron_export.config import NemotronConfig
+from nemotron_export.config.config import NemotronConfig
 
 # head_dim is not hidden_size / heads, fewer KV heads, odd sizes
 ODD: dict[str, Any] = {

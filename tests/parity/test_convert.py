@@ -13,7 +13,7 @@ from support.checkpoints import run_blocked, write_checkpoint
 from transformers import NemotronForCausalLM
 
 from nemotron_export.checkpoint import Checkpoint
-from nemotron_export.convert import DTYPES, convert
+from nemotron_export.checkpoint.convert import DTYPES, convert
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

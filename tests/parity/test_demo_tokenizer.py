@@ -7,7 +7,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
-from nemotron_runtime.tokenizer import Tokenizer
+from nemotron_runtime.text.tokenizer import Tokenizer
 from transformers import AutoTokenizer
 
 DEMO = Path(str(files("nemotron_export") / "assets" / "demo"))

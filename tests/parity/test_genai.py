@@ -12,7 +12,7 @@ import onnx
 import onnxruntime_genai as og
 import pytest
 import torch
-from nemotron_runtime.bundle import Bundle
+from nemotron_runtime.bundle.folder import Bundle
 from support.checkpoints import run_blocked, write_checkpoint
 from transformers import AutoModelForCausalLM
 

@@ -16,10 +16,10 @@ import onnxruntime_genai as og
 import pytest
 import torch
 from nemotron_errors import BundleError, GraphError, LimitError, MissingDependencyError, RequestError
-from nemotron_runtime.bundle import Bundle
-from nemotron_runtime.manifest import Manifest
-from nemotron_runtime.sessions.genai import GenaiSession
-from nemotron_runtime.sessions.onnxruntime import OnnxRuntimeSession
+from nemotron_runtime.bundle.folder import Bundle
+from nemotron_runtime.bundle.manifest import Manifest
+from nemotron_runtime.executors.genai import GenaiSession
+from nemotron_runtime.executors.onnxruntime.cpu import OnnxRuntimeSession
 from support.checkpoints import ODD, run_blocked, write_checkpoint
 
 from nemotron_export import build

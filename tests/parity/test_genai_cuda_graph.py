@@ -13,8 +13,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from nemotron_runtime.bundle import Bundle
-from nemotron_runtime.sessions.genai import GenaiSession
+from nemotron_runtime.bundle.folder import Bundle
+from nemotron_runtime.executors.genai import GenaiSession
 from support.checkpoints import write_checkpoint
 from support.cuda_graphs import CASES, on_cpu
 from support.genai_agreement import DEMO, Written, check_agreement, write_both

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from nemotron_errors import CheckpointError, RequestError
-from nemotron_runtime.reference import Reference, ReferencePrompt, read_reference, write_reference
+from nemotron_runtime.checks.reference import Reference, ReferencePrompt, read_reference, write_reference
 from support.models import ODD_CONFIGS, config_dict, randomize
 
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.checkpoint.save import save_checkpoint
-from nemotron_export.config import NemotronConfig
+from nemotron_export.config.config import NemotronConfig
 from nemotron_export.model.load import MODEL_CLASSES
 from nemotron_export.parity.layerwise import Feed, LayerwiseModel
 from nemotron_export.parity.layerwise_reference import layerwise_reference

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from nemotron_errors import RequestError
-from nemotron_runtime.reference import read_reference
+from nemotron_runtime.checks.reference import read_reference
 from support.checkpoints import write_checkpoint
 from typer.testing import CliRunner
 

@@ -12,13 +12,13 @@ import onnx_ir as ir
 import pytest
 import torch
 from nemotron_errors import GraphError
-from nemotron_graphs.passes import pack_qkv
+from nemotron_graphs.passes.fuse import qkv as pack_qkv
 from nemotron_graphs.targets import TARGETS
-from nemotron_runtime.bundle import Bundle
-from nemotron_runtime.generation import GenerationParams, generate
-from nemotron_runtime.sessions import onnxruntime_cuda
-from nemotron_runtime.sessions.onnxruntime import OnnxRuntimeSession
-from nemotron_runtime.sessions.onnxruntime_cuda import OnnxRuntimeCudaSession
+from nemotron_runtime.bundle.folder import Bundle
+from nemotron_runtime.engine.generation import GenerationParams, generate
+from nemotron_runtime.executors.onnxruntime import cuda as onnxruntime_cuda
+from nemotron_runtime.executors.onnxruntime.cpu import OnnxRuntimeSession
+from nemotron_runtime.executors.onnxruntime.cuda import OnnxRuntimeCudaSession
 from support.checkpoints import write_checkpoint
 from support.cuda_graphs import CASES, CPU, on_cpu
 

@@ -18,8 +18,8 @@ from nemotron_export import build
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.parity.examine import examine
 from nemotron_export.parity.report import render_html
+from nemotron_export.parity.verification import amend, verify_bundle
 from nemotron_export.tracing import trace
-from nemotron_export.verification import amend, verify_bundle
 
 SCHEMA = json.loads((Path(report.__file__).parent / "schema.json").read_text(encoding="utf-8"))
 

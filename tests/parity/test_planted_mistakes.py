@@ -11,8 +11,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from nemotron_runtime.bundle import Bundle
-from nemotron_runtime.verification import verify
+from nemotron_runtime.bundle.folder import Bundle
+from nemotron_runtime.checks.verification import verify
 from support.checkpoints import write_checkpoint
 from support.mistakes import BODY_MISTAKES, GRAPH_MISTAKES, Mistake, plant
 

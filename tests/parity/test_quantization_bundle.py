@@ -15,12 +15,12 @@ import onnx
 import pytest
 import torch
 from nemotron_errors import BundleError, RequestError
-from nemotron_runtime.bundle import Bundle, write_manifest
-from nemotron_runtime.manifest import Manifest, WeightsFile
-from nemotron_runtime.parity.judging import judge
-from nemotron_runtime.parity.perplexity import measure_nll, perplexity
-from nemotron_runtime.reference import read_reference
-from nemotron_runtime.sessions.open import open_session
+from nemotron_runtime.bundle.folder import Bundle, write_manifest
+from nemotron_runtime.bundle.manifest import Manifest, WeightsFile
+from nemotron_runtime.checks.judging import judge
+from nemotron_runtime.checks.perplexity import measure_nll, perplexity
+from nemotron_runtime.checks.reference import read_reference
+from nemotron_runtime.executors.open import open_session
 from support.checkpoints import run_blocked, write_checkpoint
 
 from nemotron_export import build

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from nemotron_runtime.params import GenerationParams
-from nemotron_runtime.sampling import filter_logits
+from nemotron_runtime.sampling.params import GenerationParams
+from nemotron_runtime.sampling.sampler import filter_logits
 from transformers import (
     LogitsProcessorList,
     MinNewTokensLengthLogitsProcessor,

@@ -19,17 +19,17 @@ import numpy as np
 import pytest
 import torch
 from nemotron_errors import BundleError, NemotronError, RequestError, TokenizerError
-from nemotron_runtime.bundle import write_manifest
-from nemotron_runtime.manifest import Manifest
-from nemotron_runtime.reference import Reference
+from nemotron_runtime.bundle.folder import write_manifest
+from nemotron_runtime.bundle.manifest import Manifest
+from nemotron_runtime.checks.reference import Reference
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from support.checkpoints import run_blocked, write_checkpoint
 from typer.testing import CliRunner
 
 from nemotron_export import build, check_parity
+from nemotron_export.building.file_record import file_record
 from nemotron_export.cli import app
-from nemotron_export.file_record import file_record
 from nemotron_export.parity import ParityFailedError, reference_for
 
 SMALL = {"num_hidden_layers": 2, "max_position_embeddings": 128}

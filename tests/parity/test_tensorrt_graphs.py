@@ -17,7 +17,7 @@ from support.graph_pairs import SLOTS, drive_beside_eager
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.checkpoint.safetensors_header import TensorEntry
 from nemotron_export.checkpoint.save import save_checkpoint
-from nemotron_export.config import NemotronConfig
+from nemotron_export.config.config import NemotronConfig
 from nemotron_export.model import NemotronForCausalLM, rope_tables
 from nemotron_export.model.wide import widen_mlp
 from nemotron_export.tracing import trace

@@ -14,13 +14,13 @@ from nemotron_plugins.tensorrt import PLUGIN_OPS, use_library
 from nemotron_plugins.tensorrt.fields import attribute_fields
 from nemotron_plugins.tensorrt.operator import Tensor
 from nemotron_plugins.tensorrt.plugin import make_op
-from nemotron_runtime.limits import Limits
+from nemotron_runtime.bundle.limits import Limits
 from support.plugin_libraries import library_of
 
 from nemotron_export.building.tensorrt import kernel_spec
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.checkpoint.save import save_checkpoint
-from nemotron_export.config import NemotronConfig
+from nemotron_export.config.config import NemotronConfig
 from nemotron_export.model import NemotronForCausalLM, rope_tables
 from nemotron_export.tracing import trace
 

@@ -21,7 +21,7 @@ from nemotron_graphs.targets import LoweringContext, get_target
 
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.checkpoint.save import save_checkpoint
-from nemotron_export.config import NemotronConfig
+from nemotron_export.config.config import NemotronConfig
 from nemotron_export.model import NemotronForCausalLM, rope_tables
 from nemotron_export.tracing import trace, trace_whole
 

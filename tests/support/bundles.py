@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 from nemotron_graphs.ops import OPS
-from nemotron_runtime.bundle import write_manifest
-from nemotron_runtime.manifest import Manifest
-from nemotron_runtime.reference import Reference, ReferencePrompt, write_reference
+from nemotron_runtime.bundle.folder import write_manifest
+from nemotron_runtime.bundle.manifest import Manifest
+from nemotron_runtime.checks.reference import Reference, ReferencePrompt, write_reference
 from onnx import TensorProto, numpy_helper, parser
 from safetensors.numpy import save_file
 

@@ -9,7 +9,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from nemotron_runtime.candidates import Candidates
+from nemotron_runtime.sampling.candidates import Candidates
 
 __all__ = ["random_logits", "run_candidates"]
 
@@ -24,8 +24,9 @@ def run_candidates(
     logits: np.ndarray, temperature: float, device: str = "cpu", *, log_block: int | None = None
 ) -> Candidates:
     """What the kernels find among logits [B, V]; in smaller parts of 2^log_block, 8 candidates, where that is given."""
-    from nemotron_plugins import candidates_rules, torch_candidates
-    from nemotron_runtime.sessions.tensorrt_candidates import unpack
+    from nemotron_plugins import torch_candidates
+    from nemotron_plugins.launches import candidates as candidates_rules
+    from nemotron_runtime.executors.tensorrt.candidates import unpack
 
     torch.set_num_threads(1)
     whole = candidates_rules._LOG_BLOCK, candidates_rules._LOG_COUNT

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import tokenizers
 from nemotron_runtime.model import Model
-from nemotron_runtime.tokenizer import Tokenizer
+from nemotron_runtime.text.tokenizer import Tokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
 from support.sessions import ToySession

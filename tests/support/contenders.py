@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from nemotron_errors import LimitError
 
-from nemotron_export.bench.contenders.base import BenchRequest, Contender, ContenderSpec, Description, Ids
+from nemotron_export.bench.backends.base import BenchRequest, Contender, ContenderSpec, Description, Ids
 
 __all__ = ["FakeContender", "fake_spec"]
 

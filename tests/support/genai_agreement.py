@@ -14,7 +14,7 @@ import nemotron_runtime
 import numpy as np
 import onnxruntime_genai as og
 import torch
-from nemotron_runtime.parity.rules import FLIP_MARGIN
+from nemotron_runtime.checks.rules import FLIP_MARGIN
 
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.model.load import load_model

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from nemotron_export.checkpoint import Checkpoint
-from nemotron_export.config import NemotronConfig
+from nemotron_export.config.config import NemotronConfig
 from nemotron_export.model import NemotronForCausalLM
 from nemotron_export.model.load import load_model
 from nemotron_export.parity.device import true_fp32

@@ -72,7 +72,7 @@ def run_linear_interpreted(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Kernel and definition in one dtype, under the interpreter; ``wide`` takes the blocks of many features."""
     import triton
-    from nemotron_plugins import linear_rules
+    from nemotron_plugins.launches import linear as linear_rules
 
     assert triton.knobs.runtime.interpret, "Triton was imported without its interpreter"
     torch.set_num_threads(1)

@@ -8,7 +8,7 @@ import torch
 import transformers
 from torch import nn
 
-from nemotron_export.config import NemotronConfig
+from nemotron_export.config.config import NemotronConfig
 from nemotron_export.model import NemotronForCausalLM
 
 __all__ = ["ODD_CONFIGS", "causal_pair", "config_dict", "oracle_config", "random_model", "randomize", "token_ids"]

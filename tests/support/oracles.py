@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from nemotron_export import model as ours
-from nemotron_export.config import NemotronConfig
+from nemotron_export.config.config import NemotronConfig
 from nemotron_export.model import NemotronPreTrainedModel
 from support.models import oracle_config, randomize
 

@@ -26,7 +26,7 @@ Range = tuple[int, int, int]
 
 def compiled_library(spec: KernelSpec, *prefixes: str) -> KernelLibrary:
     """The kernels for this GPU whose keys begin with one of the prefixes."""
-    from nemotron_plugins.compile import compile_kernel
+    from nemotron_plugins.compiling.compiler import compile_kernel
 
     major, minor = torch.cuda.get_device_capability()
     architecture = 10 * major + minor

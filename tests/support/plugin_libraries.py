@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from nemotron_plugins.kernel_spec import KernelSpec
-from nemotron_plugins.launch import CompiledKernel, Launch, LaunchRecord
+from nemotron_plugins.launches.launch import CompiledKernel, Launch, LaunchRecord
 from nemotron_plugins.library import KernelLibrary
 
 __all__ = ["SPEC", "FakeTensorRT", "RecordingKernel", "library_of", "record_of", "to_fields"]

@@ -15,7 +15,7 @@ import numpy as np
 import safetensors.numpy
 
 from nemotron_export.checkpoint import expected_tensors
-from nemotron_export.config import NemotronConfig
+from nemotron_export.config.config import NemotronConfig
 
 __all__ = [
     "PUBLISHED",

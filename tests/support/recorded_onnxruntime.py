@@ -8,8 +8,9 @@ from typing import Any
 
 import onnxruntime
 import pytest
-from nemotron_runtime.sessions import onnxruntime_cuda, onnxruntime_graph
-from nemotron_runtime.sessions.onnxruntime_placement import RECORD_PLACEMENT
+from nemotron_runtime.executors.onnxruntime import cuda as onnxruntime_cuda
+from nemotron_runtime.executors.onnxruntime import graph as onnxruntime_graph
+from nemotron_runtime.executors.onnxruntime.placement import RECORD_PLACEMENT
 
 __all__ = ["CPU", "CUDA", "Recorded", "record"]
 

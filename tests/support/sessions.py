@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from nemotron_runtime.limits import Limits
-from nemotron_runtime.sessions import Session
+from nemotron_runtime.bundle.limits import Limits
+from nemotron_runtime.executors import Session
 
 __all__ = ["ToySession"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
-from nemotron_plugins.launch import CompiledKernel, GridAxis, LaunchRecord
+from nemotron_plugins.launches.launch import CompiledKernel, GridAxis, LaunchRecord
 from nemotron_plugins.library import KernelLibrary
 
 __all__ = ["LOG_COUNT", "WORK", "V", "save_kernels"]

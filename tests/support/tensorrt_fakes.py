@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
-from nemotron_plugins.cuda_driver import load_driver
-from nemotron_runtime.bundle import write_manifest
-from nemotron_runtime.manifest import Manifest
-from nemotron_runtime.sessions.tensorrt_engine import load_tensorrt
+from nemotron_plugins.driver.cuda import load_driver
+from nemotron_runtime.bundle.folder import write_manifest
+from nemotron_runtime.bundle.manifest import Manifest
+from nemotron_runtime.executors.tensorrt.context import load_tensorrt
 from safetensors.numpy import save_file
 
 from support.cuda_driver import FakeCuda
@@ -249,7 +249,7 @@ def install(monkeypatch, *, cuda=None, version="10.6.0.post1", plugin_errors=Non
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", cuda)
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
     monkeypatch.setitem(sys.modules, "nemotron_plugins.tensorrt", plugins)
-    monkeypatch.setitem(sys.modules, "nemotron_plugins.driver", SimpleNamespace(LoadedKernel=LoadedKernel))
+    monkeypatch.setitem(sys.modules, "nemotron_plugins.driver.kernel", SimpleNamespace(LoadedKernel=LoadedKernel))
     load_driver.cache_clear()
     load_tensorrt.cache_clear()
     return cuda, trt

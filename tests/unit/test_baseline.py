@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 from nemotron_errors import BundleError, RequestError
-from nemotron_runtime.manifest import Manifest
-from nemotron_runtime.report import ParityReport, ParityRow
+from nemotron_runtime.bundle.manifest import Manifest
+from nemotron_runtime.checks.report import ParityReport, ParityRow
 from support.bundles import make_bundle
 from typer.testing import CliRunner
 
-from nemotron_export.baseline import GROWTH, NOISE, compare_with_baseline, read_baseline
 from nemotron_export.cli import check
 from nemotron_export.cli.app import app
-from nemotron_export.verification import bundle_identity, verify_bundle
+from nemotron_export.parity.baseline import GROWTH, NOISE, compare_with_baseline, read_baseline
+from nemotron_export.parity.verification import bundle_identity, verify_bundle
 
 OLD = 1e-5
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from nemotron_export.bench.backends.base import Description
 from nemotron_export.bench.bandwidth import ReadBandwidth, last_level_cache
-from nemotron_export.bench.contenders.base import Description
 from nemotron_export.bench.results import Measurement, Spread
 from nemotron_export.bench.schedule import run_rounds
 from nemotron_export.bench.shapes import Shape, Times
 from nemotron_export.bench.traffic import kv_bytes_per_token, read_parameters, step_bytes, total_parameters
-from nemotron_export.config import NemotronConfig
+from nemotron_export.config.config import NemotronConfig
 
 _COMMON = {"vocab_size": 256000, "num_hidden_layers": 32, "num_key_value_heads": 8, "head_dim": 128}
 MINITRON_4B = {**_COMMON, "hidden_size": 3072, "num_attention_heads": 24, "intermediate_size": 9216}

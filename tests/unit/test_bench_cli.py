@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nemotron_runtime.bundle import Bundle, set_parity_state, write_manifest
-from nemotron_runtime.manifest import Manifest
+from nemotron_runtime.bundle.folder import Bundle, set_parity_state, write_manifest
+from nemotron_runtime.bundle.manifest import Manifest
 from support.bundles import TinyModel, make_bundle
 from typer.testing import CliRunner
 
 from nemotron_export.bench import run
-from nemotron_export.bench.contenders import CONTENDERS, BenchRequest
-from nemotron_export.bench.contenders.bundle import BundleContender
-from nemotron_export.bench.contenders.eager import EagerContender
+from nemotron_export.bench.backends import CONTENDERS, BenchRequest
+from nemotron_export.bench.backends.bundle import BundleContender
+from nemotron_export.bench.backends.eager import EagerContender
 from nemotron_export.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -210,7 +210,7 @@ def test_a_bundles_process_loads_no_torch(bundles: tuple[str, str]) -> None:
     code = f"""
 import sys
 from nemotron_export.bench import worker
-from nemotron_export.bench.contenders import CONTENDERS
+from nemotron_export.bench.backends import CONTENDERS
 from nemotron_export.bench.shapes import Shape
 options = {{"path": {bundles[0]!r}, "weights_dir": None, "allow_unverified": False, "kind": "onnxruntime"}}
 contender = CONTENDERS["bundle"](options, 1)

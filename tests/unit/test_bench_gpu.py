@@ -13,8 +13,8 @@ from nemotron_runtime.cuda import load_driver
 from support.cuda_driver import FakeCuda
 
 from nemotron_export.bench import BenchOptions, BenchResult, ContenderResult, Measurement, Spread
-from nemotron_export.bench.contenders.base import BenchRequest, ContenderSpec, Description
-from nemotron_export.bench.contenders.eager import EagerContender
+from nemotron_export.bench.backends.base import BenchRequest, ContenderSpec, Description
+from nemotron_export.bench.backends.eager import EagerContender
 from nemotron_export.bench.gpu import Gpu
 from nemotron_export.bench.shapes import Shape, Times
 from nemotron_export.cli.bench import print_bench
@@ -122,6 +122,6 @@ def test_eager_pytorch_needs_a_gpu_that_it_can_use(monkeypatch: pytest.MonkeyPat
 
 def test_an_unknown_device_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     request = BenchRequest((), tmp_path, None, False, (SHAPE,), ("float32",), ("static",), "tpu")
-    monkeypatch.setattr("nemotron_export.bench.contenders.eager.Checkpoint.open", lambda folder: None)
+    monkeypatch.setattr("nemotron_export.bench.backends.eager.Checkpoint.open", lambda folder: None)
     with pytest.raises(RequestError, match="--eager-device"):
         EagerContender.specs(request)

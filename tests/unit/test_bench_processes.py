@@ -17,8 +17,8 @@ import pytest
 from nemotron_errors import LimitError, MissingDependencyError, NemotronError, ResourceError
 from support.contenders import FakeContender, fake_spec
 
-from nemotron_export.bench.contenders import CONTENDERS
-from nemotron_export.bench.contenders.base import Description
+from nemotron_export.bench.backends import CONTENDERS
+from nemotron_export.bench.backends.base import Description
 from nemotron_export.bench.process import ContenderProcess
 from nemotron_export.bench.schedule import run_rounds
 from nemotron_export.bench.shapes import Shape
@@ -123,7 +123,7 @@ sys.path[:0] = [{tests!r}]
 from pathlib import Path
 from support.contenders import FakeContender, fake_spec
 from nemotron_export.bench import BenchOptions, run
-from nemotron_export.bench.contenders import CONTENDERS
+from nemotron_export.bench.backends import CONTENDERS
 from nemotron_export.cli.guard import guarded
 CONTENDERS["fake"] = FakeContender
 log = Path({log!r})

@@ -8,15 +8,15 @@ import pytest
 from nemotron_errors import LimitError, RequestError, ResourceError
 
 from nemotron_export.building.limits import choose_limits
-from nemotron_export.config import NemotronConfig
-from nemotron_export.parity.prompts import plan_prompts
-from nemotron_export.preflight import (
+from nemotron_export.building.preflight import (
     available_memory,
     check_resources,
     choose_reference,
     estimate,
     layerwise_memory,
 )
+from nemotron_export.config.config import NemotronConfig
+from nemotron_export.parity.prompts import plan_prompts
 
 # Minitron-4B: 4.191 B parameters, 128 KiB of bf16 cache per token
 CONFIG = NemotronConfig(

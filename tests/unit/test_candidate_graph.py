@@ -15,7 +15,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from nemotron_graphs.targets import TARGETS, LoweredGraph, add_candidates
-from nemotron_graphs.targets.candidates import CANDIDATES_FILE, candidate_graph
+from nemotron_graphs.targets.candidate_graph import CANDIDATES_FILE, candidate_graph
 
 # ops that ONNX Runtime's CUDA provider computes on the device, with constants alone on the host
 CUDA_OPS = {"Cast", "Reshape", "TopK", "Add", "GatherElements", "Slice", "Div", "Sub", "Exp", "ReduceSum"}

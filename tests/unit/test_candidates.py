@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from nemotron_runtime.candidates import filter_candidates, find_candidates
-from nemotron_runtime.generation import GenerationParams, generate
-from nemotron_runtime.sampling import RowSampler, filter_logits
+from nemotron_runtime.engine.generation import GenerationParams, generate
+from nemotron_runtime.sampling.candidates import filter_candidates, find_candidates
+from nemotron_runtime.sampling.sampler import RowSampler, filter_logits
 from support.sessions import ToySession
 
 V, C = 500, 32

@@ -10,7 +10,7 @@ from nemotron_errors import RequestError, TokenizerError
 from nemotron_runtime.chat import ChatFormat, parse_tool_calls, read_template
 from nemotron_runtime.chat.environment import render
 from nemotron_runtime.chat.messages import checked_documents
-from nemotron_runtime.tokenizer import Tokenizer
+from nemotron_runtime.text.tokenizer import Tokenizer
 from support.chat import CHATML, LLAMA_TOOLS, TOOLS, write_tokenizer
 
 USER = {"role": "user", "content": "Hi"}

@@ -15,8 +15,9 @@ from typing import Any
 import psutil
 import pytest
 from nemotron_errors import GraphError, NemotronError, ResourceError
-from nemotron_plugins import compile_pool, library
-from nemotron_plugins.compile_pool import CompileJob, compile_in_processes, worker_count
+from nemotron_plugins import library
+from nemotron_plugins.compiling import pool as compile_pool
+from nemotron_plugins.compiling.pool import CompileJob, compile_in_processes, worker_count
 from support.kernel_specs import TINY
 
 pytest.importorskip("triton", reason="Triton, of the build extra, has no wheel for this platform")
@@ -54,7 +55,7 @@ def workers(of: int | None = None) -> list[psutil.Process]:
 
 
 def test_processes_give_the_bytes_that_this_one_gives_in_order() -> None:
-    from nemotron_plugins.compile import compile_kernel
+    from nemotron_plugins.compiling.compiler import compile_kernel
 
     wanted, done = jobs(90, 80), []
     found = compile_in_processes(wanted, 3, done.append)

@@ -10,7 +10,7 @@ import pytest
 from nemotron_errors import ConfigError
 from support.models import config_dict
 
-from nemotron_export.config import NemotronConfig
+from nemotron_export.config.config import NemotronConfig
 
 DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 

@@ -13,7 +13,7 @@ from nemotron_errors import ConfigError
 from support.models import config_dict
 
 from nemotron_export.checkpoint.expected import expected_tensors
-from nemotron_export.config import NemotronConfig
+from nemotron_export.config.config import NemotronConfig
 from nemotron_export.model import (
     NemotronForCausalLM,
     NemotronForSequenceClassification,

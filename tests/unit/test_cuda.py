@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from nemotron_errors import MissingDependencyError, ResourceError
-from nemotron_plugins.cuda_driver import _LOST, _NO_DRIVER
+from nemotron_plugins.driver.cuda import _LOST, _NO_DRIVER
 from nemotron_runtime.cuda import CopyBandwidth, Device, load_driver
 from support.cuda_driver import CUresult, FakeCuda
 

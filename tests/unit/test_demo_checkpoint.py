@@ -12,7 +12,7 @@ import pytest
 import sentencepiece
 import tokenizers
 import torch
-from nemotron_runtime.tokenizer import Tokenizer
+from nemotron_runtime.text.tokenizer import Tokenizer
 
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.model.load import load_model

@@ -10,9 +10,9 @@ import pytest
 from nemotron_graphs.targets import TARGETS
 from typer.testing import CliRunner
 
-from nemotron_export import doctor
 from nemotron_export.cli import app
-from nemotron_export.extras import EXTRAS, extra_of, install_command
+from nemotron_export.installation import doctor
+from nemotron_export.installation.extras import EXTRAS, extra_of, install_command
 
 
 def _installed(monkeypatch: pytest.MonkeyPatch, *, without: tuple[str, ...] = (), plus: tuple[str, ...] = ()) -> None:

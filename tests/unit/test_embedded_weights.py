@@ -16,10 +16,10 @@ import torch
 from nemotron_errors import BundleError, CheckpointError
 from nemotron_graphs.targets import get_target
 from nemotron_graphs.targets.tensorrt import TensorRTGraphs, WeightInput
-from nemotron_runtime.bundle import Bundle, write_manifest
-from nemotron_runtime.limits import Limits
-from nemotron_runtime.manifest import Manifest
-from nemotron_runtime.sessions.tensorrt import TensorRTSession
+from nemotron_runtime.bundle.folder import Bundle, write_manifest
+from nemotron_runtime.bundle.limits import Limits
+from nemotron_runtime.bundle.manifest import Manifest
+from nemotron_runtime.executors.tensorrt.executor import TensorRTSession
 from support.checkpoints import write_checkpoint
 from support.tensorrt_builder import FakeBuilderModule
 from support.tensorrt_fakes import install, make_tensorrt_bundle, toy
@@ -27,9 +27,9 @@ from support.tensorrt_fakes import install, make_tensorrt_bundle, toy
 from nemotron_export.building.graph import make_tensorrt_graphs
 from nemotron_export.building.host_weights import host_constants
 from nemotron_export.checkpoint import Checkpoint
-from nemotron_export.engine import BuiltEngine, EngineError, EngineJob, build_engine, load_product
-from nemotron_export.engine.constants import Constant
-from nemotron_export.engine.shapes import input_shapes, prefill_ranges
+from nemotron_export.tensorrt import BuiltEngine, EngineError, EngineJob, build_engine, load_product
+from nemotron_export.tensorrt.constants import Constant
+from nemotron_export.tensorrt.shapes import input_shapes, prefill_ranges
 
 TEXT = """
 <ir_version: 10, opset_import: ["" : 21]>

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from nemotron_errors import TokenizerError
-from nemotron_runtime.tokenizer import Tokenizer
+from nemotron_runtime.text.tokenizer import Tokenizer
 
 TEXTS = ("Größe über 世界 def f", " two  blanks ", "", "\N{GRINNING FACE} x")
 

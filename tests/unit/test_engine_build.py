@@ -15,17 +15,17 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 from nemotron_errors import BundleError, MissingDependencyError, NemotronError, ResourceError
-from nemotron_runtime.limits import Limits
+from nemotron_runtime.bundle.limits import Limits
 from support.tensorrt_builder import FakeBuilderModule
 
-from nemotron_export.config import NemotronConfig
-from nemotron_export.engine import EngineError, EngineJob, build_engine, load_product
-from nemotron_export.engine import gpu as gpu_module
-from nemotron_export.engine.gpu import Gpu, check_device_memory, estimate_device, find_gpu
-from nemotron_export.engine.messages import node_ops
-from nemotron_export.engine.monitor import BuildWatch, run_cancellable
-from nemotron_export.engine.shapes import MAX_LOGITS, decode_ranges, input_shapes, pass_ranges, prefill_ranges
-from nemotron_export.engine.timing_cache import TimingCacheFile
+from nemotron_export.config.config import NemotronConfig
+from nemotron_export.tensorrt import EngineError, EngineJob, build_engine, load_product
+from nemotron_export.tensorrt import gpu as gpu_module
+from nemotron_export.tensorrt.gpu import Gpu, check_device_memory, estimate_device, find_gpu
+from nemotron_export.tensorrt.messages import node_ops
+from nemotron_export.tensorrt.monitor import BuildWatch, run_cancellable
+from nemotron_export.tensorrt.shapes import MAX_LOGITS, decode_ranges, input_shapes, pass_ranges, prefill_ranges
+from nemotron_export.tensorrt.timing_cache import TimingCacheFile
 
 LIMITS = Limits(max_seq_len=600, max_batch=4, prefill_chunk=128)
 TEXT = """
@@ -270,7 +270,7 @@ def test_versions_that_are_not_proven_are_logged(
 
 
 def test_messages_go_to_logging(caplog: pytest.LogCaptureFixture) -> None:
-    from nemotron_export.engine.messages import Messages
+    from nemotron_export.tensorrt.messages import Messages
 
     caplog.set_level(logging.DEBUG)
     messages = Messages(FakeBuilderModule())

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from nemotron_errors import RequestError
 from nemotron_graphs.targets import TARGETS
-from nemotron_runtime.limits import Limits
+from nemotron_runtime.bundle.limits import Limits
 
 from nemotron_export.building.genai import check_genai_request, genai_config
 from nemotron_export.building.weights import choose_weight_mode
-from nemotron_export.config import NemotronConfig
-from nemotron_export.extras import extra_of, missing_dependency
+from nemotron_export.config.config import NemotronConfig
+from nemotron_export.installation.extras import extra_of, missing_dependency
 
 LIMITS = Limits(max_seq_len=128, max_batch=2, prefill_chunk=64)
 SESSION = {"graph": "model.onnx", "provider": "CPUExecutionProvider"}

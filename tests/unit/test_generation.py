@@ -7,8 +7,8 @@ import threading
 import numpy as np
 import pytest
 from nemotron_errors import LimitError, RequestError
-from nemotron_runtime.generation import GenerationParams, GenerationRun, generate
-from nemotron_runtime.stopping import StopMatcher
+from nemotron_runtime.engine.generation import GenerationParams, GenerationRun, generate
+from nemotron_runtime.text.stopping import StopMatcher
 from support.sessions import ToySession
 
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20], [21]]

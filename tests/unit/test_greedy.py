@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from nemotron_errors import LimitError
-from nemotron_runtime.generation import GenerationParams, generate
+from nemotron_runtime.engine.generation import GenerationParams, generate
 from support.sessions import ToySession
 
 PROMPTS = [[1, 2, 3], [4, 5]]

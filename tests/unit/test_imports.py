@@ -38,7 +38,13 @@ def test_import_contracts_hold() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["nemotron_export", "nemotron_export.cli", "nemotron_export.doctor", "nemotron_runtime", "nemotron_errors"],
+    [
+        "nemotron_export",
+        "nemotron_export.cli",
+        "nemotron_export.installation.doctor",
+        "nemotron_runtime",
+        "nemotron_errors",
+    ],
 )
 def test_imports_without_the_build_packages(module: str) -> None:
     result = run_blocked(f"import {module}\nprint({module}.__name__)")
@@ -81,7 +87,7 @@ main()"""
 
 def test_lazy_names_are_what_they_say() -> None:
     import nemotron_export
-    from nemotron_export.config import NemotronConfig
+    from nemotron_export.config.config import NemotronConfig
     from nemotron_export.model import NemotronForCausalLM
 
     assert nemotron_export.NemotronConfig is NemotronConfig

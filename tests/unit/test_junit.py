@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 from nemotron_errors import BundleError
-from nemotron_runtime.report import ParityReport, ParityRow
+from nemotron_runtime.checks.report import ParityReport, ParityRow
 from support.bundles import TinyModel, make_bundle, make_reference
 from typer.testing import CliRunner
 
-from nemotron_export.baseline import compare_with_baseline
 from nemotron_export.cli.app import app
-from nemotron_export.junit import junit_xml, write_junit
+from nemotron_export.parity.baseline import compare_with_baseline
+from nemotron_export.parity.junit import junit_xml, write_junit
 
 ROWS = (
     ParityRow("prefill", "5 tokens", 2e-7, 1e-4, True),

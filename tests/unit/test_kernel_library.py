@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from nemotron_errors import BundleError, GraphError
-from nemotron_plugins.launch import CompiledKernel
+from nemotron_plugins.launches.launch import CompiledKernel
+from nemotron_plugins.launches.linear import row_bucket
 from nemotron_plugins.library import KernelLibrary, build_library
-from nemotron_plugins.linear_rules import row_bucket
 from support.kernel_specs import MINITRON_4B, TINY
 
 

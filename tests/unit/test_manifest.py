@@ -7,7 +7,7 @@ import json
 
 import pytest
 from nemotron_errors import BundleError
-from nemotron_runtime.manifest import FORMAT, Manifest
+from nemotron_runtime.bundle.manifest import FORMAT, Manifest
 from support.bundles import make_bundle
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from nemotron_errors import BundleError
-from nemotron_runtime.manifest import Manifest
+from nemotron_runtime.bundle.manifest import Manifest
 from support.tensorrt_fakes import make_tensorrt_bundle
 
 

@@ -7,7 +7,7 @@ import torch
 from nemotron_errors import GraphError
 from support.models import ODD_CONFIGS, config_dict, random_model, token_ids
 
-from nemotron_export.config import NemotronConfig
+from nemotron_export.config.config import NemotronConfig
 from nemotron_export.model import DynamicCache, NemotronForCausalLM, rope_tables
 
 TOLERANCE = 1e-5  # of the logit range; ten times stricter than what artefacts are held to

@@ -9,7 +9,7 @@ import torch
 from nemotron_errors import ConfigError, LimitError, RequestError
 from support.models import config_dict, random_model, token_ids
 
-from nemotron_export.config import NemotronConfig
+from nemotron_export.config.config import NemotronConfig
 from nemotron_export.model import (
     NemotronForCausalLM,
     NemotronForQuestionAnswering,

@@ -11,11 +11,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from nemotron_errors import BundleError
-from nemotron_graphs.targets.candidates import CANDIDATES_FILE, candidate_graph
-from nemotron_runtime.bundle import Bundle
-from nemotron_runtime.generation import GenerationParams, generate
-from nemotron_runtime.manifest import Manifest
-from nemotron_runtime.sessions.onnxruntime_cuda import OnnxRuntimeCudaSession
+from nemotron_graphs.targets.candidate_graph import CANDIDATES_FILE, candidate_graph
+from nemotron_runtime.bundle.folder import Bundle
+from nemotron_runtime.bundle.manifest import Manifest
+from nemotron_runtime.engine.generation import GenerationParams, generate
+from nemotron_runtime.executors.onnxruntime.cuda import OnnxRuntimeCudaSession
 from support.bundles import TinyModel, make_bundle
 from support.recorded_onnxruntime import CUDA, Recorded, record
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from nemotron_errors import BundleError, MissingDependencyError
-from nemotron_runtime.bundle import Bundle
-from nemotron_runtime.sessions import onnxruntime_graph
-from nemotron_runtime.sessions.onnxruntime_cuda import OnnxRuntimeCudaSession
-from nemotron_runtime.sessions.onnxruntime_placement import RECORD_PLACEMENT, check_placement, cpu_nodes, memcpy_nodes
-from nemotron_runtime.sessions.open import open_session
+from nemotron_runtime.bundle.folder import Bundle
+from nemotron_runtime.executors.onnxruntime import graph as onnxruntime_graph
+from nemotron_runtime.executors.onnxruntime.cuda import OnnxRuntimeCudaSession
+from nemotron_runtime.executors.onnxruntime.placement import RECORD_PLACEMENT, check_placement, cpu_nodes, memcpy_nodes
+from nemotron_runtime.executors.open import open_session
 from support.bundles import make_bundle
 from support.recorded_onnxruntime import CPU, CUDA, Recorded, record
 

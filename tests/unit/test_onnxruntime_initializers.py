@@ -11,11 +11,11 @@ import onnx
 import onnxruntime
 import pytest
 from nemotron_errors import BundleError
-from nemotron_runtime.sessions import onnxruntime_graph
-from nemotron_runtime.sessions.onnxruntime import OnnxRuntimeSession
-from nemotron_runtime.sessions.onnxruntime_graph import open_graph
-from nemotron_runtime.sessions.onnxruntime_initializers import ExternalTensor, external_tensors
-from nemotron_runtime.weights import map_weights
+from nemotron_runtime.bundle.weights import map_weights
+from nemotron_runtime.executors.onnxruntime import graph as onnxruntime_graph
+from nemotron_runtime.executors.onnxruntime.cpu import OnnxRuntimeSession
+from nemotron_runtime.executors.onnxruntime.graph import open_graph
+from nemotron_runtime.executors.onnxruntime.initializers import ExternalTensor, external_tensors
 from onnx import TensorProto, helper
 
 from nemotron_export import build

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from nemotron_runtime.philox import gumbel_argmax, gumbel_noise, philox4x32
+from nemotron_runtime.sampling.philox import gumbel_argmax, gumbel_noise, philox4x32
 
 # kat_vectors of Random123: counter, key, output
 KNOWN = [
@@ -85,7 +85,7 @@ def test_it_is_the_largest_also_among_large_equal_and_infinite_scores():
 
 
 def test_what_is_left_to_do_in_full_is_little(monkeypatch):
-    from nemotron_runtime import philox
+    from nemotron_runtime.sampling import philox
 
     done, plain = [], philox._noise
     monkeypatch.setattr(philox, "_noise", lambda words: (done.append(len(words)), plain(words))[1])

@@ -10,16 +10,16 @@ from nemotron_errors import BundleError, GraphError
 
 pytest.importorskip("triton", reason="Triton, of the build extra, has no wheel for this platform")
 
-from nemotron_plugins.attention_rules import (
+from nemotron_plugins.compiling.compiler import ARCHITECTURES, compile_kernel
+from nemotron_plugins.launches.attention import (
     cached_attention_combine_rule,
     cached_attention_decode_rule,
     cached_attention_prefill_rule,
     decode_splits,
     rotary_cached_attention_decode_rule,
 )
-from nemotron_plugins.compile import ARCHITECTURES, compile_kernel
-from nemotron_plugins.launch import Launch, LaunchRecord
-from nemotron_plugins.launch_rules import rotary_kv_cache_update_rule
+from nemotron_plugins.launches.launch import Launch, LaunchRecord
+from nemotron_plugins.launches.rotary import rotary_kv_cache_update_rule
 from support.kernel_specs import MINITRON_4B
 
 # bytes that a block may ask for, from NVIDIA's table of compute capabilities

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 from nemotron_errors import BundleError, MissingDependencyError, NemotronError, ResourceError
-from nemotron_plugins import driver as plugin_driver
-from nemotron_plugins.cuda_driver import load_driver
-from nemotron_plugins.driver import LoadedKernel, copy_on_device
-from nemotron_plugins.launch import CompiledKernel, GridAxis, LaunchRecord
+from nemotron_plugins.driver import kernel as plugin_driver
+from nemotron_plugins.driver.cuda import load_driver
+from nemotron_plugins.driver.kernel import LoadedKernel, copy_on_device
+from nemotron_plugins.launches.launch import CompiledKernel, GridAxis, LaunchRecord
 from nemotron_plugins.library import KernelLibrary
 
 CUBIN = b"\x7fELF\0cubin\0"

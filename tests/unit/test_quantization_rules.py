@@ -13,14 +13,14 @@ from nemotron_errors import BundleError, LimitError
 from nemotron_graphs.ops import DOMAIN
 from nemotron_graphs.passes import LowerLinearToMatMulNBitsPass
 from nemotron_graphs.weights import QuantizedWeight
-from nemotron_runtime.parity import judge
-from nemotron_runtime.parity.perplexity import perplexity, token_nll
-from nemotron_runtime.reference import Reference, ReferencePrompt, ReferenceText, read_reference, write_reference
+from nemotron_runtime.checks import judge
+from nemotron_runtime.checks.perplexity import perplexity, token_nll
+from nemotron_runtime.checks.reference import Reference, ReferencePrompt, ReferenceText, read_reference, write_reference
 from safetensors.numpy import load_file, save_file
 from support.sessions import ToySession
 
-from nemotron_export.config import NemotronConfig
-from nemotron_export.preflight import estimate
+from nemotron_export.building.preflight import estimate
+from nemotron_export.config.config import NemotronConfig
 
 
 def _graph(bias: bool = False) -> ir.Model:

@@ -8,8 +8,8 @@ import shutil
 
 import pytest
 from nemotron_errors import BundleError
-from nemotron_runtime.bundle import Bundle, set_parity_state, write_manifest
-from nemotron_runtime.manifest import Manifest
+from nemotron_runtime.bundle.folder import Bundle, set_parity_state, write_manifest
+from nemotron_runtime.bundle.manifest import Manifest
 from support.bundles import make_bundle
 
 

@@ -19,10 +19,10 @@ class Block:
 
 sys.meta_path.insert(0, Block())
 import nemotron_runtime
-import nemotron_runtime.verification
+import nemotron_runtime.checks.verification
 
 assert "onnxruntime" not in sys.modules and "tokenizers" not in sys.modules, "imported where needed"
-report = nemotron_runtime.verification.verify(sys.argv[1], threads=1)
+report = nemotron_runtime.checks.verification.verify(sys.argv[1], threads=1)
 assert report.passed
 with nemotron_runtime.load(sys.argv[1], threads=1) as model:
     result = model.generate([1, 2, 3], max_new_tokens=4, ignore_eos=True)

@@ -8,9 +8,9 @@ import nemotron_runtime
 import numpy as np
 import pytest
 from nemotron_errors import BundleError, LimitError, RequestError
-from nemotron_runtime.manifest import Manifest
-from nemotron_runtime.reference import read_reference
-from nemotron_runtime.verification import read_report, verify
+from nemotron_runtime.bundle.manifest import Manifest
+from nemotron_runtime.checks.reference import read_reference
+from nemotron_runtime.checks.verification import read_report, verify
 from support.bundles import TinyModel, make_bundle, make_reference
 
 TINY = TinyModel(positions=256)

@@ -7,8 +7,8 @@ import numpy as np
 import psutil
 import pytest
 from nemotron_errors import BundleError, LimitError, MissingDependencyError, RequestError
-from nemotron_runtime.sessions import onnxruntime as module
-from nemotron_runtime.sessions.onnxruntime import OnnxRuntimeSession
+from nemotron_runtime.executors.onnxruntime import cpu as module
+from nemotron_runtime.executors.onnxruntime.cpu import OnnxRuntimeSession
 from support.bundles import TinyModel, make_bundle
 
 TINY = TinyModel(positions=256)

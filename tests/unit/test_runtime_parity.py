@@ -9,10 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from nemotron_errors import BundleError, LimitError
-from nemotron_runtime.parity import judge
-from nemotron_runtime.parity.rules import LowPrecisionJudge
-from nemotron_runtime.reference import Reference, ReferencePrompt, read_reference, write_reference
-from nemotron_runtime.report import ParityReport, ParityRow
+from nemotron_runtime.checks import judge
+from nemotron_runtime.checks.reference import Reference, ReferencePrompt, read_reference, write_reference
+from nemotron_runtime.checks.report import ParityReport, ParityRow
+from nemotron_runtime.checks.rules import LowPrecisionJudge
 from safetensors.numpy import load_file, save_file
 from support.sessions import ToySession
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from nemotron_errors import LimitError, RequestError
-from nemotron_runtime.encoding import Encoding
-from nemotron_runtime.limits import Limits
-from nemotron_runtime.manifest import HeadRecord
-from nemotron_runtime.parity.decisions import decision_flips
-from nemotron_runtime.sessions import Session
+from nemotron_runtime.bundle.limits import Limits
+from nemotron_runtime.bundle.manifest import HeadRecord
+from nemotron_runtime.checks.decisions import decision_flips
+from nemotron_runtime.executors import Session
 from nemotron_runtime.tasks import Tag
 from nemotron_runtime.tasks.answering import answer
 from nemotron_runtime.tasks.classification import classify, pooled_position
 from nemotron_runtime.tasks.tagging import merge_tags, tag
+from nemotron_runtime.text.encoding import Encoding
 
 
 class TableSession(Session):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from nemotron_runtime.params import GenerationParams
-from nemotron_runtime.sampling import RowSampler, filter_logits
+from nemotron_runtime.sampling.params import GenerationParams
+from nemotron_runtime.sampling.sampler import RowSampler, filter_logits
 
 V = 12
 LOGITS = np.random.default_rng(0).normal(size=V).astype(np.float32) * 1.5

@@ -15,19 +15,19 @@ import pytest
 import torch
 from nemotron_errors import GraphError, MissingDependencyError, NemotronError, RequestError, ResourceError
 from nemotron_plugins.kernel_spec import KernelSpec
-from nemotron_plugins.launch import CompiledKernel, GridAxis, LaunchRecord
+from nemotron_plugins.launches.launch import CompiledKernel, GridAxis, LaunchRecord
 from nemotron_plugins.library import KernelLibrary
-from nemotron_runtime.bundle import Bundle
-from nemotron_runtime.limits import Limits
-from nemotron_runtime.manifest import Manifest
+from nemotron_runtime.bundle.folder import Bundle
+from nemotron_runtime.bundle.limits import Limits
+from nemotron_runtime.bundle.manifest import Manifest
 from support.checkpoints import ODD, write_checkpoint
 from support.tensorrt_builder import FakeBuilderModule
 
 from nemotron_export.building import build
 from nemotron_export.building import tensorrt as building
 from nemotron_export.checkpoint import Checkpoint
-from nemotron_export.engine import shapes as engine_shapes
-from nemotron_export.engine.gpu import Gpu, estimate_device
+from nemotron_export.tensorrt import shapes as engine_shapes
+from nemotron_export.tensorrt.gpu import Gpu, estimate_device
 
 GPU = Gpu("A GPU of numpy", "sm_90", 132, "570.86.15", 40_000_000_000, 80_000_000_000)
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 from nemotron_errors import BundleError
-from nemotron_runtime.bundle import Bundle
-from nemotron_runtime.candidates import find_candidates
-from nemotron_runtime.generation import GenerationParams, generate
-from nemotron_runtime.sessions.tensorrt import TensorRTSession
+from nemotron_runtime.bundle.folder import Bundle
+from nemotron_runtime.engine.generation import GenerationParams, generate
+from nemotron_runtime.executors.tensorrt.executor import TensorRTSession
+from nemotron_runtime.sampling.candidates import find_candidates
 from support.tensorrt_fakes import LOG_COUNT, V, installed, make_tensorrt_bundle, toy
 
 RNG = np.random.default_rng(5)

@@ -239,7 +239,7 @@ def test_broken_kernels_of_an_engine_are_refused() -> None:
 
 def test_a_cubin_is_kept_compressed() -> None:
     pytest.importorskip("triton", reason="Triton, of the build extra, has no wheel for this platform")
-    from nemotron_plugins.compile import compile_kernel
+    from nemotron_plugins.compiling.compiler import compile_kernel
 
     kernel = compile_kernel(TINY.launches(90)["linear_residual.o.r1"], dtype="bfloat16", architecture=90)
     fields = kernel_fields({"linear_residual.o.r1": kernel})

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from nemotron_errors import GraphError
 from nemotron_graphs.ops import OPS as DEFINITIONS
-from nemotron_plugins.launch import CompiledKernel
+from nemotron_plugins.launches.launch import CompiledKernel
 from nemotron_plugins.library import KernelLibrary
 from nemotron_plugins.tensorrt import operator, take_error
 from nemotron_plugins.tensorrt.operator import Tensor

@@ -18,11 +18,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nemotron_errors import ResourceError
-from nemotron_runtime.bundle import Bundle
-from nemotron_runtime.generation import GenerationParams, generate
-from nemotron_runtime.sessions import tensorrt_prefill_graphs
-from nemotron_runtime.sessions.tensorrt import TensorRTSession
-from nemotron_runtime.sessions.tensorrt_prefill_graphs import padded_lengths, padded_to
+from nemotron_runtime.bundle.folder import Bundle
+from nemotron_runtime.engine.generation import GenerationParams, generate
+from nemotron_runtime.executors.tensorrt import prefill_graphs as tensorrt_prefill_graphs
+from nemotron_runtime.executors.tensorrt.executor import TensorRTSession
+from nemotron_runtime.executors.tensorrt.prefill_graphs import padded_lengths, padded_to
 from support.tensorrt_fakes import V, installed, make_tensorrt_bundle, toy
 
 CHUNK, SLOTS = 200, 600

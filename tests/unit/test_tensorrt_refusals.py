@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from nemotron_errors import BundleError, MissingDependencyError, NemotronError, RequestError, ResourceError
-from nemotron_runtime.bundle import Bundle, write_manifest
-from nemotron_runtime.manifest import Manifest
-from nemotron_runtime.sessions.open import open_session
-from nemotron_runtime.sessions.tensorrt import TensorRTSession
+from nemotron_runtime.bundle.folder import Bundle, write_manifest
+from nemotron_runtime.bundle.manifest import Manifest
+from nemotron_runtime.executors.open import open_session
+from nemotron_runtime.executors.tensorrt.executor import TensorRTSession
 from support.cuda_driver import FakeCuda
 from support.tensorrt_fakes import WEIGHTS, V, install, installed, make_tensorrt_bundle, toy
 
@@ -157,7 +157,8 @@ import sys
 blocked = ("torch", "triton", "onnx", "tensorrt", "cuda")
 for name in blocked:
     sys.modules[name] = None
-import nemotron_plugins.driver, nemotron_plugins.library, nemotron_runtime.cuda, nemotron_runtime.sessions.tensorrt
+import nemotron_plugins.driver.kernel, nemotron_plugins.library, nemotron_runtime.cuda
+import nemotron_runtime.executors.tensorrt.executor
 print([name for name in sys.modules if name.partition(".")[0] in blocked and sys.modules[name] is not None])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)

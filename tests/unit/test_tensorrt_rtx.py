@@ -13,10 +13,10 @@ import pytest
 import torch
 from nemotron_errors import BundleError, GraphError, MissingDependencyError, NemotronError, RequestError
 from nemotron_plugins.library import KernelLibrary
-from nemotron_runtime.bundle import Bundle
-from nemotron_runtime.manifest import Manifest
-from nemotron_runtime.sessions import tensorrt_cache
-from nemotron_runtime.sessions.open import open_session
+from nemotron_runtime.bundle.folder import Bundle
+from nemotron_runtime.bundle.manifest import Manifest
+from nemotron_runtime.executors.open import open_session
+from nemotron_runtime.executors.tensorrt import cache as tensorrt_cache
 from support import tensorrt_fakes
 from support.checkpoints import ODD, write_checkpoint
 from support.tensorrt_builder import FakeBuilderModule
@@ -24,7 +24,7 @@ from support.tensorrt_builder import FakeBuilderModule
 from nemotron_export.building import build
 from nemotron_export.building import tensorrt as building
 from nemotron_export.building.tensorrt_rtx import DEFAULT_ARCHITECTURES
-from nemotron_export.engine.gpu import Gpu
+from nemotron_export.tensorrt.gpu import Gpu
 
 rtx = pytest.importorskip("tensorrt_rtx_bindings", reason="NVIDIA has no TensorRT for RTX for this system")
 GPU = Gpu("A GPU of numpy", "sm_90", 132, "570.86.15", 40_000_000_000, 80_000_000_000)

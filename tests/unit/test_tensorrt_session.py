@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 from nemotron_errors import LimitError
-from nemotron_runtime.bundle import Bundle
-from nemotron_runtime.generation import GenerationParams, generate
-from nemotron_runtime.sessions import tensorrt_weights
-from nemotron_runtime.sessions.open import open_session
-from nemotron_runtime.sessions.tensorrt import TensorRTSession, sub_chunks
+from nemotron_runtime.bundle.folder import Bundle
+from nemotron_runtime.engine.generation import GenerationParams, generate
+from nemotron_runtime.executors.open import open_session
+from nemotron_runtime.executors.tensorrt import weights as tensorrt_weights
+from nemotron_runtime.executors.tensorrt.executor import TensorRTSession, sub_chunks
 from support.tensorrt_fakes import V, installed, make_tensorrt_bundle, toy
 
 RNG = np.random.default_rng(5)

@@ -11,7 +11,7 @@ import pytest
 import sentencepiece
 import tokenizers
 from nemotron_errors import TokenizerError
-from nemotron_runtime.tokenizer import Tokenizer
+from nemotron_runtime.text.tokenizer import Tokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 import nemotron_export

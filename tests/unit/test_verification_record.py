@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 from nemotron_errors import BundleError
-from nemotron_runtime import bundle as bundle_module
-from nemotron_runtime import verification
-from nemotron_runtime.bundle import write_atomically
-from nemotron_runtime.manifest import Manifest
-from nemotron_runtime.report import ParityReport, ParityRow
-from nemotron_runtime.verification import PARITY_FILE, judge_bundle, record_report
+from nemotron_runtime.bundle import folder as bundle_module
+from nemotron_runtime.bundle.folder import write_atomically
+from nemotron_runtime.bundle.manifest import Manifest
+from nemotron_runtime.checks import verification
+from nemotron_runtime.checks.report import ParityReport, ParityRow
+from nemotron_runtime.checks.verification import PARITY_FILE, judge_bundle, record_report
 from support.bundles import make_bundle
 
-from nemotron_export.verification import record
+from nemotron_export.parity.verification import record
 
 GOOD = ParityReport((ParityRow("prefill", "5 tokens", 1e-7, 1e-4, True),), "float32", 1.0)
 BAD = ParityReport((ParityRow("prefill", "5 tokens", 1e-2, 1e-4, False),), "float32", 1.0)

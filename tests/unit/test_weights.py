@@ -7,8 +7,8 @@ import logging
 import nemotron_runtime
 import pytest
 from nemotron_errors import BundleError
-from nemotron_runtime.bundle import Bundle
-from nemotron_runtime.weights import checked_chunks, map_weights
+from nemotron_runtime.bundle.folder import Bundle
+from nemotron_runtime.bundle.weights import checked_chunks, map_weights
 from support.bundles import make_bundle
 
 

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 from nemotron_errors import BundleError
-from nemotron_runtime import weights_reading
-from nemotron_runtime.bundle import Bundle
+from nemotron_runtime.bundle import weights_reading
+from nemotron_runtime.bundle.folder import Bundle
+from nemotron_runtime.bundle.manifest_part import WeightPart
+from nemotron_runtime.bundle.weights_reading import Piece, PieceReader, plan_pieces
 from nemotron_runtime.cuda import Device
-from nemotron_runtime.manifest_part import WeightPart
-from nemotron_runtime.sessions import tensorrt_weights
-from nemotron_runtime.sessions.tensorrt_weights import upload_weights
-from nemotron_runtime.weights_reading import Piece, PieceReader, plan_pieces
+from nemotron_runtime.executors.tensorrt import weights as tensorrt_weights
+from nemotron_runtime.executors.tensorrt.weights import upload_weights
 from support.tensorrt_fakes import install, make_tensorrt_bundle
 
 # the last chunk is shorter

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nemotron_errors import GraphError
 
-from nemotron_graphs.targets.candidates import add_candidates
+from nemotron_graphs.targets.candidate_graph import add_candidates
 from nemotron_graphs.targets.genai import genai_cpu, genai_cuda
 from nemotron_graphs.targets.onnx import onnx
 from nemotron_graphs.targets.ort_cpu import ort_cpu

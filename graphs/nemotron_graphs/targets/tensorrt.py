@@ -11,7 +11,7 @@ from nemotron_errors import GraphError
 
 from nemotron_graphs import passes
 from nemotron_graphs.ops import DOMAIN
-from nemotron_graphs.passes.pack_qkv import PARTS
+from nemotron_graphs.passes.fuse.qkv import PARTS
 from nemotron_graphs.targets.record import OnStage, run_passes
 from nemotron_graphs.targets.target import DTYPE_NAMES, LoweredGraph, LoweringContext, Target, cache_dtype
 from nemotron_graphs.weights import SAFETENSORS_DTYPES, WeightRef

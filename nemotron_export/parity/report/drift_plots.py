@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from nemotron_runtime.parity.rules import RMSE_RATIO
+from nemotron_runtime.checks.rules import RMSE_RATIO
 
 from nemotron_export.parity.report.chart import (
     BOTTOM,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from nemotron_runtime.parity.rules import FLIP_MARGIN
+from nemotron_runtime.checks.rules import FLIP_MARGIN
 
 from nemotron_export.parity.report.chart import (
     BOTTOM,

@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 from nemotron_errors import RequestError
-from nemotron_runtime.bundle import write_atomically
+from nemotron_runtime.bundle.folder import write_atomically
 
 from nemotron_export.parity.report import chart, summary
 from nemotron_export.parity.report.drift_plots import layer_plot, position_plot

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nemotron_runtime.parity.rules import FLIP_MARGIN, RMSE_RATIO
+from nemotron_runtime.checks.rules import FLIP_MARGIN, RMSE_RATIO
 
 from nemotron_export.parity.report.drift_plots import eager_rmse, logit_tolerance
 from nemotron_export.parity.report.numbers import count, factor, number, share, within

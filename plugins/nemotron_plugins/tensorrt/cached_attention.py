@@ -10,8 +10,8 @@ from typing import Any
 
 from nemotron_errors import GraphError
 
-from nemotron_plugins.attention_rules import MAX_DECODE_ROWS
-from nemotron_plugins.launch import CompiledKernel
+from nemotron_plugins.launches.attention import MAX_DECODE_ROWS
+from nemotron_plugins.launches.launch import CompiledKernel
 from nemotron_plugins.tensorrt.fields import Attribute
 from nemotron_plugins.tensorrt.operator import Tensor
 from nemotron_plugins.tensorrt.split_attention import PARTIALS, SplitAttentionOp

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from nemotron_errors import BundleError, GraphError
 
-from nemotron_plugins.launch import CompiledKernel, LaunchRecord
+from nemotron_plugins.launches.launch import CompiledKernel, LaunchRecord
 
 __all__ = ["Attribute", "Field", "FieldSpec", "attribute_fields", "attributes_of", "kernel_fields", "kernels_of"]
 

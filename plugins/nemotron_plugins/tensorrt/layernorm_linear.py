@@ -11,8 +11,8 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nemotron_plugins.launch import CompiledKernel
-from nemotron_plugins.launch_rules import ITEM_BYTES
+from nemotron_plugins.launches.launch import CompiledKernel
+from nemotron_plugins.launches.rotary import ITEM_BYTES
 from nemotron_plugins.tensorrt.fields import Attribute, FieldSpec
 from nemotron_plugins.tensorrt.operator import PluginOp, Tensor, row_buckets_of, smallest_bucket
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nemotron_plugins.launch import CompiledKernel
+from nemotron_plugins.launches.launch import CompiledKernel
 from nemotron_plugins.tensorrt.fields import Attribute, FieldSpec
 from nemotron_plugins.tensorrt.operator import PluginOp, Tensor, row_buckets_of, smallest_bucket
 

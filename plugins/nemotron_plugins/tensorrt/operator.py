@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 from nemotron_errors import GraphError
 
-from nemotron_plugins.driver import LoadedKernel
-from nemotron_plugins.launch import CompiledKernel, LaunchRecord
+from nemotron_plugins.driver.kernel import LoadedKernel
+from nemotron_plugins.launches.launch import CompiledKernel, LaunchRecord
 from nemotron_plugins.tensorrt.fields import Attribute, Field, FieldSpec, attribute_fields, kernel_fields
 
 __all__ = ["PluginOp", "Tensor", "row_buckets_of", "smallest_bucket"]

@@ -11,9 +11,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nemotron_plugins.driver import copy_on_device
-from nemotron_plugins.launch import CompiledKernel
-from nemotron_plugins.launch_rules import ITEM_BYTES
+from nemotron_plugins.driver.kernel import copy_on_device
+from nemotron_plugins.launches.launch import CompiledKernel
+from nemotron_plugins.launches.rotary import ITEM_BYTES
 from nemotron_plugins.tensorrt.fields import Attribute, FieldSpec
 from nemotron_plugins.tensorrt.operator import PluginOp, Tensor
 

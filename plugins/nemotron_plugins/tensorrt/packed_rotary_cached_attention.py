@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from nemotron_plugins.launch import CompiledKernel
+from nemotron_plugins.launches.launch import CompiledKernel
 from nemotron_plugins.tensorrt.fields import Attribute
 from nemotron_plugins.tensorrt.operator import Tensor
 from nemotron_plugins.tensorrt.packed_rotary import PackedRotaryOp

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from nemotron_errors import GraphError
 
-from nemotron_plugins.launch import CompiledKernel
+from nemotron_plugins.launches.launch import CompiledKernel
 from nemotron_plugins.tensorrt.fields import Attribute
 from nemotron_plugins.tensorrt.operator import Tensor
 from nemotron_plugins.tensorrt.packed_rotary import PackedRotaryOp

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from nemotron_plugins.launch import CompiledKernel
+from nemotron_plugins.launches.launch import CompiledKernel
 from nemotron_plugins.tensorrt.fields import Attribute
 from nemotron_plugins.tensorrt.operator import PluginOp, row_buckets_of, smallest_bucket
 

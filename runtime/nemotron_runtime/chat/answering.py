@@ -12,8 +12,8 @@ from nemotron_errors import LimitError, RequestError
 from nemotron_runtime.chat.fallback import parse_tool_calls
 from nemotron_runtime.chat.format import ChatFormat
 from nemotron_runtime.chat.messages import checked_documents, checked_messages, checked_tools
-from nemotron_runtime.generation import Cancelled
-from nemotron_runtime.results import Generation
+from nemotron_runtime.engine.generation import Cancelled
+from nemotron_runtime.engine.results import Generation
 
 if TYPE_CHECKING:
     from nemotron_runtime.model import Model, TextChunk

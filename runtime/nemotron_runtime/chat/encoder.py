@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nemotron_runtime.tokenizer import Tokenizer
+from nemotron_runtime.text.tokenizer import Tokenizer
 
 __all__ = ["TemplateEncoder"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nemotron_plugins.cuda_driver import Driver, load_driver
+from nemotron_plugins.driver.cuda import Driver, load_driver
 
 from nemotron_runtime.cuda.bandwidth import COPY_METHOD, CopyBandwidth
 from nemotron_runtime.cuda.device import Device

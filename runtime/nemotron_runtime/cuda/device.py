@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from nemotron_errors import MissingDependencyError
-from nemotron_plugins.cuda_driver import Driver, load_driver
+from nemotron_plugins.driver.cuda import Driver, load_driver
 
 from nemotron_runtime.cuda.memory import DeviceBuffer, PinnedBuffer
 from nemotron_runtime.cuda.stream import Event, Stream

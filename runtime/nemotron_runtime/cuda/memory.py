@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 from nemotron_errors import ResourceError
-from nemotron_plugins.cuda_driver import Driver, cuda_error
+from nemotron_plugins.driver.cuda import Driver, cuda_error
 
 if TYPE_CHECKING:
     from nemotron_runtime.cuda.device import Device

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from nemotron_plugins.cuda_driver import Driver
+from nemotron_plugins.driver.cuda import Driver
 
 __all__ = ["Event", "Graph", "Stream"]
 

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from nemotron_errors import LimitError, RequestError
 
-from nemotron_runtime.encoding import Encoding
-from nemotron_runtime.sessions import Session
+from nemotron_runtime.executors import Session
 from nemotron_runtime.tasks.outputs import outputs_at, softmax
+from nemotron_runtime.text.encoding import Encoding
 
 __all__ = ["Answer", "answer"]
 

@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 from nemotron_errors import RequestError
 
-from nemotron_runtime.bundle import Bundle
-from nemotron_runtime.sessions import Session
+from nemotron_runtime.bundle.folder import Bundle
+from nemotron_runtime.executors import Session
 from nemotron_runtime.tasks.answering import Answer, answer
 from nemotron_runtime.tasks.classification import Classification, classify
 from nemotron_runtime.tasks.outputs import outputs_at
 from nemotron_runtime.tasks.tagging import Tag, tag
-from nemotron_runtime.tokenizer import Tokenizer
+from nemotron_runtime.text.tokenizer import Tokenizer
 
 __all__ = ["CALL_OF_TASK", "TaskCalls"]
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nemotron_runtime.manifest import HeadRecord
-from nemotron_runtime.sessions import Session
+from nemotron_runtime.bundle.manifest import HeadRecord
+from nemotron_runtime.executors import Session
 from nemotron_runtime.tasks.outputs import outputs_at, sigmoid, softmax
 
 __all__ = ["Classification", "classify", "pooled_position"]

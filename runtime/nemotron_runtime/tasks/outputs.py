@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from nemotron_runtime.sessions import Session
+from nemotron_runtime.executors import Session
 
 __all__ = ["outputs_at", "sigmoid", "softmax"]
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nemotron_runtime.encoding import Encoding
-from nemotron_runtime.manifest import HeadRecord
-from nemotron_runtime.sessions import Session
+from nemotron_runtime.bundle.manifest import HeadRecord
+from nemotron_runtime.executors import Session
 from nemotron_runtime.tasks.outputs import outputs_at, softmax
+from nemotron_runtime.text.encoding import Encoding
 
 __all__ = ["Tag", "merge_tags", "tag"]
 

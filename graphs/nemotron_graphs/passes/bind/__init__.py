@@ -1,0 +1,1 @@
+"""Passes that bind inputs: weights, RoPE tables, fixed dims."""

@@ -1,0 +1,1 @@
+"""Passes to ONNX Runtime GenAI's contract."""

@@ -1,0 +1,1 @@
+"""Passes that lower the dialect's ops to a target's own."""

@@ -1,0 +1,139 @@
+"""A contender: what it is asked in the parent process, and what it does in its own.
+
+Shapes: B rows, S prompt tokens.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from nemotron_runtime.bundle.folder import Bundle
+
+from nemotron_export.bench.shapes import Shape
+
+__all__ = ["BenchRequest", "Contender", "ContenderSpec", "Description", "Ids"]
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class BenchRequest:
+    """What the user asked for.
+
+    Attributes:
+        bundles: opened bundles.
+        checkpoint: the checkpoint; the folder of the first bundle's weights where None.
+        weights_dir: where the bundles' weights are, if they were moved.
+        allow_unverified: bundles may be pending.
+        shapes: what will be measured.
+        eager_dtypes: dtypes of eager PyTorch; float32, the bundles' own and bfloat16 where empty.
+        eager_caches: kinds of KV cache of eager PyTorch.
+        eager_device: where eager PyTorch computes: "cpu" or "cuda".
+    """
+
+    bundles: tuple[Bundle, ...]
+    checkpoint: Path | None
+    weights_dir: Path | None
+    allow_unverified: bool
+    shapes: tuple[Shape, ...]
+    eager_dtypes: tuple[str, ...]
+    eager_caches: tuple[str, ...]
+    eager_device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class ContenderSpec:
+    """One contender before its process exists.
+
+    Attributes:
+        kind: its key in `CONTENDERS`.
+        name: what tables call it.
+        options: for its constructor; plain JSON.
+        weight_bytes: of all its weights, which must fit into memory beside everyone else's.
+        device: where it computes and has its weights: "cpu" or "cuda".
+    """
+
+    kind: str
+    name: str
+    options: dict[str, Any]
+    weight_bytes: int
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a loaded contender is.
+
+    Attributes:
+        dtype: what it computes in.
+        vocab_size: token ids are below it.
+        weight_bytes: of the weights that each decode step reads, see `bench.traffic`.
+        kv_bytes_per_token: keys and values of one token of one row, all layers.
+    """
+
+    dtype: str
+    vocab_size: int
+    weight_bytes: int
+    kv_bytes_per_token: int
+
+
+class Contender(ABC):
+    """Generates greedily in a process of its own, one request at a time.
+
+    :meth:`specs` runs in the parent and imports no heavy package; so modules of contenders import theirs inside the
+    methods. The rest runs in the child: :meth:`prepare`, :meth:`load`, then for each measurement :meth:`reset`,
+    :meth:`prefill` and :meth:`decode`, and :meth:`close`. Every call returns when its result is on the host.
+
+    Args:
+        options: those of its spec.
+        threads: CPU threads to use.
+    """
+
+    def __init__(self, options: dict[str, Any], threads: int) -> None:
+        self.options = options
+        self.threads = threads
+
+    kind: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    def specs(cls, request: BenchRequest) -> list[ContenderSpec]:
+        """The contenders of this kind that a request asks for.
+
+        Raises:
+            MissingDependencyError: a package that it needs is not installed.
+            NemotronError: a request that it cannot take.
+        """
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Imports what it needs; not part of the load time."""
+
+    @abstractmethod
+    def load(self) -> Description:
+        """Opens files and makes ready for :meth:`reset`; this is the load time."""
+
+    @abstractmethod
+    def reset(self, rows: int, slots: int) -> None:
+        """Starts over with a fresh KV cache of `rows` rows with `slots` tokens each."""
+
+    @abstractmethod
+    def prefill(self, ids_BS: Ids) -> Ids:
+        """Feeds the prompts; gives the first new token of each row [B]."""
+
+    @abstractmethod
+    def decode(self, tokens_B: Ids) -> Ids:
+        """Feeds one token per row; gives the next ones [B]."""
+
+    def device_peak_bytes(self) -> int | None:
+        """The most that it allocated of the GPU's memory, CUDA's own context not counted; None without one."""
+        return None
+
+    @abstractmethod
+    def close(self) -> None:
+        """Frees what it holds."""

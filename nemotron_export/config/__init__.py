@@ -1,0 +1,1 @@
+"""The model's config: reading, checking, RoPE parameters."""

@@ -1,0 +1,1 @@
+"""Launch rules: how each kernel is compiled and launched. Needs no Triton."""

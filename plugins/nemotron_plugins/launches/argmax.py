@@ -1,0 +1,40 @@
+"""Launch rules of the greedy choice of a token: the largest of each part of the vocabulary, then the largest of all."""
+
+from __future__ import annotations
+
+from nemotron_plugins.launches.launch import GridAxis, Launch
+from nemotron_plugins.launches.rotary import next_power_of_two
+
+__all__ = ["argmax_combine_rule", "argmax_rule"]
+
+_BLOCK = 1024
+_MAX_PARTS = 256
+
+
+def argmax_rule(*, vocab: int, multiprocessors: int, pdl: bool = False) -> Launch:
+    """The launch of ``argmax_kernel`` on logits [B, vocab]; its constexpr ``PARTS`` says how many partial results."""
+    parts = max(1, min(_MAX_PARTS, next_power_of_two(multiprocessors), next_power_of_two(-(-vocab // _BLOCK))))
+    return Launch(
+        kernel="argmax_kernel",
+        arguments=(("logits_ptr", "*fp32"), ("partial_ptr", "*fp32"), ("partial_index_ptr", "*i64")),
+        constexprs={"VOCAB": vocab, "PARTS": parts, "BLOCK": _BLOCK, "PDL": pdl},
+        grid=(GridAxis(1, ("B",)), GridAxis(parts)),
+        num_warps=4,
+        num_stages=1,
+        fp_fusion=True,
+        pdl=pdl,
+    )
+
+
+def argmax_combine_rule(*, parts: int, pdl: bool = False) -> Launch:
+    """The launch of ``argmax_combine_kernel`` behind an ``argmax_kernel`` of so many parts."""
+    return Launch(
+        kernel="argmax_combine_kernel",
+        arguments=(("partial_ptr", "*fp32"), ("partial_index_ptr", "*i64"), ("token_ptr", "*i64")),
+        constexprs={"PARTS": parts, "PDL": pdl},
+        grid=(GridAxis(1, ("B",)),),
+        num_warps=4,
+        num_stages=1,
+        fp_fusion=True,
+        pdl=pdl,
+    )

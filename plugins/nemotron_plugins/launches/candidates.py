@@ -1,0 +1,55 @@
+"""Launch rules of the largest logits: those of each part of the vocabulary, then again and again of parts together."""
+
+from __future__ import annotations
+
+from nemotron_plugins.launches.launch import GridAxis, Launch
+
+__all__ = ["candidates_merge_rule", "candidates_rule", "tournament"]
+
+# top-k and nuclei that are in use keep fewer; the sums of a block's sort grow with it
+_LOG_COUNT = 7
+_LOG_BLOCK = 11
+# a key's low half is 32 bits
+_MOST = 1 << 32
+
+
+def tournament(vocab: int, log_block: int, log_count: int) -> tuple[int, ...]:
+    """Parts of a row in each launch, the last one 1: ``candidates_kernel``, then ``candidates_merge_kernel``s."""
+    parts = [-(-vocab >> log_block)]
+    while parts[-1] > 1:
+        parts.append(-(-(parts[-1] << log_count) >> log_block))
+    return tuple(parts)
+
+
+def candidates_rule(*, vocab: int, pdl: bool = False) -> Launch:
+    """The launch of ``candidates_kernel`` on logits [B, vocab]; its keys are [B, parts, 2^LOG_COUNT]."""
+    assert 0 < vocab < _MOST
+    return Launch(
+        kernel="candidates_kernel",
+        arguments=(
+            ("logits_ptr", "*fp32"),
+            ("temperature_ptr", "*fp32"),
+            ("key_ptr", "*i64"),
+            ("mass_ptr", "*fp32"),
+        ),
+        constexprs={"VOCAB": vocab, "LOG_BLOCK": _LOG_BLOCK, "LOG_COUNT": _LOG_COUNT, "PDL": pdl},
+        grid=(GridAxis(1, ("B",)), GridAxis(tournament(vocab, _LOG_BLOCK, _LOG_COUNT)[0])),
+        num_warps=8,
+        num_stages=1,
+        fp_fusion=False,
+        pdl=pdl,
+    )
+
+
+def candidates_merge_rule(*, pdl: bool = False) -> Launch:
+    """A launch of ``candidates_merge_kernel``: B rows of keys, each in P parts."""
+    return Launch(
+        kernel="candidates_merge_kernel",
+        arguments=(("key_ptr", "*i64"), ("largest_key_ptr", "*i64"), ("keys", "i32")),
+        constexprs={"LOG_BLOCK": _LOG_BLOCK, "LOG_COUNT": _LOG_COUNT, "PDL": pdl},
+        grid=(GridAxis(1, ("B",)), GridAxis(1, ("P",))),
+        num_warps=8,
+        num_stages=1,
+        fp_fusion=False,
+        pdl=pdl,
+    )

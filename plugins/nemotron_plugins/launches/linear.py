@@ -1,0 +1,171 @@
+"""Launch rules of the projections of a decode step, for few rows at once. Needs no Triton."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nemotron_plugins.launches.launch import Constant, GridAxis, Launch
+from nemotron_plugins.launches.rotary import ITEM_BYTES, next_power_of_two
+
+__all__ = ["ROW_BUCKETS", "layernorm_linear_rule", "layernorm_rows_rule", "linear_residual_rule", "row_bucket"]
+
+# rows that one block computes; more rows take more blocks, which read the weight again
+ROW_BUCKETS = (1, 2, 4, 8)
+# tensor cores multiply tiles of at least 16
+_MIN_TILE = 16
+# a projection of so many outputs takes blocks of more of them, one of so many inputs of fewer
+_LONG = 8192
+# input features behind the first tile that a block asks the L2 cache for while it waits for the kernel in front
+_PREFETCH = 512
+# bytes that the address and the size of such a request are multiples of
+_PREFETCH_ALIGNMENT = 16
+# values of x of one row that a block holds at once for a norm's statistics
+_STATISTICS_TILE = 4096
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    outputs: int
+    inputs: int
+    num_warps: int
+    num_stages: int
+
+
+def row_bucket(rows: int) -> int:
+    """The bucket for so many rows: the smallest that holds them, or the largest."""
+    return min(next_power_of_two(rows), ROW_BUCKETS[-1])
+
+
+def _blocks(rows: int, inputs: int, outputs: int, dtype: str, *, normed: bool) -> _Blocks:
+    """Block sizes, as measured on an H100; several rows have no norm and fit 99 KB of shared memory everywhere."""
+    if rows > 1:
+        chosen = _Blocks(_MIN_TILE, 32, 4, 4) if ITEM_BYTES[dtype] == 4 else _Blocks(_MIN_TILE, 256, 2, 5)
+        tile = min(chosen.inputs, max(_MIN_TILE, next_power_of_two(inputs)))
+        return _Blocks(chosen.outputs, tile, chosen.num_warps, chosen.num_stages)
+    if normed:
+        chosen = _Blocks(8 if outputs >= _LONG else 4, 1024, 4, 1)
+    else:
+        chosen = _Blocks(2, 1024, 8, 1) if inputs >= _LONG else _Blocks(4, 1024, 2, 1)
+    return _Blocks(chosen.outputs, min(chosen.inputs, next_power_of_two(inputs)), chosen.num_warps, chosen.num_stages)
+
+
+def _prefetch(blocks: _Blocks, rows: int, inputs: int, *, normed: bool, pdl: bool) -> int:
+    """Input features for the L2 cache: a row with a norm reads ahead by itself; only a kernel that waits has time."""
+    if not pdl or (normed and rows == 1) or inputs * min(ITEM_BYTES.values()) % _PREFETCH_ALIGNMENT:
+        return 0
+    return max(0, min(_PREFETCH, inputs - blocks.inputs))
+
+
+def _constexprs(
+    blocks: _Blocks, rows: int, inputs: int, outputs: int, has_bias: bool, pdl: bool, *, normed: bool
+) -> dict[str, Constant]:
+    return {
+        "INPUTS": inputs,
+        "OUTPUTS": outputs,
+        "ROWS": rows,
+        "BLOCK_ROWS": 1 if rows == 1 else _MIN_TILE,
+        "BLOCK_OUT": blocks.outputs,
+        "BLOCK_IN": blocks.inputs,
+        "HAS_BIAS": has_bias,
+        "PREFETCH": _prefetch(blocks, rows, inputs, normed=normed, pdl=pdl),
+        "PDL": pdl,
+    }
+
+
+def _launch(
+    kernel: str,
+    arguments: tuple[tuple[str, str], ...],
+    constexprs: dict[str, Constant],
+    blocks: _Blocks,
+    outputs: int,
+    rows: int,
+    pdl: bool,
+) -> Launch:
+    return Launch(
+        kernel=kernel,
+        arguments=(*arguments, ("rows", "i32")),
+        constexprs=constexprs,
+        grid=(GridAxis(outputs, (), blocks.outputs), GridAxis(1, ("B", "S"), rows)),
+        num_warps=blocks.num_warps,
+        num_stages=blocks.num_stages,
+        fp_fusion=True,
+        pdl=pdl,
+    )
+
+
+def layernorm_linear_rule(
+    *,
+    inputs: int,
+    outputs: int,
+    epsilon: float,
+    activation: str,
+    output: str,
+    dtype: str,
+    rows: int,
+    has_bias: bool = False,
+    pdl: bool = False,
+) -> Launch:
+    """The launch of ``layernorm_linear_kernel``; for several rows, behind that of :func:`layernorm_rows_rule`.
+
+    Args:
+        inputs: width of x.
+        outputs: rows of the weight.
+        epsilon: of the norm.
+        activation: ``none`` or ``relu_squared``.
+        output: ``same`` (the run dtype) or ``float32``.
+        dtype: run dtype.
+        rows: of :data:`ROW_BUCKETS`; see :func:`row_bucket`.
+        has_bias: whether there is a bias; its pointer is null otherwise.
+        pdl: programmatic dependent launch.
+    """
+    blocks = _blocks(rows, inputs, outputs, dtype, normed=True)
+    constexprs = _constexprs(blocks, rows, inputs, outputs, has_bias, pdl, normed=True) | {
+        "EPSILON": epsilon,
+        "BLOCK_STATISTICS": min(next_power_of_two(inputs), _STATISTICS_TILE),
+        "HAS_NORM": rows == 1,
+        "RELU_SQUARED": activation == "relu_squared",
+    }
+    arguments = (
+        ("x_ptr", "*T"),
+        ("norm_weight_ptr", "*T"),
+        ("norm_bias_ptr", "*T"),
+        ("weight_ptr", "*T"),
+        ("bias_ptr", "*T"),
+        ("out_ptr", "*fp32" if output == "float32" else "*T"),
+    )
+    return _launch("layernorm_linear_kernel", arguments, constexprs, blocks, outputs, rows, pdl)
+
+
+def layernorm_rows_rule(*, inputs: int, epsilon: float, pdl: bool = False) -> Launch:
+    """The launch of ``layernorm_rows_kernel``, for any number of rows; see :func:`layernorm_linear_rule`."""
+    return Launch(
+        kernel="layernorm_rows_kernel",
+        arguments=(("x_ptr", "*T"), ("norm_weight_ptr", "*T"), ("norm_bias_ptr", "*T"), ("out_ptr", "*T")),
+        constexprs={
+            "INPUTS": inputs,
+            "EPSILON": epsilon,
+            "BLOCK_IN": min(next_power_of_two(inputs), _STATISTICS_TILE),
+            "PDL": pdl,
+        },
+        grid=(GridAxis(1, ("B", "S")),),
+        num_warps=8,
+        num_stages=1,
+        fp_fusion=True,
+        pdl=pdl,
+    )
+
+
+def linear_residual_rule(
+    *, inputs: int, outputs: int, dtype: str, rows: int, has_bias: bool = False, pdl: bool = False
+) -> Launch:
+    """The launch of ``linear_residual_kernel``; see :func:`layernorm_linear_rule` for the arguments."""
+    blocks = _blocks(rows, inputs, outputs, dtype, normed=False)
+    constexprs = _constexprs(blocks, rows, inputs, outputs, has_bias, pdl, normed=False)
+    arguments = (
+        ("x_ptr", "*T"),
+        ("weight_ptr", "*T"),
+        ("bias_ptr", "*T"),
+        ("residual_ptr", "*T"),
+        ("out_ptr", "*T"),
+    )
+    return _launch("linear_residual_kernel", arguments, constexprs, blocks, outputs, rows, pdl)

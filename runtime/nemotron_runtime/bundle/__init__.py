@@ -1,0 +1,1 @@
+"""Bundles: the folder, its manifest, its weights files."""

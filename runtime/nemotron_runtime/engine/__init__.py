@@ -1,0 +1,1 @@
+"""The engine: requests, the generation loop, results."""

@@ -1,0 +1,53 @@
+"""Chooses the session that a bundle names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from nemotron_errors import BundleError
+
+from nemotron_runtime.bundle.folder import Bundle
+from nemotron_runtime.executors.base import Session
+from nemotron_runtime.executors.genai import GenaiSession
+from nemotron_runtime.executors.onnxruntime.cpu import OnnxRuntimeSession
+from nemotron_runtime.executors.onnxruntime.cuda import CUDA_PROVIDER, OnnxRuntimeCudaSession
+
+__all__ = ["open_session"]
+
+
+def _open_tensorrt(bundle: Bundle, threads: int | None) -> Session:
+    # CUDA's and TensorRT's layers, which nothing else needs
+    from nemotron_runtime.executors.tensorrt.executor import TensorRTSession
+
+    return TensorRTSession(bundle, threads)
+
+
+def _refuse_rtx(bundle: Bundle, threads: int | None) -> Session:
+    raise BundleError(
+        "engines of TensorRT for RTX", "a bundle that this runtime runs",
+        "run them with NVIDIA's TensorRT for RTX, or build for another target", where=str(bundle.directory),
+    )  # fmt: skip
+
+
+def _open_onnxruntime(bundle: Bundle, threads: int | None) -> Session:
+    cuda = bundle.manifest.session.provider == CUDA_PROVIDER
+    return OnnxRuntimeCudaSession(bundle, threads) if cuda else OnnxRuntimeSession(bundle, threads)
+
+
+# what a manifest's session.kind may be; the strict reader refuses others
+_KINDS: dict[str, Callable[[Bundle, int | None], Session]] = {
+    "onnxruntime": _open_onnxruntime,
+    "genai": GenaiSession,
+    "tensorrt": _open_tensorrt,
+    "tensorrt-rtx": _refuse_rtx,
+}
+
+
+def open_session(bundle: Bundle, threads: int | None = None) -> Session:
+    """The session of a bundle.
+
+    Raises:
+        MissingDependencyError: what it needs is not installed.
+        BundleError: see the session.
+    """
+    return _KINDS[bundle.manifest.session.kind](bundle, threads)

@@ -1,9 +1,0 @@
-"""The judge: drives a session over the reference's prompts and holds its numbers against eager PyTorch's."""
-
-from __future__ import annotations
-
-from nemotron_runtime.parity.judging import Progress, judge
-from nemotron_runtime.reference import read_reference, write_reference
-from nemotron_runtime.report import ParityReport, ParityRow
-
-__all__ = ["ParityReport", "ParityRow", "Progress", "judge", "read_reference", "write_reference"]
