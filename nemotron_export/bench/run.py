@@ -22,9 +22,9 @@ from nemotron_export.bench.process import ContenderProcess
 from nemotron_export.bench.results import BenchResult, ContenderResult, Measurement, Spread
 from nemotron_export.bench.schedule import run_rounds
 from nemotron_export.bench.shapes import Shape
-from nemotron_export.building.preflight import available_memory
+from nemotron_export.installation.memory import available_memory
 from nemotron_export.installation.versions import environment
-from nemotron_export.parity.verification import quiet_about_parity
+from nemotron_export.parity.verdict import quiet_about_parity
 from nemotron_export.progress import Progress, silent
 
 __all__ = ["BenchOptions", "default_threads", "measure_specs", "run_bench"]

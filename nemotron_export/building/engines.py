@@ -12,7 +12,6 @@ from nemotron_graphs.targets import LoweredGraph, Target
 from nemotron_runtime.bundle.limits import Limits
 from nemotron_runtime.bundle.manifest_tensorrt import RTXRecord, TensorRTRecord
 
-from nemotron_export.building.cuda_provider import check_cuda_provider
 from nemotron_export.building.graph import make_tensorrt_graphs
 from nemotron_export.building.host_weights import host_constants
 from nemotron_export.building.tensorrt import (
@@ -26,6 +25,7 @@ from nemotron_export.building.tensorrt import (
 from nemotron_export.building.tensorrt import write_engines as write_tensorrt
 from nemotron_export.building.tensorrt_rtx import RTXPlan, find_rtx, is_tensorrt_rtx, plan_rtx, write_rtx_engines
 from nemotron_export.checkpoint import Checkpoint
+from nemotron_export.parity.provider import check_cuda_provider
 from nemotron_export.progress import Progress
 
 __all__ = ["EngineOptions", "find_builder", "plan_target_engines", "write_target_engines"]

@@ -13,9 +13,9 @@ from nemotron_graphs.targets import LoweredGraph, Target
 from nemotron_runtime.bundle.limits import Limits
 from nemotron_runtime.bundle.manifest import QuantizationRecord, RTXRecord, TensorRTRecord
 
-from nemotron_export.building.file_record import file_record
 from nemotron_export.building.head import head_record
 from nemotron_export.checkpoint import Checkpoint, ScanReport
+from nemotron_export.files.record import file_record
 from nemotron_export.installation.versions import versions
 
 __all__ = ["copy_small_files", "describe_files", "manifest_document"]

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from nemotron_errors import RequestError
 from nemotron_graphs.targets import LoweredGraph, Target
 from nemotron_runtime.bundle.limits import Limits
 
 from nemotron_export.checkpoint import Checkpoint
+from nemotron_export.parity.provider import refuse_genai_on_cuda
 
 __all__ = [
     "GENAI_CONFIG",
     "check_genai_request",
     "genai_config",
     "is_genai",
-    "refuse_genai_on_cuda",
     "write_genai_config",
 ]
 
@@ -56,12 +56,6 @@ def check_genai_request(target: Target, task: str, parity: bool) -> None:
             f"task {task}", f"causal-lm for target {target.name}, which generates text",
             "choose --target ort-cpu, or a checkpoint with a language-model head", where="--task",
         )  # fmt: skip
-
-
-def refuse_genai_on_cuda(target: str, remedy: str, where: str) -> NoReturn:
-    """Raises RequestError: a parity check of a target whose graphs the runtime does not run."""
-    expected = "no such check: the runtime runs GenAI's graphs on the CPU alone"
-    raise RequestError(f"a parity check of target {target}", expected, remedy, where=where)
 
 
 def genai_config(checkpoint: Checkpoint, limits: Limits, session: dict[str, Any]) -> dict[str, Any]:

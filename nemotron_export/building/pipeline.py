@@ -19,26 +19,22 @@ from nemotron_export.building.files import copy_small_files, describe_files, man
 from nemotron_export.building.genai import check_genai_request, is_genai, write_genai_config
 from nemotron_export.building.graph import make_graph
 from nemotron_export.building.limits import choose_limits
-from nemotron_export.building.preflight import EMBEDDING_COPIES, check_resources, choose_reference, estimate
+from nemotron_export.building.preflight import EMBEDDING_COPIES, check_resources, estimate
 from nemotron_export.building.tensorrt import EnginePlan
 from nemotron_export.building.tensorrt_rtx import RTXPlan
 from nemotron_export.building.weights import EMBEDDED, choose_weight_mode, place_weights
 from nemotron_export.building.wide import choose_wide_layers
-from nemotron_export.building.workspace import check_output, staging
 from nemotron_export.checkpoint import Checkpoint, ScanReport, scan
+from nemotron_export.files.workspace import check_output, staging
 from nemotron_export.installation.extras import require
-from nemotron_export.parity import ParityFailedError, reference_for
 from nemotron_export.parity.device import default_device
-from nemotron_export.parity.verification import verify_bundle
+from nemotron_export.parity.failure import ParityFailedError
+from nemotron_export.parity.heldout import HeldOut, held_out_texts
+from nemotron_export.parity.memory import choose_reference
+from nemotron_export.parity.reference import reference_for
+from nemotron_export.parity.verdict import verify_bundle
 from nemotron_export.progress import Progress, silent
-from nemotron_export.quantization import (
-    HeldOut,
-    QuantizedLayout,
-    choose_scheme,
-    held_out_texts,
-    lay_out,
-    write_quantized,
-)
+from nemotron_export.quantization import QuantizedLayout, choose_scheme, lay_out, write_quantized
 
 __all__ = ["build"]
 
@@ -248,7 +244,7 @@ def _write(
         reference = reference_for(
             plan.checkpoint, plan.limits.max_seq_len, plan.dtype, progress,
             mode=plan.reference, greedy_steps=reference_steps, wide=wide.to_dict(),
-            device=default_device(lowered.session["kind"], lowered.session.get("provider")),
+            device=default_device(plan.target),
         )  # fmt: skip
         if plan.held_out is not None:
             reference = plan.held_out.add_to(reference, plan.checkpoint, plan.reference, progress)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nemotron_formats.tensors import TensorEntry
 from nemotron_graphs.weights import QuantizedWeight
 from nemotron_runtime.bundle.manifest import QuantizationRecord, WeightsFile
 
-from nemotron_export.checkpoint import Checkpoint, TensorEntry
+from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.checkpoint.expected import backbone_prefix
 from nemotron_export.checkpoint.file_layout import lay_out_file
 from nemotron_export.quantization.scheme import Scheme

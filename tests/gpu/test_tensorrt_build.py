@@ -22,8 +22,8 @@ from support.gpu_models import write_random
 
 from nemotron_export.building import build
 from nemotron_export.building import tensorrt as building
-from nemotron_export.building.file_record import file_record
-from nemotron_export.parity.verification import verify_bundle
+from nemotron_export.files.record import file_record
+from nemotron_export.parity.verdict import verify_bundle
 from nemotron_export.tensorrt.timing_cache import TimingCacheFile
 
 pytest.importorskip("tensorrt")

@@ -10,12 +10,12 @@ import onnx_ir as ir
 import pytest
 import torch
 from nemotron_errors import GraphError
+from nemotron_formats.tensors import TensorEntry
 from nemotron_graphs.targets import LoweringContext
 from nemotron_graphs.targets.tensorrt import PLUGIN_OPS, TensorRTGraphs, lower_tensorrt, tensorrt
 from support.graph_pairs import SLOTS, drive_beside_eager
 
 from nemotron_export.checkpoint import Checkpoint
-from nemotron_export.checkpoint.safetensors_header import TensorEntry
 from nemotron_export.checkpoint.save import save_checkpoint
 from nemotron_export.config.config import NemotronConfig
 from nemotron_export.model import NemotronForCausalLM, rope_tables

@@ -19,8 +19,8 @@ import torch
 from nemotron_graphs.ops import OPS
 from nemotron_graphs.targets import LoweringContext, get_target
 
-from nemotron_export.building.file_record import file_record
 from nemotron_export.checkpoint import Checkpoint
+from nemotron_export.files.record import file_record
 from nemotron_export.model import rope_tables
 
 __all__ = ["BODY_MISTAKES", "GRAPH_MISTAKES", "Mistake", "plant"]

@@ -13,8 +13,9 @@ from nemotron_graphs.targets import get_target
 from support.raw_checkpoints import TINY, write_sparse
 
 from nemotron_export import check_parity
-from nemotron_export.building import build, cuda_provider
-from nemotron_export.building.cuda_provider import check_cuda_provider
+from nemotron_export.building import build
+from nemotron_export.parity import provider
+from nemotron_export.parity.provider import check_cuda_provider
 
 CUDA = "CUDAExecutionProvider"
 
@@ -56,10 +57,10 @@ def test_no_gpu_is_refused_and_one_passes(monkeypatch: pytest.MonkeyPatch) -> No
             check_cuda_provider(target)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: loaded.append(name) or Driver(1))
     started: list[Any] = []
-    monkeypatch.setattr(cuda_provider, "start_cuda", started.append)
+    monkeypatch.setattr(provider, "start_cuda", started.append)
     check_cuda_provider(target)
     assert started == [onnxruntime]
-    assert loaded == [cuda_provider._DRIVER] * 3
+    assert loaded == [provider._DRIVER] * 3
 
     def absent(name: str) -> Any:
         raise OSError(f"{name}: cannot open shared object file")
@@ -107,7 +108,7 @@ def test_a_parity_check_is_refused_before_its_reference_is_made(
     assert refused.value.where == str(bundles["genai-cuda"])
     # what can be run goes on to its reference
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver(1))
-    monkeypatch.setattr(cuda_provider, "start_cuda", lambda ort: None)
+    monkeypatch.setattr(provider, "start_cuda", lambda ort: None)
     for name in ("ort-cuda", "ort-cpu"):
         with pytest.raises(AssertionError, match="a reference"):
             check_parity(bundles[name])

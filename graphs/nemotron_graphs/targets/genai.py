@@ -67,7 +67,9 @@ def _target(
         },
         weight_modes=("link", "copy"),
         description=description,
-        requires="ort",
+        extra=name,
+        device="cuda" if name.endswith("cuda") else "cpu",
+        runs_here=not name.endswith("cuda"),
         quantized_bits=quantized_bits,
     )
 

@@ -18,5 +18,6 @@ onnx = Target(
         "prefill_rows": "all",
     },
     description="standard ONNX ops (opset 21), for any runtime",
-    requires="ort",
+    extra="ort",
+    device="cpu",
 )

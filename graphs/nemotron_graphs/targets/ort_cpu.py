@@ -28,6 +28,7 @@ ort_cpu = Target(
         "prefill_rows": "one",
     },
     description="ONNX Runtime on the CPU: grouped-query attention on a shared cache, fused projections",
-    requires="ort",
+    extra="ort",
+    device="cpu",
     quantized_bits=(8, 4),
 )

@@ -41,7 +41,8 @@ ort_cuda = Target(
         "cuda_graph": True,
     },
     description="ONNX Runtime on NVIDIA GPUs: grouped-query attention on a shared cache, a CUDA graph per decode step",
-    requires="ort-gpu",
+    extra="ort-gpu",
+    device="cuda",
     quantized_bits=(8, 4),
     candidates=128,
 )

@@ -68,7 +68,10 @@ class Target:
         quantized_bits: bits of quantized weights that its projections take.
         session: the fixed part of the manifest's session entry.
         description: one line for users.
-        requires: the extra that its session needs.
+        extra: of this distribution, which brings what runs it.
+        device: where it computes: "cpu" or "cuda".
+        built_on_device: whether a build needs what runs it, and its device; else the extra ``build`` does.
+        runs_here: whether this runtime runs its bundles; else their numbers cannot be checked here.
         candidates: how many of the likeliest tokens a language model's bundle has a graph of its own for; 0 for none.
     """
 
@@ -77,12 +80,20 @@ class Target:
     lowering: Callable[[], Sequence[ir.passes.PassBase]]
     session: Mapping[str, Any]
     description: str
-    requires: str
+    extra: str
+    device: str
     finishing: Callable[[], Sequence[ir.passes.PassBase]] = tuple
     weight_modes: tuple[str, ...] = ("reference", "link", "copy")
     quantized_bits: tuple[int, ...] = ()
     stored_dtype_first: bool = False
     candidates: int = 0
+    built_on_device: bool = False
+    runs_here: bool = True
+
+    @property
+    def provider(self) -> str:
+        """ONNX Runtime's execution provider, or NVIDIA's runtime."""
+        return str(self.session["provider"])
 
     def check_dtype(self, dtype: str) -> None:
         """Raises GraphError where the target cannot run in ``dtype``."""

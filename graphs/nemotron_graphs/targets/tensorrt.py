@@ -95,7 +95,9 @@ tensorrt = _TensorRT(
     lowering=tuple,
     session={"kind": "tensorrt", "provider": "TensorRT", "graph": "decode.onnx", "prefill_rows": "all"},
     description="TensorRT engines for one kind of NVIDIA GPU, with kernels of our own for decoding",
-    requires="tensorrt",
+    extra="tensorrt",
+    device="cuda",
+    built_on_device=True,
 )
 
 

@@ -30,7 +30,9 @@ tensorrt_rtx = _TensorRTRTX(
     lowering=tuple,
     session={"kind": "tensorrt-rtx", "provider": "TensorRT-RTX", "graph": "prefill.onnx", "prefill_rows": "all"},
     description="TensorRT for RTX engines of NVIDIA's native layers for several GPU architectures, built without a GPU",
-    requires="tensorrt-rtx",
+    extra="tensorrt-rtx",
+    device="cuda",
+    runs_here=False,
 )
 
 

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from nemotron_errors import LimitError, RequestError
+from nemotron_formats.dtypes import item_bytes
 from nemotron_runtime.bundle.folder import Bundle
 from nemotron_runtime.bundle.manifest import Manifest
 from nemotron_runtime.executors.onnxruntime.cuda import CUDA_PROVIDER
 
 from nemotron_export.bench.backends.base import BenchRequest, Contender, ContenderSpec, Description, Ids
 from nemotron_export.bench.shapes import Shape
-from nemotron_export.bench.traffic import item_bytes, kv_bytes_per_token, read_parameters, total_parameters
+from nemotron_export.bench.traffic import kv_bytes_per_token, read_parameters, total_parameters
 from nemotron_export.checkpoint.expected import expected_tensors
 from nemotron_export.config.config import NemotronConfig
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from typing import NoReturn
 
-from nemotron_errors import MissingDependencyError
-from nemotron_graphs.targets import Target
+from nemotron_errors import MissingDependencyError, RequestError
+from nemotron_graphs.targets import Target, get_target
 from nemotron_runtime.bundle.folder import Bundle
 from nemotron_runtime.executors.onnxruntime.cuda import CUDA_PROVIDER, start_cuda
 
-from nemotron_export.building.genai import is_genai, refuse_genai_on_cuda
 from nemotron_export.installation.extras import install_command, require
 
-__all__ = ["check_bundle_provider", "check_cuda_provider"]
+__all__ = ["check_bundle_provider", "check_cuda_provider", "refuse_genai_on_cuda"]
 
 _DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
@@ -24,8 +24,8 @@ def check_cuda_provider(target: Target) -> None:
     Raises:
         MissingDependencyError: no onnxruntime, none with CUDA, no GPU, or CUDA does not start.
     """
-    # folders for GenAI are checked on the CPU alone, and refused elsewhere
-    if target.session.get("provider") == CUDA_PROVIDER and not is_genai(target):
+    # what other software alone runs is refused elsewhere
+    if target.provider == CUDA_PROVIDER and target.runs_here:
         there = "build with --no-parity here, and run `nemotron-export parity` where there is one"
         _check(f"target {target.name}", " (or build with --no-parity)", ", or build with --no-parity", there)
 
@@ -37,12 +37,18 @@ def check_bundle_provider(bundle: Bundle) -> None:
         MissingDependencyError: as :func:`check_cuda_provider`.
         RequestError: a folder for GenAI on CUDA, which the runtime does not run.
     """
-    session = bundle.manifest.session
-    if session.provider != CUDA_PROVIDER:
+    target = get_target(bundle.manifest.target)
+    if target.provider != CUDA_PROVIDER:
         return
-    if session.kind == "genai":
-        refuse_genai_on_cuda(bundle.manifest.target, "run the folder with ONNX Runtime GenAI", str(bundle.directory))
+    if not target.runs_here:
+        refuse_genai_on_cuda(target.name, "run the folder with ONNX Runtime GenAI", str(bundle.directory))
     _check(str(bundle.directory), "", "", "run `nemotron-export parity` where there is one")
+
+
+def refuse_genai_on_cuda(target: str, remedy: str, where: str) -> NoReturn:
+    """Raises RequestError: a parity check of a target whose graphs the runtime does not run."""
+    expected = "no such check: the runtime runs GenAI's graphs on the CPU alone"
+    raise RequestError(f"a parity check of target {target}", expected, remedy, where=where)
 
 
 def _check(where: str, or_else: str, or_otherwise: str, there: str) -> None:
