@@ -67,7 +67,7 @@ def _target(
         },
         weight_modes=("link", "copy"),
         description=description,
-        extra=name,
+        extra=name.removesuffix("-cpu"),
         device="cuda" if name.endswith("cuda") else "cpu",
         runs_here=not name.endswith("cuda"),
         quantized_bits=quantized_bits,

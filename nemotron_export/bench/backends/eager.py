@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from nemotron_errors import MissingDependencyError, RequestError
 from nemotron_formats.dtypes import RUN_DTYPES, item_bytes
 
-from nemotron_export.bench.backends.base import BenchRequest, Contender, ContenderSpec, Description, Ids
+from nemotron_export.bench.backends.base import Backend, BackendSpec, BenchRequest, Description, Ids
 from nemotron_export.bench.traffic import kv_bytes_per_token, read_parameters, total_parameters
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.installation.extras import require
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from nemotron_export.model import NemotronForCausalLM
     from nemotron_export.model.cache import Cache
 
-__all__ = ["EAGER_CACHES", "EAGER_DEVICES", "EagerContender"]
+__all__ = ["EAGER_CACHES", "EAGER_DEVICES", "EagerBackend"]
 
 EAGER_CACHES = ("dynamic", "static")
 EAGER_DEVICES = ("cpu", "cuda")
 
 
-class EagerContender(Contender):
+class EagerBackend(Backend):
     """Options: checkpoint, dtype, cache, device."""
 
     kind: ClassVar[str] = "eager"
@@ -30,7 +30,7 @@ class EagerContender(Contender):
     _past: Cache
 
     @classmethod
-    def specs(cls, request: BenchRequest) -> list[ContenderSpec]:
+    def specs(cls, request: BenchRequest) -> list[BackendSpec]:
         """One per dtype and kind of cache: they differ in speed and in peak memory."""
         require("torch", "which eager PyTorch is")
         if request.checkpoint is None and not request.bundles:
@@ -50,7 +50,7 @@ class EagerContender(Contender):
         device = request.eager_device
         beside = ", cuda" if device == "cuda" else ""
         return [
-            ContenderSpec(
+            BackendSpec(
                 cls.kind,
                 f"eager {dtype}, sdpa, {cache} cache{beside}",
                 {"checkpoint": str(checkpoint.directory), "dtype": dtype, "cache": cache, "device": device},
