@@ -72,7 +72,7 @@ def backends(work: Path, site: Path, only: str = "") -> list[BackendSpec]:
         cache = "f32" if kind == "f32" else "f16"
         peer(
             "llama", f"llama.cpp {kind}, {cache} cache", work / f"{kind}.gguf", kind, bits,
-            "float32" if cache == "f32" else "float16", site=str(site), slots=max(PROMPTS) + NEW_TOKENS, kv=cache,
+            "float32" if cache == "f32" else "float16", site=str(site), capacity=max(PROMPTS) + NEW_TOKENS, kv=cache,
         )  # fmt: skip
     return [spec for spec in specs if only in spec.name]
 

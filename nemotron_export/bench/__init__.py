@@ -1,4 +1,4 @@
-"""Speed of bundles and of what they are held against: one run, one process each, taking turns."""
+"""Speed of bundles and of what they are compared with: one run, one process each, one at a time."""
 
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ class BenchOptions:
 
     Attributes:
         prompt_tokens: tokens of a prompt.
-        new_tokens: timed decode steps behind it.
-        batch: rows, all of one length.
+        new_tokens: timed decode steps after it.
+        batch: sequences, all of one length.
         contexts: more prompt lengths, to see decode against context length.
         rounds: rounds that count.
         warmup: rounds before them; see :meth:`warmup_of` where None.
@@ -91,7 +91,7 @@ def run_bench(
     options: BenchOptions | None = None,
     progress: Progress = silent,
 ) -> BenchResult:
-    """Measures bundles, and what they are held against, in one run.
+    """Measures bundles, and what they are compared with, in one run.
 
     Every backend has a process of its own, so that load time and peak memory are its own; all are loaded before the
     first round, and only one of them computes at a time.
@@ -108,7 +108,7 @@ def run_bench(
     Raises:
         RequestError: nothing to measure, an unknown kind, or numbers below 1.
         BundleError: a bundle that cannot be opened.
-        LimitError: more tokens or rows than a bundle was built for.
+        LimitError: more tokens or sequences than a bundle was built for.
         MissingDependencyError: what a backend needs is not installed.
         ResourceError: too little memory to hold all backends at once.
     """
@@ -144,7 +144,7 @@ def measure_specs(specs: Sequence[BackendSpec], options: BenchOptions, progress:
     with ExitStack() as stack:
         gpu = stack.enter_context(Gpu(specs)) if any(spec.device == "cuda" for spec in specs) else None
         processes = [stack.enter_context(BackendProcess(spec, threads)) for spec in specs]
-        # they import side by side, and load one after another
+        # they import at once, and load one after another
         progress("start", 0, 0)
         for process in processes:
             process.wait_ready()

@@ -33,7 +33,7 @@ _LICENSE_FILE = re.compile(r"^(licen[cs]e|notice|copying|use_policy)", re.IGNORE
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What :meth:`open` found: the config, the required tensors in the modules' order, and the files beside them.
+    """What :meth:`open` found: the config, the required tensors in the modules' order, and the other files.
 
     `tensors` is keyed by the names of the task's state dict. `dtype` is the matrices' dtype ("bfloat16", "float16",
     "float32"). `tied` says that `lm_head.weight` is the embedding (it is then not in `tensors`).

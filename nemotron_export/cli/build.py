@@ -44,7 +44,7 @@ def build(
     reference: Reference = "auto",
     reference_steps: ReferenceSteps = None,
     quantize: Annotated[
-        str | None, typer.Option(help="int8 or int4: quantize the projections' weights; judged by perplexity.")
+        str | None, typer.Option(help="int8 or int4: quantize the projections' weights; checked by perplexity.")
     ] = None,
     group_size: Annotated[
         int | None,
@@ -56,8 +56,8 @@ def build(
     architectures: Annotated[
         str | None,
         typer.Option(
-            help="GPU architectures, as sm_80,sm_89: beside this GPU's, what a tensorrt bundle has kernels for; what a "
-            "tensorrt-rtx bundle has engines for (sm_86, sm_89 and sm_120 by default)."
+            help="GPU architectures, as sm_80,sm_89: besides this GPU's, what a tensorrt bundle has kernels for; what "
+            "a tensorrt-rtx bundle has engines for (sm_86, sm_89 and sm_120 by default)."
         ),
     ] = None,
     plugins: Annotated[

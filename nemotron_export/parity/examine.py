@@ -54,7 +54,7 @@ def examine(
     threads: int | None = None,
     progress: Progress = silent,
 ) -> Examination:
-    """Walks a bundle's values against eager PyTorch's, behind its longest reference prompt.
+    """Walks a bundle's values against eager PyTorch's, with its longest reference prompt.
 
     Args:
         bundle: the bundle's folder, whatever its parity state.

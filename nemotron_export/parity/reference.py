@@ -55,7 +55,7 @@ def reference_for(
         plan: the prompts; chosen by :func:`plan_prompts` where None.
         mode: "whole", "layerwise", or "auto": layer by layer where the memory available does not hold the fp32 model.
         wide: in fp16, ``wide_layers`` (see :class:`WideLayers`): PyTorch's own run computes them in fp32 too; recorded.
-        greedy_steps: behind each prompt, where no plan is given; 64 with the whole model, 8 layer by layer.
+        greedy_steps: after each prompt, where no plan is given; 64 with the whole model, 8 layer by layer.
         device: of the whole model: "cpu", "cuda", or "auto": the GPU where there is one that holds it. Layer by layer
             it is the CPU.
 
@@ -91,14 +91,14 @@ def reference_for(
         if run_dtype != "float32":
             with model_in(run_dtype) as model:
                 rmse = run_rmse(model, prompts, stage(run_dtype))
-    judge = {
+    record = {
         **plan.to_dict(),
         **wide,
         "model": "eager PyTorch, float32, sdpa, dynamic cache"
         + (how if place in (None, "cpu") else f", on {device_name(place)}"),
         "environment": environment(torch.get_num_threads()),
     }
-    return Reference(prompts, eager_rmse=rmse, judge=judge, task=checkpoint.task)
+    return Reference(prompts, eager_rmse=rmse, judge=record, task=checkpoint.task)
 
 
 def _choose_place(checkpoint: Checkpoint, mode: str, device: str) -> str | None:
@@ -145,7 +145,7 @@ def encoder(folder: Path, vocab_size: int) -> Callable[[str], list[int]] | None:
             raise TokenizerError(
                 f"token id {max(ids, default=None)}",
                 f"ids below the model's vocab_size {vocab_size}",
-                "put the tokenizer files that belong to this checkpoint beside it",
+                "put the tokenizer files that belong to this checkpoint next to it",
                 where=str(folder),
             )
         return ids

@@ -37,7 +37,7 @@ def test_both_caches_generate_what_transformers_does(checkpoint: tuple[Path, tor
     ids = prompt_ids(SHAPE, described.vocab_size)
     # twice: nothing of the first round may be left in the second
     for _ in range(2):
-        backend.reset(SHAPE.batch, SHAPE.slots)
+        backend.reset(SHAPE.batch, SHAPE.capacity)
         tokens = [backend.prefill(ids)]
         for _ in range(SHAPE.new_tokens):
             tokens.append(backend.decode(tokens[-1]))

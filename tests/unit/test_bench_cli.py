@@ -127,7 +127,7 @@ def test_tables_are_printed_and_say_what_the_numbers_mean(bundles: tuple[str, st
     ]  # fmt: skip
     assert lines[3].startswith("bundle ort-cpu float32 ")
     text = " ".join(lines)
-    for part in ("behind so many prompt tokens", "all weights but the input embedding", "Read bandwidth", "1 threads"):
+    for part in ("after so many prompt tokens", "all weights but the input embedding", "Read bandwidth", "1 threads"):
         assert part in text
     assert "vs eager" not in text
 
@@ -135,7 +135,7 @@ def test_tables_are_printed_and_say_what_the_numbers_mean(bundles: tuple[str, st
 def test_one_context_needs_no_second_table(bundles: tuple[str, str]) -> None:
     result = bench(bundles[0], *SMALL)
     assert result.exit_code == 0, result.output
-    assert "behind so many" not in result.stdout
+    assert "after so many" not in result.stdout
 
 
 @pytest.mark.parametrize(

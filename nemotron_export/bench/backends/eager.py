@@ -41,18 +41,18 @@ class EagerBackend(Backend):
             if bundle.manifest.model.config != checkpoint.config.to_dict():
                 found = f"{bundle.directory} was built from another model"
                 remedy = "name the bundles' checkpoint with --checkpoint, or measure them one after another"
-                raise RequestError(found, "bundles of the checkpoint they are held against", remedy, where=str(folder))
+                raise RequestError(found, "bundles of the checkpoint they are compared with", remedy, where=str(folder))
         own = (bundle.manifest.dtype for bundle in request.bundles)
         dtypes = request.eager_dtypes or tuple(dict.fromkeys(("float32", *own, "bfloat16")))
         _check_known("--eager-dtype", dtypes, RUN_DTYPES)
         _check_known("--eager-cache", request.eager_caches, EAGER_CACHES)
         _check_known("--eager-device", (request.eager_device,), EAGER_DEVICES)
         device = request.eager_device
-        beside = ", cuda" if device == "cuda" else ""
+        place = ", cuda" if device == "cuda" else ""
         return [
             BackendSpec(
                 cls.kind,
-                f"eager {dtype}, sdpa, {cache} cache{beside}",
+                f"eager {dtype}, sdpa, {cache} cache{place}",
                 {"checkpoint": str(checkpoint.directory), "dtype": dtype, "cache": cache, "device": device},
                 total_parameters(checkpoint.config, tied=checkpoint.tied) * item_bytes(dtype),
                 device,
@@ -90,10 +90,10 @@ class EagerBackend(Backend):
             dtype, config.vocab_size, read_parameters(config) * item_bytes(dtype), kv_bytes_per_token(config, dtype)
         )
 
-    def reset(self, rows: int, slots: int) -> None:
+    def reset(self, sequences: int, capacity: int) -> None:
         from nemotron_export.model.cache import DynamicCache, StaticCache
 
-        self._past = DynamicCache() if self.options["cache"] == "dynamic" else StaticCache(slots)
+        self._past = DynamicCache() if self.options["cache"] == "dynamic" else StaticCache(capacity)
 
     def prefill(self, ids_BS: Ids) -> Ids:
         return self._next(ids_BS)
