@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from nemotron_export.bench.options import BenchOptions
 from nemotron_export.bench.results import BackendResult, BenchResult, Measurement, Spread
-from nemotron_export.bench.run import BenchOptions, run_bench
+from nemotron_export.bench.run import run_bench
 
 __all__ = ["BackendResult", "BenchOptions", "BenchResult", "Measurement", "Spread", "run_bench"]

@@ -60,16 +60,7 @@ class Checkpoint:
         """Bytes of the required tensors."""
         return sum(entry.length for entry in self.tensors.values())
 
-    @staticmethod
-    def resolve(
-        path_or_id: str | Path,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        offline: bool = False,
-        weights: bool = True,
-    ) -> Path:
-        """A local folder for a path or a hub id; see :func:`nemotron_export.checkpoint.hub.resolve`."""
-        return resolve(path_or_id, revision=revision, token=token, offline=offline, weights=weights)
+    resolve = staticmethod(resolve)
 
     @classmethod
     def open(cls, path: str | Path, *, task: str | None = "causal-lm") -> Checkpoint:

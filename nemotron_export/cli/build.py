@@ -15,8 +15,7 @@ __all__ = ["build"]
 
 def build(
     checkpoint: Annotated[
-        str,
-        typer.Argument(metavar="CHECKPOINT", help="A folder with config.json and .safetensors files, or a hub id."),
+        str, typer.Argument(metavar="CHECKPOINT", help="A folder with config.json and .safetensors files, or a hub id.")
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The bundle's folder; must not exist.")],
     target: Annotated[str, typer.Option(help="Where the bundle runs; `doctor` lists the targets.")] = "ort-cpu",

@@ -14,16 +14,7 @@ from nemotron_errors import RequestError
 
 from nemotron_export.cli.conversation import Conversation
 from nemotron_export.cli.loading import AllowUnverified, BundleArgument, Threads, WeightsDir, open_model
-from nemotron_export.cli.sampling import (
-    MinP,
-    RepetitionPenalty,
-    Seed,
-    Stop,
-    Temperature,
-    TopK,
-    TopP,
-    given_params,
-)
+from nemotron_export.cli.sampling import MinP, RepetitionPenalty, Seed, Stop, Temperature, TopK, TopP, given_params
 
 __all__ = ["chat"]
 

@@ -43,11 +43,13 @@ class WholeModel(AbstractContextManager["WholeModel"]):
     @torch.inference_mode()
     def feed(self, feeds: Sequence[Sequence[Feed]], on_step: OnStep) -> list[list[torch.Tensor]]:
         """Feeds every sequence its tokens; gives outputs [k, V] of each feed, on the CPU."""
-        total, device, outputs = sum(map(len, feeds)), self._model.device, []
+        total, done, device = sum(len(own) for own in feeds), 0, self._model.device
+        outputs: list[list[torch.Tensor]] = []
         for cache, own in zip(self._caches, feeds, strict=True):
             outputs.append([])
             for feed in own:
-                on_step(sum(map(len, outputs)), total)
+                on_step(done, total)
+                done += 1
                 ids_1S = torch.from_numpy(feed.ids).to(device)[None]
                 hidden = self._model.base_model(ids_1S, past_key_values=cache, use_cache=True).last_hidden_state
                 at = torch.from_numpy(feed.positions).to(device)

@@ -63,14 +63,7 @@ class _Whole(torch.nn.Module):
     def forward(self, *args: torch.Tensor) -> tuple[torch.Tensor, ...]:
         input_ids, query_start, query_length, logits_index, cos, sin, *caches = args
         logits, keys, values = self.model.forward_dialect(
-            input_ids,
-            query_start,
-            query_length,
-            logits_index,
-            cos,
-            sin,
-            caches[: self.layers],
-            caches[self.layers :],
+            input_ids, query_start, query_length, logits_index, cos, sin, caches[: self.layers], caches[self.layers :]
         )
         return (logits, *keys, *values)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn
 
 
 def request(checkpoint: Path, bundles: tuple[Bundle, ...] = (), dtypes: tuple[str, ...] = ()) -> BenchRequest:
-    return BenchRequest(bundles, checkpoint, None, False, (SHAPE,), dtypes, ("dynamic", "static"))
+    return BenchRequest(bundles, checkpoint, None, False, BenchOptions(*astuple(SHAPE), eager_dtypes=dtypes))
 
 
 @pytest.mark.parametrize("number", [0, 1])

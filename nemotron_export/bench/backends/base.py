@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from nemotron_runtime.bundle.folder import Bundle
 
-from nemotron_export.bench.shapes import Shape
+from nemotron_export.bench.options import BenchOptions
 
 __all__ = ["Backend", "BackendSpec", "BenchRequest", "Description", "Ids"]
 
@@ -30,20 +30,14 @@ class BenchRequest:
         checkpoint: the checkpoint; the folder of the first bundle's weights where None.
         weights_dir: where the bundles' weights are, if they were moved.
         allow_unverified: bundles may be pending.
-        shapes: what will be measured.
-        eager_dtypes: dtypes of eager PyTorch; float32, the bundles' own and bfloat16 where empty.
-        eager_caches: kinds of KV cache of eager PyTorch.
-        eager_device: where eager PyTorch computes: "cpu" or "cuda".
+        options: what is measured, and how.
     """
 
     bundles: tuple[Bundle, ...]
     checkpoint: Path | None
     weights_dir: Path | None
     allow_unverified: bool
-    shapes: tuple[Shape, ...]
-    eager_dtypes: tuple[str, ...]
-    eager_caches: tuple[str, ...]
-    eager_device: str = "cpu"
+    options: BenchOptions
 
 
 @dataclass(frozen=True)

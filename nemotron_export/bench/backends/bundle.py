@@ -36,7 +36,7 @@ class BundleBackend(Backend):
         """One per bundle."""
         specs = []
         for bundle, name in zip(request.bundles, _names(request.bundles), strict=True):
-            for shape in request.shapes:
+            for shape in request.options.shapes:
                 _check_fits(bundle, shape)
             config = NemotronConfig.from_dict(bundle.manifest.model.config)
             options = {

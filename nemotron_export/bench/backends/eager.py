@@ -8,6 +8,7 @@ from nemotron_errors import MissingDependencyError, RequestError
 from nemotron_formats.dtypes import RUN_DTYPES, item_bytes
 
 from nemotron_export.bench.backends.base import Backend, BackendSpec, BenchRequest, Description, Ids
+from nemotron_export.bench.options import EAGER_CACHES
 from nemotron_export.bench.traffic import kv_bytes_per_token, read_parameters, total_parameters
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.installation.extras import require
@@ -16,9 +17,8 @@ if TYPE_CHECKING:
     from nemotron_export.model import NemotronForCausalLM
     from nemotron_export.model.cache import Cache
 
-__all__ = ["EAGER_CACHES", "EAGER_DEVICES", "EagerBackend"]
+__all__ = ["EAGER_DEVICES", "EagerBackend"]
 
-EAGER_CACHES = ("dynamic", "static")
 EAGER_DEVICES = ("cpu", "cuda")
 
 
@@ -43,11 +43,11 @@ class EagerBackend(Backend):
                 remedy = "name the bundles' checkpoint with --checkpoint, or measure them one after another"
                 raise RequestError(found, "bundles of the checkpoint they are compared with", remedy, where=str(folder))
         own = (bundle.manifest.dtype for bundle in request.bundles)
-        dtypes = request.eager_dtypes or tuple(dict.fromkeys(("float32", *own, "bfloat16")))
+        dtypes = request.options.eager_dtypes or tuple(dict.fromkeys(("float32", *own, "bfloat16")))
         _check_known("--eager-dtype", dtypes, RUN_DTYPES)
-        _check_known("--eager-cache", request.eager_caches, EAGER_CACHES)
-        _check_known("--eager-device", (request.eager_device,), EAGER_DEVICES)
-        device = request.eager_device
+        _check_known("--eager-cache", request.options.eager_caches, EAGER_CACHES)
+        _check_known("--eager-device", (request.options.eager_device,), EAGER_DEVICES)
+        device = request.options.eager_device
         place = ", cuda" if device == "cuda" else ""
         return [
             BackendSpec(
@@ -58,7 +58,7 @@ class EagerBackend(Backend):
                 device,
             )
             for dtype in dict.fromkeys(dtypes)
-            for cache in dict.fromkeys(request.eager_caches)
+            for cache in dict.fromkeys(request.options.eager_caches)
         ]
 
     def prepare(self) -> None:
