@@ -9,11 +9,11 @@ from pathlib import Path
 
 import psutil
 from nemotron_errors import RequestError, ResourceError
+from nemotron_formats.dtypes import item_bytes
 
 from nemotron_export.config.config import NemotronConfig
 
 __all__ = [
-    "EMBEDDING_COPIES",
     "REFERENCE_MODES",
     "Estimate",
     "available_memory",
@@ -23,13 +23,9 @@ __all__ = [
     "layerwise_memory",
 ]
 
-# of the weights on the host while an engine that holds them is made: the builder's constants, its copy and the engine
-EMBEDDING_COPIES = 3
 REFERENCE_MODES = ("auto", "whole", "layerwise")
 
 _log = logging.getLogger(__name__)
-
-_ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 # Python with torch, onnx and ONNX Runtime loaded, and the traced graph.
 _BASE_MEMORY = 1_000_000_000
@@ -71,8 +67,8 @@ def estimate(
     num_parameters: int,
     stored_bytes: int,
     run_dtype: str,
-    slots: int,
-    rows: int,
+    capacity: int,
+    sequences: int,
     weights_mode: str,
     parity: bool,
     reference: str = "whole",
@@ -85,28 +81,28 @@ def estimate(
         num_parameters: its number of parameters.
         stored_bytes: size of its weight files.
         run_dtype: dtype that the bundle computes in.
-        slots: cache slots of a row, `max_seq_len` and the padding of a chunk.
-        rows: rows that the parity check runs at once.
+        capacity: of a sequence's cache.
+        sequences: that the parity check runs at once.
         weights_mode: "reference", "link", "copy" or "embedded", which writes them into two engines.
         parity: whether the reference is made and checked.
         reference: "whole" or "layerwise".
         quantized_bytes: size of the quantized weights, where there are some.
     """
     model = layerwise_memory(config) if reference == "layerwise" else 4 * num_parameters
-    item = _ITEM_BYTES[run_dtype]
+    item = item_bytes(run_dtype)
     # twice: the weights as mapped or converted, and the copy that ONNX Runtime reorders for its kernels
     weights = 2 * num_parameters * item if parity else 0
     if parity and quantized_bytes:
         # codes are copied once more by the kernels, and the embedding is mapped
         weights = 2 * quantized_bytes + item * config.vocab_size * config.hidden_size
-    row = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * slots * item
+    cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * capacity * item
     # four prompts, six positions of each, float32
     logits = 4 * 6 * config.vocab_size * 4 if parity else 0
     disk = _BASE_DISK + logits + quantized_bytes + stored_bytes * {"copy": 1, "embedded": 2}.get(weights_mode, 0)
     return Estimate(
         disk=disk,
         weights=weights,
-        caches=row * rows if parity else 0,
+        caches=cache * sequences if parity else 0,
         reference=model if parity else 0,
         logits=logits,
     )

@@ -25,8 +25,6 @@ __all__ = ["Bisection", "PointError", "bisect"]
 
 # A value that fp32 computes in another order is off by some 1e-7 of its range; a mistake is off by far more.
 FP32_TOLERANCE = 1e-5
-# What rounding the weights to so many bits may do to a value: a mistake does more, or is not told from rounding.
-QUANTIZED_TOLERANCE = {8: 0.1, 4: 0.5}
 # In a lower precision, so many times PyTorch's own error in it.
 LOW_PRECISION_FACTOR = 3.0
 _POSITIONS = 12
@@ -105,7 +103,7 @@ class _Stage:
         self.parts = {"prefill": (ids[:-1], 0), "decode": (ids[-1:], len(ids) - 1)}
         self.names = Probe(bundle, 1).names
         quantization = bundle.manifest.quantization
-        self.floor = FP32_TOLERANCE if quantization is None else QUANTIZED_TOLERANCE[quantization.bits]
+        self.floor = FP32_TOLERANCE if quantization is None else format_named(quantization.format, "quantization").budget.value
 
     def compare(self, stage: str, points: Sequence[Point]) -> list[PointError]:
         """Errors of those points that the artefact has."""
