@@ -66,7 +66,7 @@ def test_a_fusion_that_finds_fewer_than_its_target_expects_is_an_error_that_says
     text = path.read_text()
     assert "n.layers}" in text
     path.write_text(text.replace("n.layers}", "n.layers + 1}"))
-    with pytest.raises(AssertionError, match=r"found 6 Pow in graph 'model' \(.*Mul.*\); expected 7 of 6 layers"):
+    with pytest.raises(AssertionError, match=r"found 6 Pow in graph 'model' .*; expected 7 of 6 layers"):
         build(recipe, target="onnx")
 
 

@@ -27,7 +27,7 @@ _Dims = Sequence[int | str]
 
 def add_candidates(lowered: Lowered, count: int) -> Lowered:
     """The lowered graph of a language model, and next to it the graph of its ``count`` likeliest tokens."""
-    model = lowered.graphs["model"].model
+    model = lowered.main.model
     logits = model.graph.outputs[0]
     assert logits.name == "logits", "a language model's graph"
     assert logits.dtype is not None

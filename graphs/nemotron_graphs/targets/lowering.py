@@ -83,13 +83,18 @@ class Lowered:
 
     Attributes:
         graphs: by the target's names of them, and those added to them.
-        session: the manifest's session entry; its graph is the target's ``main`` one.
+        session: the manifest's session entry.
         weights: inputs of every graph that are weights, in order; none where the graphs refer to the weights' files.
     """
 
     graphs: Mapping[str, LoweredGraph]
     session: dict[str, Any]
     weights: tuple[WeightInput, ...] = ()
+
+    @property
+    def main(self) -> LoweredGraph:
+        """The graph that the session's entry describes."""
+        return next(graph for graph in self.graphs.values() if graph.file == self.session["graph"])
 
     def save(self, folder: Path) -> None:
         """Writes the graphs into a bundle's folder; no weight is read."""

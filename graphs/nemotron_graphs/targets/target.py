@@ -108,7 +108,7 @@ class Target:
         return replace(self, session={**self.session, "allow_cpu_nodes": True})
 
     def lower(self, model: ir.Model, context: LoweringContext, on_stage: OnStage | None = None) -> Lowered:
-        """Makes the target's graphs of a dialect graph, which is used up.
+        """Makes the target's graphs of a dialect graph, which a target of one graph uses up.
 
         Args:
             model: the dialect graph, as ``trace`` gave it.
@@ -126,8 +126,7 @@ class Target:
         graphs: dict[str, LoweredGraph] = {}
         bound: Sequence[Sequence[FileSpan]] = ()
         for name, recipe in self.graphs.items():
-            # every graph but the last takes a copy
-            own = model if len(graphs) == len(self.graphs) - 1 else model.clone()
+            own = model if len(self.graphs) == 1 else model.clone()
             chosen = recipe.passes(context)
             own, records = run_passes(own, chosen, name, on_stage)
             self._check(name, recipe, own, chosen, counts)
