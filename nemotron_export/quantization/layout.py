@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nemotron_graphs.weights import QuantizedWeight
+from nemotron_formats.tensors import EncodedWeight
+from nemotron_formats.weights import FORMATS
 from nemotron_runtime.bundle.manifest import QuantizationRecord, WeightsFile
 
 from nemotron_export.checkpoint import Checkpoint, TensorEntry
@@ -51,14 +52,11 @@ class QuantizedLayout:
         return {entry.name: entry for tensor in self.tensors for entry in (tensor.packed, tensor.scales)}
 
     @property
-    def weights(self) -> dict[str, QuantizedWeight]:
+    def weights(self) -> dict[str, EncodedWeight]:
         """The checkpoint's name of each weight → its parts, for the graph."""
-        scheme = self.scheme
+        weight_format = FORMATS[f"int{self.scheme.bits}-g{self.scheme.group_size}"]
         return {
-            t.source.name: QuantizedWeight(
-                scheme.bits, scheme.group_size, scheme.accuracy_level, t.packed.name, t.packed.shape, t.scales.name
-            )
-            for t in self.tensors
+            t.source.name: EncodedWeight(weight_format, {"codes": t.packed, "scales": t.scales}) for t in self.tensors
         }
 
     def record(self, file: WeightsFile) -> QuantizationRecord:

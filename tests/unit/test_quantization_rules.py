@@ -10,9 +10,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from nemotron_errors import BundleError, LimitError
+from nemotron_formats.tensors import EncodedWeight, TensorEntry
+from nemotron_formats.weights import Int4, WeightFormat
 from nemotron_graphs.ops import DOMAIN
 from nemotron_graphs.passes import LowerLinearToMatMulNBitsPass
-from nemotron_graphs.weights import QuantizedWeight
 from nemotron_runtime.checks import judge
 from nemotron_runtime.checks.perplexity import perplexity, token_nll
 from nemotron_runtime.checks.reference import Reference, ReferencePrompt, ReferenceText, read_reference, write_reference
@@ -38,21 +39,37 @@ def _graph(bias: bool = False) -> ir.Model:
     return ir.Model(graph, ir_version=10)
 
 
-def _weight(name: str = "w", groups: int = 4) -> dict[str, QuantizedWeight]:
-    return {name: QuantizedWeight(4, 32, 4, f"{name}.packed", (24, groups, 16), f"{name}.scales")}
+def _weight(name: str = "w", groups: int = 4, weight_format: WeightFormat = Int4(32)) -> dict[str, EncodedWeight]:
+    codes = TensorEntry(f"{name}.codes", "U8", (24, groups, 16), "codes.safetensors", 0, 24 * groups * 16)
+    scales = TensorEntry(f"{name}.scales", "F32", (24, groups), "codes.safetensors", codes.length, 24 * groups * 4)
+    return {name: EncodedWeight(weight_format, {"codes": codes, "scales": scales})}
+
+
+class _OtherFormat(WeightFormat):
+    family = "other"
+    method = "none"
+
+    def operands(self, O: int, I: int) -> tuple[Any, ...]:  # noqa: E741
+        return ()
+
+    def encode(self, weight_RI: Any) -> dict[str, Any]:
+        return {}
+
+    def decode(self, arrays: Any, I: int) -> Any:  # noqa: E741
+        return None
 
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_pass_replaces_quantized_projections_alone(bias: bool) -> None:
-    model = LowerLinearToMatMulNBitsPass(_weight())(_graph(bias)).model
+    model = LowerLinearToMatMulNBitsPass(_weight(), 4)(_graph(bias)).model
     assert [node.op_type for node in model.graph] == ["MatMulNBits", "Linear", "MatMulNBits"]
     first, _, second = list(model.graph)
     # one input of each kind, however many nodes read it
     assert first.inputs[1] is second.inputs[1]
     assert first.inputs[2] is second.inputs[2]
-    assert [value.name for value in model.graph.inputs][-2:] == ["w.packed", "w.scales"]
+    assert [value.name for value in model.graph.inputs][-2:] == ["w.codes", "w.scales"]
     names = [None if value is None else value.name for value in first.inputs]
-    assert names == ["x", "w.packed", "w.scales", *([None, None, "b"] if bias else [])]
+    assert names == ["x", "w.codes", "w.scales", *([None, None, "b"] if bias else [])]
     found = {name: attribute.as_int() for name, attribute in first.attributes.items()}
     assert found == {"K": 100, "N": 24, "bits": 4, "block_size": 32, "accuracy_level": 4}
     assert [value.name for value in model.graph.outputs] == ["y0", "y1", "y2"]
@@ -63,9 +80,11 @@ def test_the_pass_refuses_what_does_not_fit() -> None:
     with pytest.raises(
         ir.passes.PreconditionError, match=r"found codes of shape \[24, 3, 16\]; expected \[24, 4, 16\]"
     ):
-        LowerLinearToMatMulNBitsPass(_weight(groups=3))(_graph())
+        LowerLinearToMatMulNBitsPass(_weight(groups=3), 4)(_graph())
     with pytest.raises(ir.passes.PostconditionError, match="found missing; expected none"):
-        LowerLinearToMatMulNBitsPass(_weight("missing"))(_graph())
+        LowerLinearToMatMulNBitsPass(_weight("missing"), 4)(_graph())
+    with pytest.raises(ir.passes.PreconditionError, match="found format other; expected integers in groups"):
+        LowerLinearToMatMulNBitsPass(_weight(weight_format=_OtherFormat()), 4)(_graph())
 
 
 def _reference(tokens: int = 17, steps: int = 4) -> Reference:

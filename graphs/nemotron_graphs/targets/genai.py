@@ -20,7 +20,7 @@ def _cpu_lowering() -> Sequence[ir.passes.PassBase]:
         passes.FormGroupQueryAttentionPass(),
         passes.LowerLinearToFusedMatMulPass(),
         passes.GenaiAttentionMaskPass(),
-        passes.GenaiFullLogitsPass(),
+        passes.FullLogitsPass(),
     )
 
 
@@ -34,7 +34,7 @@ def _cuda_lowering() -> Sequence[ir.passes.PassBase]:
         passes.PackQKVPass(concat=True),
         passes.LowerLinearToFusedMatMulPass(),
         passes.GenaiAttentionMaskPass(),
-        passes.GenaiFullLogitsPass(),
+        passes.FullLogitsPass(),
         # GenAI searches in float32 and converts float16 on the device; not every version of it does so with bfloat16
         passes.WidenOutputPass(ir.DataType.BFLOAT16),
     )

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from nemotron_errors import GraphError
+from nemotron_formats.tensors import EncodedWeight, TensorEntry
 
 from nemotron_graphs import passes
 from nemotron_graphs.targets.record import OnStage, PassRecord, run_passes
-from nemotron_graphs.weights import QuantizedWeight, WeightRef
 
 __all__ = ["DTYPE_NAMES", "LoweredGraph", "LoweringContext", "Target", "cache_dtype"]
 
@@ -27,14 +27,14 @@ class LoweringContext:
         cos: RoPE table, float32 [table, R/2]; ``table`` is the number of cache slots that a session may have.
         sin: likewise.
         weights_folder: the bundle's folder that holds the weights' files; empty where they stay outside.
-        quantized: name of a weight → its quantized parts, which ``weights`` has as well.
+        encoded: name of a weight → its encoded operands, which ``weights`` has as well.
     """
 
-    weights: Mapping[str, WeightRef]
+    weights: Mapping[str, TensorEntry]
     cos: np.ndarray
     sin: np.ndarray
     weights_folder: str = ""
-    quantized: Mapping[str, QuantizedWeight] = field(default_factory=dict)
+    encoded: Mapping[str, EncodedWeight] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Target:
         """All passes, in order: weights and tables are bound last, so that no pass meets their data."""
         return (
             passes.CheckCacheReadersPass(),
-            *((passes.LowerLinearToMatMulNBitsPass(context.quantized),) if context.quantized else ()),
+            *((passes.LowerLinearToMatMulNBitsPass(context.encoded, 4),) if context.encoded else ()),
             *self.lowering(),
             passes.InlineDialectOpsPass(),
             passes.CanonicalizeShapesPass(),

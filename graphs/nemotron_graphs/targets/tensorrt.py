@@ -8,13 +8,13 @@ from typing import Any
 
 import onnx_ir as ir
 from nemotron_errors import GraphError
+from nemotron_formats.tensors import TensorEntry
 
 from nemotron_graphs import passes
 from nemotron_graphs.ops import DOMAIN
 from nemotron_graphs.passes.fuse.qkv import PARTS
 from nemotron_graphs.targets.record import OnStage, run_passes
 from nemotron_graphs.targets.target import DTYPE_NAMES, LoweredGraph, LoweringContext, Target, cache_dtype
-from nemotron_graphs.weights import SAFETENSORS_DTYPES, WeightRef
 
 __all__ = [
     "PLUGIN_OPS",
@@ -39,9 +39,6 @@ _FLOAT32_INSIDE = {
     "LayerNormalization": (ir.DataType.FLOAT16, ir.DataType.BFLOAT16),
 }
 _ROW_INPUTS = ("input_ids", "query_start", "logits_index")
-# last part of a module's name → its kernel in the library of kernels
-_NORMED = {"qkv_proj": "qkv", "up_proj": "up"}
-_ADDED = {"o_proj": "o", "down_proj": "down"}
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class WeightInput:
     dtype: str
     shape: tuple[int, ...]
     part_names: tuple[str, ...]
-    parts: tuple[WeightRef, ...]
+    parts: tuple[TensorEntry, ...]
 
 
 @dataclass(frozen=True)
@@ -134,11 +131,11 @@ def _passes(context: LoweringContext, *, decode: bool) -> Sequence[ir.passes.Pas
     fixed: tuple[ir.passes.PassBase, ...] = ()
     fused: tuple[ir.passes.PassBase, ...] = ()
     if decode:
-        fixed = (passes.GenaiFullLogitsPass(), passes.FixDimPass("tokens", 1))
+        fixed = (passes.FullLogitsPass(), passes.FixDimPass("tokens", 1))
         fused = (
             passes.FormPackedRotaryCachedAttentionPass(),
-            passes.FormLayerNormLinearPass(_NORMED),
-            passes.FormLinearResidualPass(_ADDED),
+            passes.FormLayerNormLinearPass(),
+            passes.FormLinearResidualPass(),
         )
     return (
         passes.CheckCacheReadersPass(),
@@ -200,9 +197,9 @@ def weight_inputs(model: ir.Model, context: LoweringContext) -> tuple[WeightInpu
         names = tuple(value.meta.get(PARTS, (value.name,)))
         parts = tuple(context.weights[name] for name in names)
         assert value.dtype is not None
-        stored = {SAFETENSORS_DTYPES[part.dtype] for part in parts}
-        if stored != {value.dtype}:
-            run, disk = DTYPE_NAMES[value.dtype], ", ".join(sorted(DTYPE_NAMES[dtype] for dtype in stored))
+        stored, run = {part.dtype_name for part in parts}, DTYPE_NAMES[value.dtype]
+        if stored != {run}:
+            disk = ", ".join(sorted(stored))
             raise GraphError(
                 f"weight '{value.name}' stored in {disk}",
                 f"{run}: an engine reads the checkpoint's weights as they are",

@@ -62,7 +62,7 @@ def lower_native(
 def _passes(context: LoweringContext, *, decode: bool) -> Sequence[ir.passes.PassBase]:
     return (
         passes.CheckCacheReadersPass(),
-        *((passes.GenaiFullLogitsPass(), passes.FixDimPass("tokens", 1)) if decode else ()),
+        *((passes.FullLogitsPass(), passes.FixDimPass("tokens", 1)) if decode else ()),
         # TensorRT's layer wants a cache of a known length
         passes.FixDimPass("cache_len", len(context.cos)),
         passes.SetOpsetPass(NATIVE_OPSET),
