@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from nemotron_errors import CheckpointError
+from nemotron_formats.tensors import TensorEntry
 
 from nemotron_export.checkpoint.files import open_regular, parse_json, quote, several
 
@@ -29,23 +30,6 @@ _MAX_RANK = 64
 
 _WHAT = "a safetensors file"
 _AGAIN = "download or write the file again"
-
-
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
-    """Where one tensor lies: `length` bytes at the absolute `offset` of the file `file` in its folder."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    file: str
-    offset: int
-    length: int
-
-    @property
-    def num_elements(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)

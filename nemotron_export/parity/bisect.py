@@ -103,7 +103,9 @@ class _Stage:
         self.parts = {"prefill": (ids[:-1], 0), "decode": (ids[-1:], len(ids) - 1)}
         self.names = Probe(bundle, 1).names
         quantization = bundle.manifest.quantization
-        self.floor = FP32_TOLERANCE if quantization is None else format_named(quantization.format, "quantization").budget.value
+        self.floor = (
+            FP32_TOLERANCE if quantization is None else format_named(quantization.format, "quantization").budget.value
+        )
 
     def compare(self, stage: str, points: Sequence[Point]) -> list[PointError]:
         """Errors of those points that the artefact has."""

@@ -78,7 +78,9 @@ def check_parity(
         plan=None if stored is None else _plan_of(stored, reference_steps),
         mode=reference,
         greedy_steps=reference_steps,
-        wide={"wide_layers": list(opened.manifest.model.fp32_mlp_layers)} if opened.manifest.model.fp32_mlp_layers else None,
+        wide={"wide_layers": list(opened.manifest.model.fp32_mlp_layers)}
+        if opened.manifest.model.fp32_mlp_layers
+        else None,
         device=reference_device or default_device(target),
     )
     if opened.manifest.quantization is not None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from nemotron_errors import BundleError
-from nemotron_runtime.bundle.folder import Bundle, write_manifest, file_record
+from nemotron_runtime.bundle.folder import Bundle, file_record, write_manifest
 from nemotron_runtime.bundle.manifest import Manifest
 from nemotron_runtime.cuda import Device
 from nemotron_runtime.engine.generation import GenerationParams, generate

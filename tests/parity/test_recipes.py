@@ -75,7 +75,9 @@ def test_a_target_takes_two_files(tmp_path: Path) -> None:
     assert len(set(recipe.touched)) <= 2
     manifest, _ = build(recipe, target="ort-cpu-plain")
     assert (manifest["target"], manifest["parity"]["state"]) == ("ort-cpu-plain", "passed")
-    assert "ort-cpu-plain" in recipe.run("import sys; from nemotron_export.cli import main; sys.argv[1:] = ['doctor']; main()")
+    assert "ort-cpu-plain" in recipe.run(
+        "import sys; from nemotron_export.cli import main; sys.argv[1:] = ['doctor']; main()"
+    )
 
 
 def test_every_recipe_of_the_page_is_tested() -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from nemotron_errors import BundleError, NemotronError, RequestError, TokenizerError
-from nemotron_runtime.bundle.folder import write_manifest, file_record
+from nemotron_runtime.bundle.folder import file_record, write_manifest
 from nemotron_runtime.bundle.manifest import Manifest
 from nemotron_runtime.checks.reference import Reference
 from safetensors import safe_open

@@ -61,7 +61,14 @@ def dequantize(codes: np.ndarray, scales: np.ndarray, bits: int, features: int) 
     return whole[:, :features]
 
 
-def op(codes: np.ndarray, scales: np.ndarray, integers: GroupedIntegers, features: int, bias: np.ndarray | None, accuracy: int):
+def op(
+    codes: np.ndarray,
+    scales: np.ndarray,
+    integers: GroupedIntegers,
+    features: int,
+    bias: np.ndarray | None,
+    accuracy: int,
+):
     """A session of MatMulNBits alone."""
     parts = {"codes": codes, "scales": scales, **({} if bias is None else {"bias": bias})}
     inputs = ["x", "codes", "scales", *(["", "", "bias"] if bias is not None else [])]
@@ -101,6 +108,7 @@ def test_every_weight_is_within_a_step_of_its_value(integers: GroupedIntegers, s
 
 def test_the_scale_search_never_loses_to_plain_rounding() -> None:
     weight = weights(64, 256, seed=3)
+
     class Plain(Int4):
         shares = (1.0,)
 

@@ -78,7 +78,7 @@ genai_cuda = Target(
             onnx_passes(_cuda_lowering, _cuda_finishing),
             {
                 "GroupQueryAttention": lambda n: n.layers,
-                "QKV": lambda n: n.layers,
+                "packed projection": lambda n: n.layers,
                 "SkipLayerNormalization": lambda n: 2 * n.layers,
             },
         )

@@ -26,7 +26,7 @@ ort_cpu = Target(
             "model.onnx",
             onnx_passes(_lowering),
             # codes of three projections stay apart: one copy of them is enough on the host
-            {"GroupQueryAttention": lambda n: n.layers, "QKV": lambda n: 0 if n.encoded else n.layers},
+            {"GroupQueryAttention": lambda n: n.layers, "packed projection": lambda n: 0 if n.encoded else n.layers},
         )
     },
     executor="onnxruntime",

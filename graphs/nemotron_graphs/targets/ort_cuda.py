@@ -42,7 +42,7 @@ ort_cuda = Target(
             onnx_passes(_lowering, _finishing),
             {
                 "GroupQueryAttention": lambda n: n.layers,
-                "QKV": lambda n: n.layers,
+                "packed projection": lambda n: n.layers,
                 # the first norm follows no sum, and the last one the positions that are wanted
                 "SkipLayerNormalization": lambda n: 2 * n.layers - 1,
             },

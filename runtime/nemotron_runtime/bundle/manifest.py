@@ -173,14 +173,22 @@ class Manifest:
         found = f"one of {self.session.executor} for {self.task}"
         fits = (self.session.executor, self.task) == ("onnxruntime-cuda", "causal-lm")
         _require(fits, found, "one of onnxruntime-cuda for causal-lm", place)
-        _require(1 <= candidates.count <= most, f"{candidates.count} tokens", f"1 to {most}, the vocabulary", f"{place}.count")
-        _require(candidates.graph != self.session.graph, candidates.graph, "another file than the session's graph", f"{place}.graph")
+        _require(
+            1 <= candidates.count <= most,
+            f"{candidates.count} tokens",
+            f"1 to {most}, the vocabulary",
+            f"{place}.count",
+        )
+        _require(
+            candidates.graph != self.session.graph,
+            candidates.graph,
+            "another file than the session's graph",
+            f"{place}.graph",
+        )
         return self.session.graph, candidates.graph
 
 
-def _engines(
-    tensorrt: TensorRTRecord | None, rtx: RTXRecord | None
-) -> tuple[tuple[str, ...], tuple[WeightInput, ...]]:
+def _engines(tensorrt: TensorRTRecord | None, rtx: RTXRecord | None) -> tuple[tuple[str, ...], tuple[WeightInput, ...]]:
     """File names of all engines, and their weights."""
     if tensorrt is not None:
         return (tensorrt.prefill_engine, tensorrt.decode_engine), tensorrt.weights
