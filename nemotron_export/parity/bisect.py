@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from nemotron_formats.weights import format_named
 from nemotron_runtime.bundle.folder import Bundle
 
 from nemotron_export.model.pretrained import NemotronPreTrainedModel
@@ -103,9 +104,9 @@ class _Stage:
         self.parts = {"prefill": (ids[:-1], 0), "decode": (ids[-1:], len(ids) - 1)}
         self.names = Probe(bundle, 1).names
         quantization = bundle.manifest.quantization
-        self.floor = (
-            FP32_TOLERANCE if quantization is None else format_named(quantization.format, "quantization").budget.value
-        )
+        self.floor = FP32_TOLERANCE
+        if quantization is not None:
+            self.floor = format_named(quantization.format, "quantization").budget.value
 
     def compare(self, stage: str, points: Sequence[Point]) -> list[PointError]:
         """Errors of those points that the artefact has."""

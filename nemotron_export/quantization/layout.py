@@ -65,8 +65,8 @@ def lay_out(checkpoint: Checkpoint, format: WeightFormat) -> QuantizedLayout:
     """Chooses the tensors and their places; nothing is read.
 
     Quantized are the projections of all layers and lm_head. Of a tied embedding, lm_head's codes are data of their own
-    and the lookup goes on reading the stored rows. Skipped are the embedding, of which a step reads one row, and the few
-    outputs of a classifier or an answer's span.
+    and the lookup goes on reading the stored rows. Skipped are the embedding, of which a step reads one row, and the
+    few outputs of a classifier or an answer's span.
     """
     prefix = backbone_prefix(checkpoint.task)
     embedding = f"{prefix}embed_tokens.weight"

@@ -1,4 +1,4 @@
-"""CONTRIBUTING's recipes for a weight format, a pass and a target: each works as written, in as few files as it says."""
+"""CONTRIBUTING's recipes for a weight format, a pass and a target: each works as written, in the files that it says."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ import nemotron_export
 
 assert Path(nemotron_graphs.__file__).is_relative_to(sys.argv[1]), nemotron_graphs.__file__
 options = json.loads(sys.argv[2])
-path = build(Path(nemotron_export.__file__).parent / "assets" / "demo", Path(sys.argv[1]) / "bundle", max_seq_len=256, max_batch=2, **options)
+checkpoint = Path(nemotron_export.__file__).parent / "assets" / "demo"
+path = build(checkpoint, Path(sys.argv[1]) / "bundle", max_seq_len=256, max_batch=2, **options)
 print(json.dumps([json.loads((path / name).read_text()) for name in ("manifest.json", "parity.json")]))
 """
 

@@ -206,7 +206,8 @@ def make_bundle(
         "head": {"output": "logits", "size": model.V, "labels": [], "problem_type": None},
         "limits": {"max_seq_len": max_seq_len, "max_batch": max_batch, "prefill_chunk": prefill_chunk},
         "session": {
-            "executor": "onnxruntime", "provider": "CPUExecutionProvider", "device": "cpu", "graph": "model.onnx", "cache_dtype": "float32",
+            "executor": "onnxruntime", "provider": "CPUExecutionProvider", "device": "cpu",
+            "graph": "model.onnx", "cache_dtype": "float32",
             "inputs": [value.name for value in graph.graph.input],
             "outputs": [value.name for value in graph.graph.output],
             "prefill_rows": "one" if kind == "fused" else "all",

@@ -311,8 +311,8 @@ def make_tensorrt_bundle(
         "head": {"output": "logits", "size": V, "labels": [], "problem_type": None},
         "limits": {"max_seq_len": max_seq_len, "max_batch": max_batch, "prefill_chunk": prefill_chunk},
         "session": {
-            "executor": "tensorrt", "provider": "TensorRT", "device": "cuda", "graph": "prefill.onnx", "cache_dtype": "float16",
-            "inputs": [], "outputs": [], "prefill_rows": "all",
+            "executor": "tensorrt", "provider": "TensorRT", "device": "cuda", "graph": "prefill.onnx",
+            "cache_dtype": "float16", "inputs": [], "outputs": [], "prefill_rows": "all",
         },
         "files": {
             path.relative_to(bundle).as_posix(): {

@@ -101,5 +101,5 @@ def test_what_a_folder_for_genai_cannot_be() -> None:
         with pytest.raises(RequestError, match=f"expected causal-lm for target {name}"):
             builder.plan(embeddings, "float32", LIMITS)
     builder_for(BuildRequest(target="ort-cpu")).plan(embeddings, "float32", LIMITS)
-    with pytest.raises(RequestError, match="a parity check of target genai-cuda.*add --no-parity"):
+    with pytest.raises(RequestError, match=r"a parity check of target genai-cuda.*add --no-parity"):
         builder_for(BuildRequest(target="genai-cuda")).find()

@@ -241,5 +241,5 @@ def test_formats_by_option_and_by_name() -> None:
     assert choose_format("int4", None, offered) == Int4(32)
     assert choose_format("int4", 128, offered) == Int4(128)
     assert [format_named(name, "here") for name in FORMATS] == list(FORMATS.values())
-    with pytest.raises(BundleError, match="weight format 'fp2'; expected one of int8-g128, .*update nemotron-export"):
+    with pytest.raises(BundleError, match=r"weight format 'fp2'; expected one of int8-g128, .*update nemotron-export"):
         format_named("fp2", "here")
