@@ -14,7 +14,7 @@ from nemotron_export.building.preflight import Estimate
 from nemotron_export.building.request import BuildRequest
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.installation.extras import require
-from nemotron_export.installation.provider import check_runs_here
+from nemotron_export.parity.provider import check_runs_here
 from nemotron_export.progress import Progress
 
 __all__ = ["Builder", "check_stored_dtype"]

@@ -17,11 +17,12 @@ from nemotron_export.building.plan import BuildPlan, make_plan
 from nemotron_export.building.request import BuildRequest
 from nemotron_export.building.weights import place_weights
 from nemotron_export.building.wide import WideLayers, choose_wide_layers
-from nemotron_export.building.workspace import check_output, staging
 from nemotron_export.checkpoint import Checkpoint, ScanReport, scan
-from nemotron_export.parity import ParityFailedError, reference_for
+from nemotron_export.files.workspace import check_output, staging
 from nemotron_export.parity.device import default_device
-from nemotron_export.parity.verification import verify_bundle
+from nemotron_export.parity.failure import ParityFailedError
+from nemotron_export.parity.reference import reference_for
+from nemotron_export.parity.verdict import verify_bundle
 from nemotron_export.progress import Progress, silent
 from nemotron_export.quantization import write_quantized
 

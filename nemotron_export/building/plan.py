@@ -12,11 +12,13 @@ from nemotron_runtime.bundle.limits import Limits
 
 from nemotron_export.building.builder import Builder
 from nemotron_export.building.limits import choose_limits
-from nemotron_export.building.preflight import check_resources, choose_reference, estimate
+from nemotron_export.building.preflight import check_resources, estimate
 from nemotron_export.building.request import BuildRequest
 from nemotron_export.building.weights import choose_weight_mode
 from nemotron_export.checkpoint import Checkpoint
-from nemotron_export.quantization import HeldOut, QuantizedLayout, held_out_texts, lay_out
+from nemotron_export.parity.heldout import HeldOut, held_out_texts
+from nemotron_export.parity.memory import choose_reference
+from nemotron_export.quantization import QuantizedLayout, lay_out
 
 __all__ = ["BuildPlan", "make_plan"]
 

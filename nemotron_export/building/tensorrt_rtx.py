@@ -14,7 +14,7 @@ from nemotron_runtime.bundle.records import RTXRecord
 
 from nemotron_export.building.builder import Builder, check_stored_dtype
 from nemotron_export.checkpoint import Checkpoint
-from nemotron_export.installation.provider import check_runs_here
+from nemotron_export.parity.provider import check_runs_here
 from nemotron_export.progress import Progress
 from nemotron_export.tensorrt import EngineJob, build_engine, load_product
 from nemotron_export.tensorrt.messages import node_ops

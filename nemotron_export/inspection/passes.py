@@ -12,7 +12,7 @@ from nemotron_runtime.bundle.folder import Bundle
 from nemotron_export.building.graph import make_graphs
 from nemotron_export.building.limits import choose_limits
 from nemotron_export.checkpoint import Checkpoint
-from nemotron_export.parity.verification import quiet_about_parity
+from nemotron_export.parity.verdict import quiet_about_parity
 
 __all__ = ["inspect_passes"]
 

@@ -83,12 +83,11 @@ class Bisection:
 
     def to_dict(self) -> dict[str, Any]:
         """What parity.json holds; an error that is not finite becomes null."""
-        first = None if self.first is None else self.first.to_dict()
         return {
             "tokens": self.tokens,
             "layers": [error.to_dict() for error in self.layers],
             "inside": [error.to_dict() for error in self.inside],
-            "first": first,
+            "first": self.first and self.first.to_dict(),
             "before": self.before,
             "ops": list(self.ops),
         }
@@ -103,10 +102,7 @@ class _Stage:
         self.bundle, self.models, self.threads = bundle, models, threads
         self.parts = {"prefill": (ids[:-1], 0), "decode": (ids[-1:], len(ids) - 1)}
         self.names = Probe(bundle, 1).names
-        quantization = bundle.manifest.quantization
-        self.floor = FP32_TOLERANCE
-        if quantization is not None:
-            self.floor = format_named(quantization.format, "quantization").budget.value
+        self.floor = _tolerance_of(bundle)
 
     def compare(self, stage: str, points: Sequence[Point]) -> list[PointError]:
         """Errors of those points that the artefact has."""
@@ -173,6 +169,14 @@ def bisect(
         before = max((error.error for error in earlier), default=0.0)
         return Bisection(len(ids), tuple(walked), tuple(inside), first, before, _between(points, inside, first))
     return Bisection(len(ids), tuple(walked), (), None, max(error.error for error in walked), ())
+
+
+def _tolerance_of(bundle: Bundle) -> float:
+    """What a value may be off by that PyTorch computes without an error of its own."""
+    stored = bundle.manifest.quantization
+    if stored is None:
+        return FP32_TOLERANCE
+    return format_named(stored.format, str(bundle.directory)).budget.value
 
 
 def _error(found: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]) -> float:

@@ -15,11 +15,13 @@ from nemotron_runtime.checks.report import ParityReport, ParityRow
 from nemotron_runtime.checks.verification import judge_bundle
 
 from nemotron_export.checkpoint import Checkpoint
-from nemotron_export.installation.provider import check_runs_here
 from nemotron_export.parity.device import default_device
+from nemotron_export.parity.heldout import held_out_texts, score_texts
+from nemotron_export.parity.memory import choose_reference
 from nemotron_export.parity.prompts import PromptPlan
+from nemotron_export.parity.provider import check_runs_here
 from nemotron_export.parity.reference import reference_for
-from nemotron_export.parity.verification import quiet_about_parity, record
+from nemotron_export.parity.verdict import quiet_about_parity, record
 from nemotron_export.progress import Progress, silent
 
 __all__ = ["check_parity", "compare_references"]
@@ -124,10 +126,6 @@ def _with_texts(
     fresh: Reference, stored: Reference | None, source: Checkpoint, bundle: Bundle, mode: str, progress: Progress
 ) -> Reference:
     """The fresh reference with the held-out text that a quantized bundle is judged by: the stored one's, if any."""
-    # these modules need this package whole
-    from nemotron_export.building.preflight import choose_reference
-    from nemotron_export.quantization.heldout import held_out_texts, score_texts
-
     mode = choose_reference(mode, source.config, source.num_parameters)
     if stored is None:
         held_out = held_out_texts(source, bundle.manifest.limits.max_seq_len, mode=mode)

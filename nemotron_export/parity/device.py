@@ -30,7 +30,7 @@ def default_device(target: Target) -> str:
 
 
 def choose_device(wanted: str, num_parameters: int) -> str:
-    """ "cpu" or "cuda" for a model that is held in fp32; where "auto" must do without a GPU, that is logged.
+    """Chooses "cpu" or "cuda" for a model that is held in fp32; where "auto" must do without a GPU, that is logged.
 
     Args:
         wanted: one of REFERENCE_DEVICES.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from nemotron_export.quantization.heldout import HeldOut, held_out_texts, score_texts
 from nemotron_export.quantization.layout import QUANTIZED_FILE, QuantizedLayout, lay_out
 from nemotron_export.quantization.writer import write_quantized
 
@@ -12,6 +11,5 @@ __all__ = [
     "QuantizedLayout",
     "held_out_texts",
     "lay_out",
-    "score_texts",
     "write_quantized",
 ]

@@ -19,7 +19,7 @@ from nemotron_runtime.bundle.records import WeightsFile
 
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.checkpoint.scan import ALGORITHM, CHUNK_BYTES
-from nemotron_export.model.tensor_reader import TensorReader
+from nemotron_export.checkpoint.tensor_reader import TensorReader
 from nemotron_export.quantization.layout import QUANTIZED_FILE, QuantizedLayout, QuantizedTensor
 
 __all__ = ["write_quantized"]

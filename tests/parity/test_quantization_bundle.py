@@ -26,7 +26,7 @@ from support.checkpoints import run_blocked, write_checkpoint
 
 from nemotron_export import build
 from nemotron_export.checkpoint import read_header
-from nemotron_export.parity import check_parity
+from nemotron_export.parity.check import check_parity
 from nemotron_export.parity.examine import examine
 from nemotron_export.quantization import QUANTIZED_FILE
 

@@ -8,14 +8,10 @@ import pytest
 from nemotron_errors import LimitError, RequestError, ResourceError
 
 from nemotron_export.building.limits import choose_limits
-from nemotron_export.building.preflight import (
-    available_memory,
-    check_resources,
-    choose_reference,
-    estimate,
-    layerwise_memory,
-)
+from nemotron_export.building.preflight import check_resources, estimate
 from nemotron_export.config.config import NemotronConfig
+from nemotron_export.installation.memory import available_memory
+from nemotron_export.parity.memory import choose_reference, layerwise_memory
 from nemotron_export.parity.prompts import plan_prompts
 
 # Minitron-4B: 4.191 B parameters, 128 KiB of bf16 cache per token

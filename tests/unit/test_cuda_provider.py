@@ -14,8 +14,8 @@ from support.raw_checkpoints import TINY, write_sparse
 
 from nemotron_export import check_parity
 from nemotron_export.building import build
-from nemotron_export.installation import provider
-from nemotron_export.installation.provider import check_runs_here
+from nemotron_export.parity import provider
+from nemotron_export.parity.provider import check_runs_here
 
 CUDA = "CUDAExecutionProvider"
 
