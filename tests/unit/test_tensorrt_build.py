@@ -309,5 +309,5 @@ def test_fp16_checkpoints_are_built_in_fp16(fakes: Fakes, tmp_path: Path) -> Non
     manifest = Manifest.read(output)
     assert (manifest.dtype, manifest.session.cache_dtype) == ("float16", "float16")
     # nothing was measured: all layers square in fp32
-    assert manifest.model.wide_layers == (0, 1, 2)
+    assert manifest.model.fp32_mlp_layers == (0, 1, 2)
     assert fakes.specs[0].dtype == "float16"
