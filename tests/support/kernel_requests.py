@@ -84,7 +84,11 @@ class ModelSizes:
 
     def _added(self, name: str, inputs: tuple[int, ...]) -> Any:
         O, I = self.hidden, inputs[0] * (inputs[1] if inputs[1:] else 1)  # noqa: E741
-        return "LinearResidual", [(None, 1, *inputs), (O, I), (None, 1, O), *([(O,)] if name in self.biases else [])], {}
+        return (
+            "LinearResidual",
+            [(None, 1, *inputs), (O, I), (None, 1, O), *([(O,)] if name in self.biases else [])],
+            {},
+        )
 
 
 MINITRON_4B = ModelSizes(

@@ -84,7 +84,7 @@ def run_op(
     with ExitStack() as patches:
         patches.enter_context(mock.patch.object(operator, "LoadedKernel", TritonKernel))
         if splits is not None:
-            patches.enter_context(mock.patch.object(split_attention, "decode_splits", lambda **_: splits))
+            patches.enter_context(mock.patch.object(split_attention, "decode_splits", return_value=splits))
         kernels = {
             variant: CompiledKernel(b"", record_of(launch, b"", dtype=dtype))
             for variant, launch in launches_of(request, gpu_of(like)).items()
