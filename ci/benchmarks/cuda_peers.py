@@ -4,9 +4,9 @@
     python ci/benchmarks/cuda_peers.py --work /tmp/peers --provider cpu --layers 2 --set hidden_size=256 …   # a dry run
 
 A random checkpoint is made (by ci/gpu/random_checkpoint.py); everything is built, each in its own process, with its
-seconds and peak memory; each contender is loaded in its own process, bf16 ones and int4 ones apart (the GPU holds them
+seconds and peak memory; each backend is loaded in its own process, bf16 ones and int4 ones apart (the GPU holds them
 at once), and measured in rounds, taking turns, one prompt length after the other, so that CUDA graphs are captured in
-the warm-up; the tokens that they wrote are judged (cuda_peers_judge.py). What fails is named and the rest goes on;
+the warm-up; the tokens that they wrote are checked (cuda_peers_check.py). What fails is named and the rest goes on;
 the exit code is the number of failures. Needs onnxruntime-gpu, onnxruntime-genai-cuda and the `build` extra.
 """
 
@@ -28,11 +28,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
+from cuda_peers_backends import Entry, entries
 from cuda_peers_builds import Built, builds, run_builds
-from cuda_peers_contenders import Entry, entries
 from support.gpu_memory import gpu_query
 
-from nemotron_export.bench.process import ContenderProcess
+from nemotron_export.bench.process import BackendProcess
 from nemotron_export.bench.results import Spread
 from nemotron_export.bench.schedule import run_rounds
 from nemotron_export.bench.shapes import Shape, Times
@@ -46,21 +46,21 @@ Say = Callable[[str], None]
 
 
 class Turn:
-    """A contender's process in the rounds; once it failed it is passed over, and `failed` says why."""
+    """A backend's process in the rounds; once it failed it is passed over, and `failed` says why."""
 
     def __init__(self, entry: Entry, threads: int) -> None:
         self.entry, self.name, self.failed = entry, entry.spec.name, ""
         self.load_seconds: float | None = None
         self.peak_bytes: int | None = None
-        self._process = ContenderProcess(entry.spec, threads)
+        self._process = BackendProcess(entry.spec, threads)
 
-    def attempt(self, call: Callable[[ContenderProcess], Any]) -> Any:
+    def attempt(self, call: Callable[[BackendProcess], Any]) -> Any:
         """What the call gives; None where it, or one before it, failed."""
         if self.failed:
             return None
         try:
             return call(self._process)
-        except Exception as error:  # a library's own, or the end of its process: the other contenders go on
+        except Exception as error:  # a library's own, or the end of its process: the other backends go on
             self.failed = f"{type(error).__name__}: {error}"
             self._process.kill()
             return None
@@ -82,7 +82,7 @@ class Turn:
 def measure(
     group: Sequence[Entry], shapes: Sequence[Shape], rounds: int, warmup: int, threads: int, say: Say
 ) -> list[dict[str, Any]]:
-    """One group of contenders: a record of each."""
+    """One group of backends: a record of each."""
     with ExitStack() as stack:
         turns = [Turn(entry, threads) for entry in group]
         for turn in turns:
@@ -121,7 +121,7 @@ def measure(
 def compare(
     records: Sequence[dict[str, Any]], checkpoint: Path, work: Path, provider: str, context: int, say: Say
 ) -> dict[str, Any]:
-    """Tokens differing from those of the group's first contender; and, unquantized, eager PyTorch's verdicts."""
+    """Tokens differing from those of the group's first backend; and, unquantized, eager PyTorch's verdicts."""
     written = {r["name"]: r["tokens"][str(context)] for r in records if not r["failed"]}
     first: dict[str, list[int]] = {}
     for record in records:
@@ -137,11 +137,11 @@ def compare(
         return {}
     path = work / "written.json"
     path.write_text(json.dumps(judged), encoding="utf-8")
-    command = [sys.executable, str(HERE / "cuda_peers_judge.py"), str(checkpoint), str(path)]
+    command = [sys.executable, str(HERE / "cuda_peers_check.py"), str(checkpoint), str(path)]
     command += ["--prompt-tokens", str(context), "--device", provider]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        say(f"FAILED judge: {done.stderr[-2000:]}")
+        say(f"FAILED check of tokens: {done.stderr[-2000:]}")
         return {}
     verdicts: dict[str, Any] = json.loads(done.stdout)
     return verdicts
@@ -232,7 +232,7 @@ def main() -> int:
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=4, help="of each contender")
+    parser.add_argument("--threads", type=int, default=4, help="of each backend")
     parser.add_argument("--jobs", type=int, default=3, help="builds at once; the seconds are then of a shared machine")
     parser.add_argument("--parity", action="store_true", help="our bundles are built with their parity check")
     parser.add_argument("--more", action="store_true", help="also GenAI's builder with options for speed")

@@ -1,4 +1,4 @@
-"""ONNX Runtime GenAI beside ours: its contender for the bench, and its own model builder."""
+"""ONNX Runtime GenAI beside ours: its backend for the bench, and its own model builder."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from nemotron_export.bench.backends import CONTENDERS, BenchRequest, Contender, ContenderSpec, Description
+from nemotron_export.bench.backends import BACKENDS, Backend, BackendSpec, BenchRequest, Description
 from nemotron_export.bench.backends.base import Ids
 
-__all__ = ["GenaiContender", "Peer", "builder_command", "offline"]
+__all__ = ["GenaiBackend", "Peer", "builder_command", "offline"]
 
 
-class Peer(Contender):
+class Peer(Backend):
     """Options: path, description (the fields of `Description`), and those of the kind."""
 
     @classmethod
-    def specs(cls, request: BenchRequest) -> list[ContenderSpec]:
+    def specs(cls, request: BenchRequest) -> list[BackendSpec]:
         raise AssertionError("the script names the specs of peers itself")
 
     def _description(self) -> Description:
         return Description(**self.options["description"])
 
 
-class GenaiContender(Peer):
+class GenaiBackend(Peer):
     """A folder with genai_config.json on ONNX Runtime GenAI.
 
     Options: see :class:`Peer`; provider_options of CUDA, which are set over those of the folder ({} for the CPU).
@@ -96,4 +96,4 @@ def offline() -> dict[str, str]:
     return {**os.environ, "HF_HUB_OFFLINE": "1"}
 
 
-CONTENDERS[GenaiContender.kind] = GenaiContender
+BACKENDS[GenaiBackend.kind] = GenaiBackend

@@ -22,9 +22,10 @@ import psutil
 import torch
 from support.raw_checkpoints import PUBLISHED, write_sparse
 
-from nemotron_export.building.preflight import available_memory, layerwise_memory
 from nemotron_export.checkpoint import Checkpoint
+from nemotron_export.installation.memory import available_memory
 from nemotron_export.installation.versions import environment
+from nemotron_export.parity.memory import layerwise_memory
 from nemotron_export.parity.reference import reference_for
 
 

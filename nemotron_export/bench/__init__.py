@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nemotron_export.bench.results import BenchResult, ContenderResult, Measurement, Spread
+from nemotron_export.bench.results import BackendResult, BenchResult, Measurement, Spread
 from nemotron_export.bench.run import BenchOptions, run_bench
 
-__all__ = ["BenchOptions", "BenchResult", "ContenderResult", "Measurement", "Spread", "run_bench"]
+__all__ = ["BackendResult", "BenchOptions", "BenchResult", "Measurement", "Spread", "run_bench"]

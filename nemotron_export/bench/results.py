@@ -14,7 +14,7 @@ from nemotron_export.bench.bandwidth import METHOD
 from nemotron_export.bench.shapes import Shape, Times
 from nemotron_export.bench.traffic import FORMULA, step_bytes
 
-__all__ = ["FORMAT", "BenchResult", "ContenderResult", "Measurement", "Spread"]
+__all__ = ["FORMAT", "BackendResult", "BenchResult", "Measurement", "Spread"]
 
 FORMAT = 1
 
@@ -36,7 +36,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One contender at one shape.
+    """One backend at one shape.
 
     Attributes:
         shape: what was generated.
@@ -77,12 +77,12 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class ContenderResult:
-    """One contender.
+class BackendResult:
+    """One backend.
 
     Attributes:
         name: what it is called.
-        kind: its key in `CONTENDERS`.
+        kind: its key in `BACKENDS`.
         dtype: what it computes in.
         weight_bytes: of the weights that a decode step reads.
         kv_bytes_per_token: keys and values of one token of one row.
@@ -124,8 +124,8 @@ class BenchResult:
         read_buffer_bytes: what was read for it.
         machine: processor, cores, threads used, memory, caches, system, load before the run.
         versions: of the packages that speed depends on.
-        contenders: in the order they were named.
-        gpu: where a contender computed on it: name, architecture, cuda_driver, memory_bytes.
+        backends: in the order they were named.
+        gpu: where a backend computed on it: name, architecture, cuda_driver, memory_bytes.
         gpu_bytes_per_second: bandwidth of its memory, one value per round; None without one.
     """
 
@@ -139,7 +139,7 @@ class BenchResult:
     read_buffer_bytes: int
     machine: dict[str, Any]
     versions: dict[str, str]
-    contenders: tuple[ContenderResult, ...]
+    backends: tuple[BackendResult, ...]
     gpu: dict[str, Any] | None = None
     gpu_bytes_per_second: Spread | None = None
 
@@ -148,7 +148,7 @@ class BenchResult:
         """Decode tokens per second of the fastest fp32 eager PyTorch at `prompt_tokens`; None where none ran."""
         speeds = [
             c.at(self.prompt_tokens).decode_tokens_per_second.median
-            for c in self.contenders
+            for c in self.backends
             if c.kind == "eager" and c.dtype == "float32"
         ]
         return max(speeds, default=None)
@@ -156,10 +156,12 @@ class BenchResult:
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
         document = {"format": FORMAT, "step_formula": FORMULA, "read_method": METHOD, **asdict(self)}
+        # format 1 calls them so
+        document["contenders"] = document.pop("backends")
         if self.gpu is not None:
             return {**document, "gpu_method": COPY_METHOD}
         # a run without a GPU says nothing of one
         del document["gpu"], document["gpu_bytes_per_second"]
-        for contender in document["contenders"]:
-            del contender["device"], contender["device_peak_bytes"]
+        for backend in document["contenders"]:
+            del backend["device"], backend["device_peak_bytes"]
         return document

@@ -1,4 +1,4 @@
-"""What is measured of each contender, and the times that one measurement gives."""
+"""What is measured of each backend, and the times that one measurement gives."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of one measurement, by the wall clock of the contender's own process.
+    """Seconds of one measurement, by the wall clock of the backend's own process.
 
     Attributes:
         prefill: the prompts' forward passes, until the first new tokens are known on the host.

@@ -12,33 +12,20 @@ from __future__ import annotations
 
 import math
 
+from nemotron_formats.dtypes import item_bytes
+
 from nemotron_export.bench.shapes import Shape
 from nemotron_export.checkpoint.expected import expected_tensors
 from nemotron_export.config.config import NemotronConfig
 
-__all__ = [
-    "FORMULA",
-    "ITEM_BYTES",
-    "item_bytes",
-    "kv_bytes_per_token",
-    "read_parameters",
-    "step_bytes",
-    "total_parameters",
-]
+__all__ = ["FORMULA", "kv_bytes_per_token", "read_parameters", "step_bytes", "total_parameters"]
 
 FORMULA = (
     "all weights but the input embedding, in the dtype that computes (quantized ones as codes and scales), "
     "and the filled KV cache, once per step"
 )
 
-ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-
 _EMBEDDING = "model.embed_tokens.weight"
-
-
-def item_bytes(dtype: str) -> int:
-    """Bytes of one value."""
-    return ITEM_BYTES[dtype]
 
 
 def total_parameters(config: NemotronConfig, *, tied: bool | None = None) -> int:

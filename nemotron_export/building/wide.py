@@ -10,7 +10,7 @@ import torch
 from nemotron_errors import RequestError
 
 from nemotron_export.checkpoint import Checkpoint
-from nemotron_export.model.load import load_task_model
+from nemotron_export.model.load import load_model
 from nemotron_export.model.wide import LARGEST_RECTIFIED, rectified_maxima
 from nemotron_export.parity.prompts import plan_prompts
 from nemotron_export.parity.reference import encoder
@@ -74,7 +74,7 @@ def choose_wide_layers(
     progress("measure activations, fp32", 0, 0)
     config = checkpoint.config
     plan = plan_prompts(config.vocab_size, max_seq_len, encoder(checkpoint.directory, config.vocab_size))
-    maxima = rectified_maxima(load_task_model(checkpoint, torch.float32), plan.prompts)
+    maxima = rectified_maxima(load_model(checkpoint, torch.float32), plan.prompts)
     wide = tuple(index for index in layers if maxima[index] > LARGEST_RECTIFIED)
     if wide:
         _log.warning(

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_errors import CheckpointError
+from nemotron_formats.tensors import TensorEntry
 
 from nemotron_export.checkpoint.expected import backbone_prefix, task_of_architecture
-from nemotron_export.checkpoint.files import list_folder, quote, read_json
 from nemotron_export.checkpoint.hub import resolve
 from nemotron_export.checkpoint.index import Shard, read_index
-from nemotron_export.checkpoint.safetensors_header import TensorEntry
 from nemotron_export.checkpoint.strict import fit
 from nemotron_export.config.config import NemotronConfig
+from nemotron_export.files.untrusted import list_folder, quote, read_json
 
 __all__ = ["Checkpoint"]
 

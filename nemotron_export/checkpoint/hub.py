@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nemotron_errors import CheckpointError
 
-from nemotron_export.checkpoint.files import quote
+from nemotron_export.files.untrusted import quote
 from nemotron_export.installation.extras import require
 
 __all__ = ["resolve"]

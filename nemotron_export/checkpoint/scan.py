@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemotron_errors import CheckpointError
+from nemotron_formats.dtypes import SAFETENSORS_BITS
+from nemotron_formats.tensors import TensorEntry
 
 from nemotron_export.checkpoint.checkpoint import Checkpoint
-from nemotron_export.checkpoint.files import number, open_regular, quote, several
-from nemotron_export.checkpoint.nonfinite import ITEM_BYTES, NonFiniteCounter
-from nemotron_export.checkpoint.safetensors_header import TensorEntry
+from nemotron_export.checkpoint.nonfinite import LARGEST_ITEM, NonFiniteCounter
+from nemotron_export.files.untrusted import number, open_regular, quote, several
 
 __all__ = ["CHUNK_BYTES", "ScanCancelledError", "ScanReport", "scan"]
 
@@ -150,7 +151,7 @@ class _File:
 
 def _read_part(file: _File, start: int, local: threading.local) -> _Part:
     # An element that straddles the boundary belongs to the chunk in which it begins: read its last bytes too.
-    overhang = max(ITEM_BYTES.values()) - 1
+    overhang = LARGEST_ITEM - 1
     if not hasattr(local, "buffer"):
         local.buffer = memoryview(bytearray(file.chunk_bytes + overhang))
         local.counter = NonFiniteCounter()
@@ -162,7 +163,7 @@ def _read_part(file: _File, start: int, local: threading.local) -> _Part:
     for name, entry in file.tensors[max(bisect_right(file.offsets, start) - 1, 0) :]:
         if entry.offset >= stop:
             break
-        size = ITEM_BYTES[entry.dtype]
+        size = SAFETENSORS_BITS[entry.dtype] // 8
         first = max(0, math.ceil((start - entry.offset) / size))
         last = min(entry.num_elements, math.ceil((stop - entry.offset) / size))
         if first < last:

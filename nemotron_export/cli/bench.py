@@ -74,17 +74,17 @@ def print_bench(result: BenchResult) -> None:
     baseline, at = result.baseline, result.prompt_tokens
     columns = ["what runs", "prefill ms", "tok/s", "TTFT ms", "decode tok/s", "min-max", "GB/s", "of read bw"]
     rows: list[list[object]] = []
-    for contender in result.contenders:
-        found = contender.at(at)
+    for backend in result.backends:
+        found = backend.at(at)
         speed, share = found.decode_tokens_per_second, found.bandwidth_share
         rows.append([
-            contender.name, f"{1e3 * found.prefill_seconds.median:.1f}",
+            backend.name, f"{1e3 * found.prefill_seconds.median:.1f}",
             f"{found.prefill_tokens_per_second.median:.0f}", f"{1e3 * found.first_token_seconds.median:.1f}",
             f"{speed.median:.1f}", f"{speed.minimum:.0f}-{speed.maximum:.0f}",
             f"{found.decode_bytes_per_second.median / 1e9:.2f}", f"{share:.0%}",
             *([] if baseline is None else [f"{speed.median / baseline:.2f}x"]),
-            f"{contender.load_seconds:.2f}", size_text(contender.peak_bytes),
-            *([] if result.gpu is None else [_device_memory(contender.device_peak_bytes)]),
+            f"{backend.load_seconds:.2f}", size_text(backend.peak_bytes),
+            *([] if result.gpu is None else [_device_memory(backend.device_peak_bytes)]),
         ])  # fmt: skip
     beside = [] if baseline is None else ["vs eager fp32"]
     on_gpu = [] if result.gpu is None else ["GPU memory"]
@@ -95,10 +95,7 @@ def print_bench(result: BenchResult) -> None:
         print_table(
             "Decode tok/s behind so many prompt tokens",
             ["what runs", *map(str, result.contexts)],
-            [
-                [c.name, *(f"{m.decode_tokens_per_second.median:.1f}" for m in c.measurements)]
-                for c in result.contenders
-            ],
+            [[c.name, *(f"{m.decode_tokens_per_second.median:.1f}" for m in c.measurements)] for c in result.backends],
         )
     _print_conditions(result)
 
@@ -119,10 +116,10 @@ def _print_conditions(result: BenchResult) -> None:
         typer.echo(
             f"{result.gpu['name']}, {size_text(result.gpu['memory_bytes'])}, driver for CUDA "
             f"{result.gpu['cuda_driver']}: {moved.median / 1e9:.0f} GB/s ({moved.minimum / 1e9:.0f} - "
-            f"{moved.maximum / 1e9:.0f}; {COPY_METHOD}), which shares of contenders on it are of."
+            f"{moved.maximum / 1e9:.0f}; {COPY_METHOD}), which shares of backends on it are of."
         )
     cache = machine["last_level_cache_bytes"]
-    if cache and any(c.weight_bytes < cache for c in result.contenders if c.device == "cpu"):
+    if cache and any(c.weight_bytes < cache for c in result.backends if c.device == "cpu"):
         typer.echo(f"Weights smaller than the last-level cache ({size_text(cache)}) may be read faster than memory.")
     typer.echo(
         f"\n{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, "

@@ -84,7 +84,7 @@ def build(
     from nemotron_export.building import build as run_build
     from nemotron_export.cli.check import print_report
     from nemotron_export.inspection.summary import bundle_size, inspect_bundle
-    from nemotron_export.parity import ParityFailedError
+    from nemotron_export.parity.failure import ParityFailedError
 
     try:
         with show_progress() as progress:
@@ -107,7 +107,7 @@ def build(
         return
     from nemotron_runtime.bundle.manifest import Manifest
 
-    from nemotron_export.parity.verification import read_report
+    from nemotron_export.parity.verdict import read_report
 
     report = read_report(path)
     if report is not None:

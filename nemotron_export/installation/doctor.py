@@ -9,7 +9,7 @@ import subprocess
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nemotron_export.installation.extras import EXTRAS, PROVEN, install_command
 
@@ -17,19 +17,33 @@ __all__ = ["Machine", "Package", "Report", "TargetState", "cpu_name", "driver_ve
 
 _BASE = ("numpy", "safetensors", "tokenizers", "sentencepiece", "typer", "rich", "psutil")
 
-# Target -> the extra that its session needs. Every target needs the extra `build` to be made.
-_SESSION_EXTRA = {
-    "onnx": "ort", "ort-cpu": "ort", "ort-cuda": "ort-gpu", "genai-cpu": "genai", "genai-cuda": "genai-cuda",
-    "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx",
-}  # fmt: skip
 
-# Targets that are built by what runs them, so that they need its extra too.
-_BUILT_BY_SESSION = ("tensorrt", "tensorrt-rtx")
-# Targets that are built and run on a GPU alone; and those whose bundles NVIDIA's own runtime runs.
-_NEED_GPU = ("tensorrt",)
-# Targets that are built anywhere and run on a GPU.
-_RUN_ON_GPU = ("ort-cuda",)
-_RUN_ELSEWHERE = ("tensorrt-rtx",)
+@dataclass(frozen=True)
+class _Needs:
+    """What a target needs besides the extra ``build``, told without the packages that its passes import.
+
+    Attributes:
+        extra: brings what runs its bundles.
+        to_build: whether that must be here to build them, too.
+        gpu: what needs a GPU: "run", "build" (and to run), or nothing.
+        elsewhere: what runs its bundles, where this runtime does not.
+    """
+
+    extra: str
+    to_build: bool = False
+    gpu: Literal["", "run", "build"] = ""
+    elsewhere: str = ""
+
+
+_TARGETS = {
+    "onnx": _Needs("ort"),
+    "ort-cpu": _Needs("ort"),
+    "ort-cuda": _Needs("ort-gpu", gpu="run"),
+    "genai-cpu": _Needs("genai"),
+    "genai-cuda": _Needs("genai-cuda"),
+    "tensorrt": _Needs("tensorrt", to_build=True, gpu="build"),
+    "tensorrt-rtx": _Needs("tensorrt-rtx", to_build=True, elsewhere="NVIDIA's TensorRT for RTX runs its engines"),
+}
 
 # Extra -> groups of packages, of each of which one must be there. A GPU build holds the CPU provider too.
 _SESSION_PACKAGES = {
@@ -119,7 +133,7 @@ def examine() -> Report:
     # other distributions that bring the same modules
     others = {name for groups in _SESSION_PACKAGES.values() for group in groups for name in group} - set(installed)
     installed |= {name: _version(name) for name in others}
-    targets = tuple(_target(name, extra, installed, bool(machine.gpus)) for name, extra in _SESSION_EXTRA.items())
+    targets = tuple(_target(name, needs, installed, bool(machine.gpus)) for name, needs in _TARGETS.items())
     return Report(tuple(packages), targets, machine, tuple(_problems(installed)))
 
 
@@ -130,22 +144,18 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _target(name: str, extra: str, installed: dict[str, str | None], gpu: bool) -> TargetState:
+def _target(name: str, needs: _Needs, installed: dict[str, str | None], gpu: bool) -> TargetState:
     builds = all(installed[dist] for dist in EXTRAS["build"].values())
-    runs = all(any(installed[dist] for dist in group) for group in _SESSION_PACKAGES[extra])
-    missing = [e for e, there in (("build", builds), (extra, runs)) if not there]
+    runs = all(any(installed[dist] for dist in group) for group in _SESSION_PACKAGES[needs.extra])
+    missing = [e for e, there in (("build", builds), (needs.extra, runs)) if not there]
     remedies = [install_command(*missing)] if missing else []
-    if name in _BUILT_BY_SESSION:
-        builds = builds and runs
-    if name in _NEED_GPU and not gpu:
-        builds = runs = False
+    builds = builds and (runs or not needs.to_build)
+    if needs.gpu and not gpu:
+        builds, runs = builds and needs.gpu != "build", False
         remedies.append("an NVIDIA GPU and its driver")
-    if name in _RUN_ON_GPU and not gpu:
+    if needs.elsewhere:
         runs = False
-        remedies.append("an NVIDIA GPU and its driver")
-    if name in _RUN_ELSEWHERE:
-        runs = False
-        remedies.append("NVIDIA's TensorRT for RTX runs its engines")
+        remedies.append(needs.elsewhere)
     return TargetState(name, builds, runs, "; ".join(remedies) or None)
 
 

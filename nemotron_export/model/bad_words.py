@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from nemotron_errors import RequestError
 
+from nemotron_export.model.pretrained import NemotronPreTrainedModel
 from nemotron_export.model.session import EagerSession
-
-if TYPE_CHECKING:
-    from nemotron_export.model.causal import NemotronForCausalLM
 
 __all__ = ["BadWordsSession"]
 
@@ -33,7 +30,7 @@ class BadWordsSession(EagerSession):
     """
 
     def __init__(
-        self, model: NemotronForCausalLM, max_batch: int, max_seq_len: int, bad_words_ids: Sequence[Sequence[int]]
+        self, model: NemotronPreTrainedModel, max_batch: int, max_seq_len: int, bad_words_ids: Sequence[Sequence[int]]
     ) -> None:
         super().__init__(model, max_batch, max_seq_len)
         vocab = self.vocab_size

@@ -12,6 +12,7 @@ from torch import nn
 
 from nemotron_export.config.config import NemotronConfig
 from nemotron_export.model.cache import Cache
+from nemotron_export.model.generation import generate
 from nemotron_export.model.losses import causal_lm_loss
 from nemotron_export.model.modeling import NemotronModel
 from nemotron_export.model.outputs import CausalLMOutputWithPast, finish
@@ -33,8 +34,10 @@ def _keep_positions(hidden_BSE: torch.Tensor, kept: int | torch.Tensor) -> torch
 class NemotronForCausalLM(NemotronPreTrainedModel):
     """The language model: base model and lm_head (no bias), tied to the embedding where the config says so."""
 
+    task = "causal-lm"
+
     def __init__(self, config: NemotronConfig, attn_implementation: str = "sdpa") -> None:
-        super().__init__(config)
+        super().__init__(config, attn_implementation)
         self.model = NemotronModel(config, attn_implementation)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         nn.init.normal_(self.lm_head.weight, 0.0, config.initializer_range)
@@ -99,6 +102,4 @@ class NemotronForCausalLM(NemotronPreTrainedModel):
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **params: Any
     ) -> torch.Tensor:
         """Continues each row by the runtime's loop; see :func:`nemotron_export.model.generation.generate`."""
-        from nemotron_export.model.generation import generate
-
         return generate(self, input_ids, attention_mask, **params)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from nemotron_errors import RequestError
@@ -13,11 +13,9 @@ from nemotron_runtime.engine.generation import generate as run
 from nemotron_runtime.text.tokenizer import Tokenizer
 
 from nemotron_export.model.bad_words import BadWordsSession
+from nemotron_export.model.pretrained import NemotronPreTrainedModel
 from nemotron_export.model.session import EagerSession
 from nemotron_export.model.streaming import StepStream
-
-if TYPE_CHECKING:
-    from nemotron_export.model.causal import NemotronForCausalLM
 
 __all__ = ["generate"]
 
@@ -30,7 +28,7 @@ _STORED = (*_SAMPLING_ONLY, "repetition_penalty", "min_new_tokens")
 
 
 def generate(
-    model: NemotronForCausalLM,
+    model: NemotronPreTrainedModel,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
     *,

@@ -48,7 +48,7 @@ class _NemotronWithHead(NemotronPreTrainedModel):
     def __init__(
         self, config: NemotronConfig, attn_implementation: str, head: str, classes: int, *, bias: bool
     ) -> None:
-        super().__init__(config)
+        super().__init__(config, attn_implementation)
         setattr(self, self.base_model_prefix, NemotronModel(config, attn_implementation))
         projection = nn.Linear(config.hidden_size, classes, bias=bias)
         nn.init.normal_(projection.weight, 0.0, config.initializer_range)
@@ -89,6 +89,7 @@ class NemotronForSequenceClassification(_NemotronWithHead):
     ``score`` has no bias.
     """
 
+    task = "sequence-classification"
     score: nn.Linear
 
     def __init__(self, config: NemotronConfig, attn_implementation: str = "sdpa") -> None:
@@ -144,6 +145,7 @@ class NemotronForSequenceClassification(_NemotronWithHead):
 class NemotronForTokenClassification(_NemotronWithHead):
     """A class per token: dropout (``classifier_dropout``, 0.1), then ``score`` with a bias."""
 
+    task = "token-classification"
     score: nn.Linear
 
     def __init__(self, config: NemotronConfig, attn_implementation: str = "sdpa") -> None:
@@ -175,6 +177,7 @@ class NemotronForTokenClassification(_NemotronWithHead):
 class NemotronForQuestionAnswering(_NemotronWithHead):
     """Start and end of an answer's span; the base model's prefix is ``transformer``."""
 
+    task = "question-answering"
     base_model_prefix: ClassVar[str] = "transformer"
     qa_outputs: nn.Linear
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 
+from nemotron_export.config.config import NemotronConfig
 from nemotron_export.model.cache import Cache
-
-if TYPE_CHECKING:
-    from nemotron_export.config.config import NemotronConfig
 
 __all__ = [
     "BaseModelOutputWithPast",

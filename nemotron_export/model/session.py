@@ -5,8 +5,6 @@ Shapes: B rows, S new tokens, K positions whose logits are wanted, T key slots, 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -15,9 +13,7 @@ from nemotron_runtime.bundle.limits import Limits
 from nemotron_runtime.executors.base import Session
 
 from nemotron_export.model.cache import RowCache
-
-if TYPE_CHECKING:
-    from nemotron_export.model.causal import NemotronForCausalLM
+from nemotron_export.model.pretrained import NemotronPreTrainedModel
 
 __all__ = ["EagerSession"]
 
@@ -40,7 +36,7 @@ class EagerSession(Session):
     """
 
     def __init__(
-        self, model: NemotronForCausalLM, max_batch: int, max_seq_len: int, prefill_chunk: int | None = None
+        self, model: NemotronPreTrainedModel, max_batch: int, max_seq_len: int, prefill_chunk: int | None = None
     ) -> None:
         super().__init__(model.config.vocab_size, Limits(max_seq_len, max_batch, prefill_chunk or max_seq_len))
         if model.training:

@@ -68,7 +68,7 @@ def read_baseline(path: str | Path, identity: Mapping[str, str | None]) -> Basel
 
     Args:
         path: the file.
-        identity: :func:`nemotron_export.parity.verification.bundle_identity` of the bundle that is judged now.
+        identity: :func:`nemotron_export.parity.verdict.bundle_identity` of the bundle that is judged now.
 
     Raises:
         BundleError: no such file, not a judgement, or one of another model, target, task or dtype.

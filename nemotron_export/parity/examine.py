@@ -13,13 +13,13 @@ from nemotron_runtime.checks.reference import REFERENCE_FILE, read_reference
 from nemotron_runtime.executors.open import open_session
 from nemotron_runtime.text.tokenizer import Tokenizer
 
-from nemotron_export.building.preflight import available_memory
 from nemotron_export.checkpoint import Checkpoint
-from nemotron_export.model.load import load_task_model
+from nemotron_export.installation.memory import available_memory
+from nemotron_export.model.load import load_model
 from nemotron_export.model.wide import widen_mlp
 from nemotron_export.parity.bisect import Bisection, bisect
 from nemotron_export.parity.drift import Decode, Drift, measure_drift
-from nemotron_export.parity.verification import quiet_about_parity
+from nemotron_export.parity.verdict import quiet_about_parity
 from nemotron_export.progress import Progress, silent
 
 __all__ = ["Examination", "examine"]
@@ -79,9 +79,9 @@ def examine(
     dtypes = list(dict.fromkeys(("float32", opened.manifest.dtype)))
     _check_memory(source, dtypes)
     progress("load the reference", 0, 0)
-    models = [load_task_model(source, getattr(torch, dtype)) for dtype in dtypes]
+    models = [load_model(source, getattr(torch, dtype)) for dtype in dtypes]
     for low in models[1:]:
-        widen_mlp(low, opened.manifest.model.wide_layers)
+        widen_mlp(low, opened.manifest.model.fp32_mlp_layers)
     found = None
     if drift:
         progress("drift by position", 0, 0)

@@ -13,25 +13,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from nemotron_formats.tensors import TensorEntry
 from torch import nn
 
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.checkpoint.expected import backbone_prefix
+from nemotron_export.checkpoint.tensor_reader import TensorReader
 from nemotron_export.model.cache import DynamicCache
 from nemotron_export.model.decoder import NemotronDecoderLayer
 from nemotron_export.model.layernorm import LayerNorm1P
 from nemotron_export.model.load import MODEL_CLASSES
 from nemotron_export.model.masks import causal_mask
 from nemotron_export.model.rotary import RotaryEmbedding
-from nemotron_export.model.tensor_reader import TensorReader
-
-if TYPE_CHECKING:
-    from nemotron_export.checkpoint import TensorEntry
 
 __all__ = ["Feed", "LayerwiseModel", "OnLayer"]
 
@@ -107,7 +105,7 @@ class LayerwiseModel:
             layer = NemotronDecoderLayer(config, 0, _IMPLEMENTATION)
             norm = LayerNorm1P(config.hidden_size, eps=config.norm_eps)
             # its backbone stays empty: the head alone is used
-            self._model = MODEL_CLASSES[checkpoint.task](config, _IMPLEMENTATION).eval()  # type: ignore[call-arg]
+            self._model = MODEL_CLASSES[checkpoint.task](config, _IMPLEMENTATION).eval()
         self._layer, self._norm = (self._made(module) for module in (layer, norm))
 
     def _made(self, module: nn.Module) -> nn.Module:

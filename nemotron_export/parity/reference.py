@@ -17,15 +17,15 @@ from nemotron_errors import RequestError, TokenizerError
 from nemotron_runtime.checks.reference import Reference, ReferencePrompt
 from nemotron_runtime.text.tokenizer import Tokenizer
 
-from nemotron_export.building.preflight import choose_reference
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.installation.versions import environment
-from nemotron_export.model.load import load_task_model
+from nemotron_export.model.load import load_model
 from nemotron_export.model.pretrained import NemotronPreTrainedModel
 from nemotron_export.model.wide import widen_mlp
 from nemotron_export.parity.device import choose_device, device_name, true_fp32
 from nemotron_export.parity.layerwise import LayerwiseModel
 from nemotron_export.parity.layerwise_reference import layerwise_reference, layerwise_rmse
+from nemotron_export.parity.memory import choose_reference
 from nemotron_export.parity.prompts import GREEDY_STEPS, PromptPlan, plan_prompts
 from nemotron_export.parity.reference_recorder import PromptRecorder
 from nemotron_export.progress import Progress, silent
@@ -204,14 +204,14 @@ def _whole(
 ) -> tuple[tuple[ReferencePrompt, ...], float | None]:
     progress("load fp32 reference", 0, 0)
     prompts = make_reference(
-        load_task_model(checkpoint, torch.float32, device=device),
+        load_model(checkpoint, torch.float32, device=device),
         plan,
         lambda done, total: progress("eager PyTorch, fp32", done, total),
     )
     if run_dtype == "float32":
         return prompts, None
     progress(f"eager PyTorch, {run_dtype}", 0, 0)
-    low = load_task_model(checkpoint, getattr(torch, run_dtype), device=device)
+    low = load_model(checkpoint, getattr(torch, run_dtype), device=device)
     widen_mlp(low, wide_layers)
     return prompts, eager_rmse(low, prompts)
 

@@ -77,7 +77,7 @@ def _meta_model(
     config: NemotronConfig, dtype: torch.dtype, layers: int, task: str, wide_layers: Collection[int] = ()
 ) -> NemotronPreTrainedModel:
     with torch.device("meta"):
-        made = MODEL_CLASSES[task](config.replace(num_hidden_layers=layers)).to(dtype).eval()  # type: ignore[call-arg]
+        made = MODEL_CLASSES[task](config.replace(num_hidden_layers=layers)).to(dtype).eval()
     widen_mlp(made, wide_layers)
     return made
 

@@ -15,7 +15,7 @@ from support.checkpoints import write_checkpoint
 from nemotron_export import build, check_parity
 from nemotron_export.building.wide import choose_wide_layers
 from nemotron_export.checkpoint import Checkpoint
-from nemotron_export.model.load import load_task_model
+from nemotron_export.model.load import load_model
 from nemotron_export.model.wide import rectified_maxima, widen_mlp
 from nemotron_export.parity.examine import examine
 from nemotron_export.progress import silent
@@ -53,7 +53,7 @@ def test_a_bundle_in_fp16_passes_its_parity(tmp_path: Path, large_layer: int | N
 
 def test_without_the_rule_the_square_overflows(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(_checkpoint(tmp_path / "checkpoint", large_layer=1))
-    fp32, fp16 = (load_task_model(checkpoint, dtype) for dtype in (torch.float32, torch.float16))
+    fp32, fp16 = (load_model(checkpoint, dtype) for dtype in (torch.float32, torch.float16))
     maxima = rectified_maxima(fp32, [IDS])
     assert maxima[1] > 256 > 128 > max(maxima[0], maxima[2])
     with torch.inference_mode():

@@ -83,7 +83,7 @@ def lower(graph: ir.Model, checkpoint: Checkpoint, target: str) -> ir.Model:
     parts = [part for weight in lowered.session["packed"] for part in weight]
     packed = b"".join(files[part["file"]][part["offset"] : part["offset"] + part["length"]] for part in parts)
     (checkpoint.directory / "packed").write_bytes(packed)
-    return lowered.model
+    return lowered.main.model
 
 
 def drive(graph: ir.Model, model: NemotronForCausalLM, checkpoint: Checkpoint, rows: int) -> float:

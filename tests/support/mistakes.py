@@ -18,8 +18,8 @@ import onnx_ir as ir
 import torch
 from nemotron_graphs.ops import OPS
 from nemotron_graphs.targets import LoweringContext, get_target
+from nemotron_runtime.bundle.folder import file_record
 
-from nemotron_export.building.file_record import file_record
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.model import rope_tables
 
@@ -304,7 +304,7 @@ def plant(
         if value.name in ("cos", "sin"):
             value.shape = ir.Shape(["table", context.cos.shape[1]])
     lowered = get_target(target).lower(dialect, context)
-    lowered.save(bundle / "model.onnx")
+    lowered.save(bundle)
     manifest = json.loads((bundle / "manifest.json").read_text())
     manifest["session"]["packed"] = lowered.session["packed"]
     manifest["files"]["model.onnx"] = dataclasses.asdict(file_record(bundle / "model.onnx"))

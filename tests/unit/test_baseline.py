@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from nemotron_export.cli import check
 from nemotron_export.cli.app import app
 from nemotron_export.parity.baseline import GROWTH, NOISE, compare_with_baseline, read_baseline
-from nemotron_export.parity.verification import bundle_identity, verify_bundle
+from nemotron_export.parity.verdict import bundle_identity, verify_bundle
 
 OLD = 1e-5
 

@@ -9,7 +9,7 @@ import pytest
 from nemotron_errors import BundleError, ResourceError
 
 from nemotron_export.building.weights import place_weights
-from nemotron_export.building.workspace import staging
+from nemotron_export.files.workspace import staging
 
 
 def _bundle(path: Path, text: str = "old") -> Path:

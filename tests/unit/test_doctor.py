@@ -29,6 +29,12 @@ def _installed(monkeypatch: pytest.MonkeyPatch, *, without: tuple[str, ...] = ()
 def test_every_target_is_known_and_works_in_a_full_environment() -> None:
     report = doctor.examine()
     assert {target.name for target in report.targets} == set(TARGETS)
+    for name, needs in doctor._TARGETS.items():
+        target = TARGETS[name]
+        assert needs.extra == target.extra
+        assert (needs.gpu == "build") is target.built_on_device
+        assert bool(needs.gpu) is (target.device == "cuda" and target.runs_here)
+        assert not (needs.elsewhere and target.runs_here)
     for target in report.targets:
         if target.name == "tensorrt":
             # needs a GPU and NVIDIA's packages

@@ -10,9 +10,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from nemotron_errors import BundleError, LimitError
+from nemotron_formats.tensors import EncodedWeight, TensorEntry
+from nemotron_formats.weights import Int4
 from nemotron_graphs.ops import DOMAIN
 from nemotron_graphs.passes import LowerLinearToMatMulNBitsPass
-from nemotron_graphs.weights import QuantizedWeight
 from nemotron_runtime.checks import judge
 from nemotron_runtime.checks.perplexity import perplexity, token_nll
 from nemotron_runtime.checks.reference import Reference, ReferencePrompt, ReferenceText, read_reference, write_reference
@@ -38,21 +39,25 @@ def _graph(bias: bool = False) -> ir.Model:
     return ir.Model(graph, ir_version=10)
 
 
-def _weight(name: str = "w", groups: int = 4) -> dict[str, QuantizedWeight]:
-    return {name: QuantizedWeight(4, 32, 4, f"{name}.packed", (24, groups, 16), f"{name}.scales")}
+def _weight(name: str = "w", groups: int = 4) -> dict[str, EncodedWeight]:
+    operands = {
+        "codes": TensorEntry(f"{name}.codes", "U8", (24, groups, 16), "q", 0, 0),
+        "scales": TensorEntry(f"{name}.scales", "F32", (24, groups), "q", 0, 0),
+    }
+    return {name: EncodedWeight(Int4(32), operands)}
 
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_pass_replaces_quantized_projections_alone(bias: bool) -> None:
-    model = LowerLinearToMatMulNBitsPass(_weight())(_graph(bias)).model
+    model = LowerLinearToMatMulNBitsPass(_weight(), 4)(_graph(bias)).model
     assert [node.op_type for node in model.graph] == ["MatMulNBits", "Linear", "MatMulNBits"]
     first, _, second = list(model.graph)
     # one input of each kind, however many nodes read it
     assert first.inputs[1] is second.inputs[1]
     assert first.inputs[2] is second.inputs[2]
-    assert [value.name for value in model.graph.inputs][-2:] == ["w.packed", "w.scales"]
+    assert [value.name for value in model.graph.inputs][-2:] == ["w.codes", "w.scales"]
     names = [None if value is None else value.name for value in first.inputs]
-    assert names == ["x", "w.packed", "w.scales", *([None, None, "b"] if bias else [])]
+    assert names == ["x", "w.codes", "w.scales", *([None, None, "b"] if bias else [])]
     found = {name: attribute.as_int() for name, attribute in first.attributes.items()}
     assert found == {"K": 100, "N": 24, "bits": 4, "block_size": 32, "accuracy_level": 4}
     assert [value.name for value in model.graph.outputs] == ["y0", "y1", "y2"]
@@ -63,9 +68,9 @@ def test_the_pass_refuses_what_does_not_fit() -> None:
     with pytest.raises(
         ir.passes.PreconditionError, match=r"found codes of shape \[24, 3, 16\]; expected \[24, 4, 16\]"
     ):
-        LowerLinearToMatMulNBitsPass(_weight(groups=3))(_graph())
+        LowerLinearToMatMulNBitsPass(_weight(groups=3), 4)(_graph())
     with pytest.raises(ir.passes.PostconditionError, match="found missing; expected none"):
-        LowerLinearToMatMulNBitsPass(_weight("missing"))(_graph())
+        LowerLinearToMatMulNBitsPass(_weight("missing"), 4)(_graph())
 
 
 def _reference(tokens: int = 17, steps: int = 4) -> Reference:
@@ -101,8 +106,8 @@ def test_a_session_that_equals_the_reference_passes_and_one_that_is_off_fails() 
     worse = replace(reference, texts=tuple(replace(text, nll=text.nll - np.float32(0.02)) for text in reference.texts))
     failed = [row.check for row in judge(ToySession(), worse, "float32", bits=8).rows if not row.passed]
     assert failed == ["perplexity ratio"]
-    assert judge(ToySession(), worse, "float32", bits=4).passed
-    shifted = judge(ToySession(error=100.0), reference, "float32", bits=4)
+    assert judge(ToySession(), worse, "float32", weight_format=Int4(32)).passed
+    shifted = judge(ToySession(error=100.0), reference, "float32", weight_format=Int4(32))
     assert {"prefill, RMSE / deviation", "largest drift / range"} <= {r.check for r in shifted.rows if not r.passed}
 
 

@@ -99,11 +99,10 @@ def test_a_bundle_holds_two_engines_their_kernels_and_a_record(fakes: Fakes, che
     opened = Bundle.open(path, allow_unverified=True)
     manifest, record = opened.manifest, opened.manifest.tensorrt
     assert record is not None
-    assert (manifest.target, manifest.dtype, manifest.session.kind) == ("tensorrt", "bfloat16", "tensorrt")
+    assert (manifest.target, manifest.dtype, manifest.session.executor) == ("tensorrt", "bfloat16", "tensorrt")
     assert (manifest.parity.state, manifest.scan.done) == ("pending", True)
     assert (record.version, record.architecture, record.gpu) == ("10.6.0", "sm_90", GPU.name)
-    assert (record.driver, record.max_logits) == (GPU.driver, 16)
-    assert (record.prefill_workspace, record.decode_workspace) == (4321, 4321)
+    assert record.driver == GPU.driver
     assert record.kernels == ("sm_90", "sm_80")
     wanted = {record.prefill_engine, record.decode_engine, "graphs/prefill.onnx", "graphs/decode.onnx",
               "kernels/sm_90/argmax.cubin", "kernels/sm_80/argmax.json"}  # fmt: skip
@@ -150,16 +149,13 @@ def test_a_prefill_engine_takes_fewer_rows_where_chunks_are_long(
     fakes: Fakes, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_shapes, "_PASS_TOKENS", 500)
-    path = make(checkpoint, tmp_path / "bundle", max_seq_len=256, max_batch=3, prefill_chunk=250)
+    make(checkpoint, tmp_path / "bundle", max_seq_len=256, max_batch=3, prefill_chunk=250)
     (prefill,), (decode,) = (told.config.profiles for told in fakes.trt.builds)
     heads, dim = ODD["num_key_value_heads"], ODD["head_dim"]
     assert (prefill["input_ids"], prefill["query_start"]) == (((1, 1), (1, 250), (2, 250)), ((1,), (1,), (2,)))
     assert prefill["k_cache.0"] == ((1, heads, 1, dim), (1, heads, 256, dim), (2, heads, 256, dim))
     assert prefill["logits_index"] == ((1, 1), (1, 1), (2, 16))
     assert decode["input_ids"] == ((1, 1), (1, 1), (3, 1))
-    record = Manifest.read(path).tensorrt
-    assert record is not None
-    assert record.max_logits == 16
 
 
 def test_weights_are_named_by_their_places(fakes: Fakes, checkpoint: Path, tmp_path: Path) -> None:
@@ -228,7 +224,7 @@ def test_what_cannot_be_built_is_refused_before_anything_is_made(
     # before the checkpoint is looked for, too
     refuse(tmp_path / "nothing", output, MissingDependencyError, "found no GPU")
     assert fakes.trt.builds == []
-    with pytest.raises(RequestError, match="architectures for target ort-cpu"):
+    with pytest.raises(RequestError, match="--architectures for target ort-cpu"):
         build(checkpoint, output, target="ort-cpu", architectures=["sm_80"], parity=False)
 
 

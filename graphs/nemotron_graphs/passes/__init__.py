@@ -23,7 +23,8 @@ from nemotron_graphs.passes.lower.linear_to_fused_matmul import LowerLinearToFus
 from nemotron_graphs.passes.lower.linear_to_matmul_nbits import LowerLinearToMatMulNBitsPass
 from nemotron_graphs.passes.lower.partial_rotary_embedding import LowerPartialRotaryEmbeddingPass
 from nemotron_graphs.passes.lower.set_opset import SetOpsetPass
-from nemotron_graphs.passes.outputs.full_logits import GenaiFullLogitsPass
+from nemotron_graphs.passes.matching import FusionPass
+from nemotron_graphs.passes.outputs.full_logits import FullLogitsPass
 from nemotron_graphs.passes.outputs.greedy_tokens import GreedyTokensPass
 from nemotron_graphs.passes.outputs.widen import WidenOutputPass
 from nemotron_graphs.passes.simplify.canonicalize_shapes import CanonicalizeShapesPass
@@ -51,8 +52,9 @@ __all__ = [
     "FormPackedRotaryKVCacheUpdatePass",
     "FormRotaryKVCacheUpdatePass",
     "FormSkipLayerNormalizationPass",
+    "FullLogitsPass",
+    "FusionPass",
     "GenaiAttentionMaskPass",
-    "GenaiFullLogitsPass",
     "GenaiNamesPass",
     "GreedyTokensPass",
     "InferShapesPass",

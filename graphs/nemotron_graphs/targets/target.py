@@ -1,56 +1,48 @@
-"""What a target is: a named list of passes and what a session must know of the graph they make."""
+"""What a target is: the graphs that it makes of a trace, and what a bundle and a machine must know of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
-import numpy as np
 import onnx_ir as ir
 from nemotron_errors import GraphError
+from nemotron_formats.cache import find_cache
+from nemotron_formats.tensors import FileSpan
 
 from nemotron_graphs import passes
-from nemotron_graphs.targets.record import OnStage, PassRecord, run_passes
-from nemotron_graphs.weights import QuantizedWeight, WeightRef
+from nemotron_graphs.ops import DOMAIN
+from nemotron_graphs.targets.lowering import (
+    Lowered,
+    LoweredGraph,
+    LoweringContext,
+    ModelCounts,
+    dtype_name,
+    weight_inputs,
+)
+from nemotron_graphs.targets.record import OnStage, run_passes
 
-__all__ = ["DTYPE_NAMES", "LoweredGraph", "LoweringContext", "Target", "cache_dtype"]
+__all__ = ["GraphRecipe", "Target"]
+
+Passes = Sequence[ir.passes.PassBase]
 
 
 @dataclass(frozen=True)
-class LoweringContext:
-    """What lowering needs beside the graph.
+class GraphRecipe:
+    """How one graph of a target is made.
 
     Attributes:
-        weights: name in the checkpoint → where it lies on disk.
-        cos: RoPE table, float32 [table, R/2]; ``table`` is the number of cache slots that a session may have.
-        sin: likewise.
-        weights_folder: the bundle's folder that holds the weights' files; empty where they stay outside.
-        quantized: name of a weight → its quantized parts, which ``weights`` has as well.
+        file: its name in the bundle.
+        passes: makes the passes, in order.
+        forms: op type that a fusion forms → how many of it a model must give; a lowering that finds fewer is an error.
+        keeps: ops of the dialect that the target runs itself.
     """
 
-    weights: Mapping[str, WeightRef]
-    cos: np.ndarray
-    sin: np.ndarray
-    weights_folder: str = ""
-    quantized: Mapping[str, QuantizedWeight] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class LoweredGraph:
-    """A graph ready to be written, small ones beside it by file name, and the manifest's session entry."""
-
-    model: ir.Model
-    session: dict[str, Any]
-    passes: tuple[PassRecord, ...] = field(default=())
-    beside: Mapping[str, ir.Model] = field(default_factory=dict)
-
-    def save(self, path: Path) -> None:
-        """Writes the graph, and those beside it into its folder; no weight is read."""
-        ir.save(self.model, path)
-        for name, model in self.beside.items():
-            ir.save(model, path.with_name(name))
+    file: str
+    passes: Callable[[LoweringContext], Passes]
+    forms: Mapping[str, Callable[[ModelCounts], int]] = field(default_factory=dict)
+    keeps: Collection[str] = ()
 
 
 @dataclass(frozen=True)
@@ -59,30 +51,40 @@ class Target:
 
     Attributes:
         name: what ``--target`` takes.
-        dtypes: run dtypes that it takes ("float32", …); the first is the default.
-        stored_dtype_first: the default is the checkpoint's dtype instead, where it is among ``dtypes``.
-        lowering: makes the passes that lower the dialect's ops to the target's own; what they leave becomes standard
-            ops.
-        finishing: makes the passes that come last of all, when weights and tables are bound.
-        weight_modes: what ``--weights`` may be; the first is the default.
-        quantized_bits: bits of quantized weights that its projections take.
-        session: the fixed part of the manifest's session entry.
         description: one line for users.
-        requires: the extra that its session needs.
-        candidates: how many of the likeliest tokens a language model's bundle has a graph of its own for; 0 for none.
+        dtypes: run dtypes that it takes ("float32", …); the first is the default.
+        graphs: name → recipe; a session's entry in the manifest describes the last one.
+        executor: what the runtime runs it with; see the manifest's session.executor.
+        provider: ONNX Runtime's execution provider, or NVIDIA's runtime.
+        device: where it computes.
+        extra: of this distribution, which brings what runs it.
+        built_on_device: whether a build needs what runs it, and its device; else the extra ``build`` does.
+        runner: the other software that alone runs its bundles, whose numbers cannot be checked then; empty where this
+            project's runtime does.
+        session: further keys of the session's entry.
+        stored_dtype_first: the default dtype is the checkpoint's instead, where it is among ``dtypes``.
+        weight_modes: what ``--weights`` may be; the first is the default.
+        formats: families of weight formats that its projections take, as ``--quantize`` names them.
+        takes_cpu_nodes: whether ``--allow-cpu-nodes`` means anything.
+        add: adds graphs that are made beside the lowered ones, and what the session must know of them.
     """
 
     name: str
-    dtypes: tuple[str, ...]
-    lowering: Callable[[], Sequence[ir.passes.PassBase]]
-    session: Mapping[str, Any]
     description: str
-    requires: str
-    finishing: Callable[[], Sequence[ir.passes.PassBase]] = tuple
-    weight_modes: tuple[str, ...] = ("reference", "link", "copy")
-    quantized_bits: tuple[int, ...] = ()
+    dtypes: tuple[str, ...]
+    graphs: Mapping[str, GraphRecipe]
+    executor: str
+    provider: str
+    device: Literal["cpu", "cuda"]
+    extra: str
+    built_on_device: bool = False
+    runner: str = ""
+    session: Mapping[str, Any] = field(default_factory=dict)
     stored_dtype_first: bool = False
-    candidates: int = 0
+    weight_modes: tuple[str, ...] = ("reference", "link", "copy")
+    formats: tuple[str, ...] = ()
+    takes_cpu_nodes: bool = False
+    add: Callable[[Lowered, LoweringContext], Lowered] = lambda lowered, context: lowered
 
     def check_dtype(self, dtype: str) -> None:
         """Raises GraphError where the target cannot run in ``dtype``."""
@@ -98,70 +100,68 @@ class Target:
         """The target whose session accepts nodes that ONNX Runtime places on the CPU.
 
         Raises:
-            GraphError: where its nodes run on no GPU of ONNX Runtime's row contract.
+            GraphError: where that means nothing.
         """
-        if (self.session["kind"], self.session["provider"]) != ("onnxruntime", "CUDAExecutionProvider"):
+        if not self.takes_cpu_nodes:
             remedy = "leave --allow-cpu-nodes out, or choose --target ort-cuda"
             raise GraphError(f"target {self.name}", "ort-cuda", remedy, where="--allow-cpu-nodes")
         return replace(self, session={**self.session, "allow_cpu_nodes": True})
 
-    def passes(self, context: LoweringContext) -> Sequence[ir.passes.PassBase]:
-        """All passes, in order: weights and tables are bound last, so that no pass meets their data."""
-        return (
-            passes.CheckCacheReadersPass(),
-            *((passes.LowerLinearToMatMulNBitsPass(context.quantized),) if context.quantized else ()),
-            *self.lowering(),
-            passes.InlineDialectOpsPass(),
-            passes.CanonicalizeShapesPass(),
-            passes.cleanup(),
-            passes.DropUnusedInputsPass(),
-            passes.InferShapesPass(),
-            passes.BindRopeTablesPass(context.cos, context.sin),
-            passes.BindWeightsPass(context.weights, context.weights_folder),
-            passes.CheckCacheReadersPass(),
-            *self.finishing(),
-        )
-
-    def lower(self, model: ir.Model, context: LoweringContext, on_stage: OnStage | None = None) -> LoweredGraph:
-        """Runs the target's passes over the dialect graph, in place.
+    def lower(self, model: ir.Model, context: LoweringContext, on_stage: OnStage | None = None) -> Lowered:
+        """Makes the target's graphs of a dialect graph, which a target of one graph uses up.
 
         Args:
-            model: the dialect graph.
+            model: the dialect graph, as ``trace`` gave it.
             context: what is bound to it.
-            on_stage: told of the graph after each pass.
+            on_stage: told of every graph after each pass.
 
         Raises:
-            GraphError: where the target cannot run in the graph's dtype.
+            GraphError: another dtype than the target's, weights in another dtype than an engine reads, or a fusion that
+                found fewer places than the model has.
         """
-        dtype = cache_dtype(model)
+        caches = [v for v in model.graph.inputs if find_cache(v.name) is not None]
+        dtype = dtype_name(caches[0])
         self.check_dtype(dtype)
-        chosen = self.passes(context)
-        model, records = run_passes(model, chosen, on_stage)
-        packed = [weight for each in chosen if isinstance(each, passes.BindWeightsPass) for weight in each.packed]
+        counts = ModelCounts.of(model, context)
+        graphs: dict[str, LoweredGraph] = {}
+        bound: Sequence[Sequence[FileSpan]] = ()
+        for name, recipe in self.graphs.items():
+            own = model if len(self.graphs) == 1 else model.clone()
+            chosen = recipe.passes(context)
+            own, records = run_passes(own, chosen, name, on_stage)
+            self._check(name, recipe, own, chosen, counts)
+            graphs[name] = LoweredGraph(own, recipe.file, records)
+            bound = next((each.packed for each in chosen if isinstance(each, passes.BindWeightsPass)), ())
+        weights = [weight_inputs(graph.model, context) for graph in graphs.values()]
+        assert all([w.name for w in each] == [w.name for w in weights[0]] for each in weights)
+        main = graphs[name]
         session = {
-            **self.session,
+            "executor": self.executor,
+            "provider": self.provider,
+            "device": self.device,
+            "graph": main.file,
             "cache_dtype": dtype,
+            "inputs": [v.name for v in main.model.graph.inputs],
+            "outputs": [v.name for v in main.model.graph.outputs],
             "weights_folder": context.weights_folder,
-            "packed": [
-                [{"file": part.file, "offset": part.offset, "length": part.length} for part in parts]
-                for parts in packed
-            ],
-            "inputs": [v.name for v in model.graph.inputs],
-            "outputs": [v.name for v in model.graph.outputs],
+            "packed": [[asdict(span) for span in spans] for spans in bound],
+            **self.session,
         }
-        return LoweredGraph(model, session, records)
+        return self.add(Lowered(graphs, session, weights[0]), context)
 
-
-DTYPE_NAMES = {
-    ir.DataType.FLOAT: "float32",
-    ir.DataType.FLOAT16: "float16",
-    ir.DataType.BFLOAT16: "bfloat16",
-}
-
-
-def cache_dtype(model: ir.Model) -> str:
-    """numpy's name of the dtype of a dialect graph's caches, which is the run dtype."""
-    caches = [v for v in model.graph.inputs if (v.name or "").startswith("k_cache.")]
-    assert caches, "a dialect graph has caches"
-    assert caches[0].dtype is not None
-    return DTYPE_NAMES[caches[0].dtype]
+    def _check(self, name: str, recipe: GraphRecipe, model: ir.Model, chosen: Passes, counts: ModelCounts) -> None:
+        """Refuses a graph in which a fusion found fewer places than it must, or that has ops that nothing lowers."""
+        for each in chosen:
+            if not isinstance(each, passes.FusionPass) or each.forms not in recipe.forms:
+                continue
+            wanted = recipe.forms[each.forms](counts)
+            if each.found < wanted:
+                reasons = "; ".join(each.missed[:3]) or "no node that it could begin at"
+                raise GraphError(
+                    f"{each.found} {each.forms} in graph '{name}' ({reasons})",
+                    f"{wanted} of {counts.layers} layers",
+                    "report it with the checkpoint's config.json: the graph would be slower than it says",
+                    where=f"target {self.name}",
+                )
+        left = {node.op_type for node in model.graph if node.domain == DOMAIN}
+        assert left <= set(recipe.keeps), f"ops that nothing lowers: {', '.join(sorted(left - set(recipe.keeps)))}"

@@ -1,4 +1,4 @@
-"""A contender: what it is asked in the parent process, and what it does in its own.
+"""A backend: what it is asked in the parent process, and what it does in its own.
 
 Shapes: B rows, S prompt tokens.
 """
@@ -16,7 +16,7 @@ from nemotron_runtime.bundle.folder import Bundle
 
 from nemotron_export.bench.shapes import Shape
 
-__all__ = ["BenchRequest", "Contender", "ContenderSpec", "Description", "Ids"]
+__all__ = ["Backend", "BackendSpec", "BenchRequest", "Description", "Ids"]
 
 Ids = npt.NDArray[np.int64]
 
@@ -47,11 +47,11 @@ class BenchRequest:
 
 
 @dataclass(frozen=True)
-class ContenderSpec:
-    """One contender before its process exists.
+class BackendSpec:
+    """One backend before its process exists.
 
     Attributes:
-        kind: its key in `CONTENDERS`.
+        kind: its key in `BACKENDS`.
         name: what tables call it.
         options: for its constructor; plain JSON.
         weight_bytes: of all its weights, which must fit into memory beside everyone else's.
@@ -67,7 +67,7 @@ class ContenderSpec:
 
 @dataclass(frozen=True)
 class Description:
-    """What a loaded contender is.
+    """What a loaded backend is.
 
     Attributes:
         dtype: what it computes in.
@@ -82,10 +82,10 @@ class Description:
     kv_bytes_per_token: int
 
 
-class Contender(ABC):
+class Backend(ABC):
     """Generates greedily in a process of its own, one request at a time.
 
-    :meth:`specs` runs in the parent and imports no heavy package; so modules of contenders import theirs inside the
+    :meth:`specs` runs in the parent and imports no heavy package; so modules of backends import theirs inside the
     methods. The rest runs in the child: :meth:`prepare`, :meth:`load`, then for each measurement :meth:`reset`,
     :meth:`prefill` and :meth:`decode`, and :meth:`close`. Every call returns when its result is on the host.
 
@@ -102,8 +102,8 @@ class Contender(ABC):
 
     @classmethod
     @abstractmethod
-    def specs(cls, request: BenchRequest) -> list[ContenderSpec]:
-        """The contenders of this kind that a request asks for.
+    def specs(cls, request: BenchRequest) -> list[BackendSpec]:
+        """The backends of this kind that a request asks for.
 
         Raises:
             MissingDependencyError: a package that it needs is not installed.

@@ -8,30 +8,31 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from nemotron_errors import LimitError, RequestError
+from nemotron_formats.dtypes import item_bytes
 from nemotron_runtime.bundle.folder import Bundle
 from nemotron_runtime.bundle.manifest import Manifest
 from nemotron_runtime.executors.onnxruntime.cuda import CUDA_PROVIDER
 
-from nemotron_export.bench.backends.base import BenchRequest, Contender, ContenderSpec, Description, Ids
+from nemotron_export.bench.backends.base import Backend, BackendSpec, BenchRequest, Description, Ids
 from nemotron_export.bench.shapes import Shape
-from nemotron_export.bench.traffic import item_bytes, kv_bytes_per_token, read_parameters, total_parameters
+from nemotron_export.bench.traffic import kv_bytes_per_token, read_parameters, total_parameters
 from nemotron_export.checkpoint.expected import expected_tensors
 from nemotron_export.config.config import NemotronConfig
 
 if TYPE_CHECKING:
     from nemotron_runtime.model import Model
 
-__all__ = ["BundleContender"]
+__all__ = ["BundleBackend"]
 
 
-class BundleContender(Contender):
+class BundleBackend(Backend):
     """Options: path, weights_dir, allow_unverified, kind (of the session)."""
 
     kind: ClassVar[str] = "bundle"
     _model: Model
 
     @classmethod
-    def specs(cls, request: BenchRequest) -> list[ContenderSpec]:
+    def specs(cls, request: BenchRequest) -> list[BackendSpec]:
         """One per bundle."""
         specs = []
         for bundle, name in zip(request.bundles, _names(request.bundles), strict=True):
@@ -44,13 +45,11 @@ class BundleContender(Contender):
                 "allow_unverified": request.allow_unverified,
                 "kind": bundle.manifest.session.kind,
             }
-            on_gpu = bundle.manifest.session.kind == "tensorrt" or bundle.manifest.session.provider == CUDA_PROVIDER
-            device = "cuda" if on_gpu else "cpu"
             embedding = total_parameters(config) - read_parameters(config)
             weights = _read_bytes(bundle.manifest, config) + embedding * item_bytes(bundle.manifest.dtype)
             # an engine for prompts and one for steps hold their own each
             copies = 2 if bundle.manifest.weights.mode == "embedded" else 1
-            specs.append(ContenderSpec(cls.kind, name, options, copies * weights, device))
+            specs.append(BackendSpec(cls.kind, name, options, copies * weights, _device(bundle.manifest)))
         return specs
 
     def prepare(self) -> None:
@@ -109,14 +108,19 @@ def _read_bytes(manifest: Manifest, config: NemotronConfig) -> int:
     return quantized.file.size + rest * item_bytes(manifest.dtype)
 
 
-def _scheme(manifest: Manifest) -> str:
+def _device(manifest: Manifest) -> str:
+    session = manifest.session
+    return "cuda" if session.kind == "tensorrt" or session.provider == CUDA_PROVIDER else "cpu"
+
+
+def _format(manifest: Manifest) -> str:
     quantized = manifest.quantization
-    return "" if quantized is None else f" int{quantized.bits} g{quantized.group_size}"
+    return "" if quantized is None else f" int{quantized.bits}-g{quantized.group_size}"
 
 
 def _names(bundles: Sequence[Bundle]) -> list[str]:
     """Target, dtype and quantization; where these are the same the folder's name, then a number where that is too."""
-    names = [f"bundle {b.manifest.target} {b.manifest.dtype}{_scheme(b.manifest)}" for b in bundles]
+    names = [f"bundle {b.manifest.target} {b.manifest.dtype}{_format(b.manifest)}" for b in bundles]
     folders = [f"{name} ({b.directory.resolve().name})" for name, b in zip(names, bundles, strict=True)]
     names = [folder if names.count(name) > 1 else name for name, folder in zip(names, folders, strict=True)]
     return [f"{name} #{names[: i + 1].count(name)}" if names.count(name) > 1 else name for i, name in enumerate(names)]

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from nemotron_errors import RequestError
 from nemotron_runtime.bundle.folder import write_atomically
 
-from nemotron_export.parity.report import chart, summary
+from nemotron_export.parity.report import chart, words
 from nemotron_export.parity.report.drift_plots import layer_plot, position_plot
 from nemotron_export.parity.report.numbers import number, within
 from nemotron_export.parity.report.output_plots import difference_plot, margin_plot, scatter_plot
@@ -46,16 +46,16 @@ def render_html(document: dict[str, Any]) -> str:
         bundle = document.get("bundle", {})
         values = {
             "name": str(bundle.get("name") or f"a {document['dtype']} bundle"),
-            "verdict": summary.verdict(document),
-            "headline": summary.headline(document),
-            "facts": summary.facts(document),
-            "tiles": summary.tiles(document),
+            "verdict": words.verdict(document),
+            "headline": words.headline(document),
+            "facts": words.facts(document),
+            "tiles": words.tiles(document),
             "plots": plots,
-            "flips": summary.flips(document),
-            "checks": summary.checks(document),
+            "flips": words.flips(document),
+            "checks": words.checks(document),
             "bisection": _bisection(document),
             "bundle": bundle,
-            "definitions": summary.definitions(document),
+            "definitions": words.definitions(document),
             "environment": document.get("environment", {}),
             "judged_by": document.get("judged_by", ""),
         }
@@ -101,7 +101,7 @@ def _bisection(document: dict[str, Any]) -> dict[str, Any] | None:
             "module": point["point"].partition(": ")[0].removeprefix(layer).lstrip("."),
             "op": point["point"].partition(": ")[2],
             "within": within(point),
-            "meter": summary.meter(float("inf") if point["error"] is None else point["error"] / point["tolerance"]),
+            "meter": words.meter(float("inf") if point["error"] is None else point["error"] / point["tolerance"]),
         }
         for point in found["inside"]
     ]

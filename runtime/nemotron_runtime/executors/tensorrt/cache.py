@@ -41,7 +41,7 @@ class DeviceCache:
         self.item_bytes = ITEM_BYTES[manifest.session.cache_dtype]
         self._max_slots = manifest.limits.max_seq_len
         # of engines that take one number of slots alone
-        self._fixed_slots = 0 if manifest.tensorrt is None else manifest.tensorrt.cache_slots
+        self._fixed_slots = 0 if manifest.tensorrt is None else manifest.tensorrt.cache_capacity
         self._buffer: DeviceBuffer | None = None
         self.addresses: dict[str, int] = {}
         self.shape_BGTD = (0, self._heads, 0, self._head_dim)

@@ -15,7 +15,7 @@ from nemotron_runtime.checks.perplexity import token_nll
 from nemotron_runtime.checks.reference import Reference, ReferenceText
 
 from nemotron_export.checkpoint import Checkpoint
-from nemotron_export.model.load import load_task_model
+from nemotron_export.model.load import load_model
 from nemotron_export.parity.layerwise import Feed, LayerwiseModel
 from nemotron_export.parity.prompts import ENGLISH_TEXT
 from nemotron_export.parity.reference import encoder
@@ -121,7 +121,7 @@ def score_texts(
             ReferenceText(ids, token_nll(logits.numpy(), ids[1:]))
             for ids, (logits,) in zip(windows, outputs, strict=True)
         )
-    whole = load_task_model(checkpoint, torch.float32)
+    whole = load_model(checkpoint, torch.float32)
     scored = []
     for index, ids in enumerate(windows):
         progress(stage, index, len(windows))

@@ -7,20 +7,16 @@ import os
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
 from nemotron_errors import CheckpointError
-
-if TYPE_CHECKING:
-    from nemotron_export.checkpoint import TensorEntry
+from nemotron_formats.tensors import TensorEntry
 
 __all__ = ["READ_BYTES", "TensorReader"]
 
 # Small enough for a processor's cache: the cast reads what the kernel has just copied.
 READ_BYTES = 4 << 20
-
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
 class TensorReader:
@@ -81,7 +77,7 @@ class TensorReader:
 
     def _parts(self, entry: TensorEntry, start: int, count: int) -> Iterator[torch.Tensor]:
         """`count` elements from element `start` on, as stored; each part is valid until the next one."""
-        stored = _DTYPES[entry.dtype]
+        stored: torch.dtype = getattr(torch, entry.dtype_name)
         assert (start + count) * stored.itemsize <= entry.length
         file = self._open(entry)
         file.seek(entry.offset + start * stored.itemsize)

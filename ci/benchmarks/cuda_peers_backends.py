@@ -1,4 +1,4 @@
-"""The contenders of cuda_peers.py: they note the tokens that they wrote, so that what is timed is what is compared."""
+"""The backends of cuda_peers.py: they note the tokens that they wrote, so that what is timed is what is compared."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from genai_peer import GenaiContender
+from genai_peer import GenaiBackend
 
-from nemotron_export.bench.backends import CONTENDERS, ContenderSpec, Description
+from nemotron_export.bench.backends import BACKENDS, BackendSpec, Description
 from nemotron_export.bench.backends.base import Ids
-from nemotron_export.bench.backends.bundle import BundleContender
+from nemotron_export.bench.backends.bundle import BundleBackend
 from nemotron_export.bench.traffic import kv_bytes_per_token, read_parameters, total_parameters
 from nemotron_export.checkpoint import Checkpoint
 
@@ -50,13 +50,13 @@ class _Noted:
         super().close()  # type: ignore[misc]
 
 
-class OurBundle(_Noted, BundleContender):
+class OurBundle(_Noted, BundleBackend):
     """A bundle of ours on our runtime."""
 
     kind: ClassVar[str] = "ours"
 
 
-class GenaiPeer(_Noted, GenaiContender):
+class GenaiPeer(_Noted, GenaiBackend):
     """A folder on ONNX Runtime GenAI."""
 
     kind: ClassVar[str] = "genai-noted"
@@ -68,20 +68,20 @@ _OTHER_KERNELS = (
     ("fpA_intB", {"ORT_FPA_INTB_GEMM": "1"}, ("int4-fp16",)),
 )
 
-CONTENDERS.update({cls.kind: cls for cls in (OurBundle, GenaiPeer)})
+BACKENDS.update({cls.kind: cls for cls in (OurBundle, GenaiPeer)})
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A contender and the folder of `work` that it runs; those of one group are loaded at once and take turns."""
+    """A backend and the folder of `work` that it runs; those of one group are loaded at once and take turns."""
 
-    spec: ContenderSpec
+    spec: BackendSpec
     folder: str
     group: str
 
 
 def entries(checkpoint: Path, work: Path, provider: str) -> list[Entry]:
-    """All contenders, ours first in each group; those whose folders were not built are left out."""
+    """All backends, ours first in each group; those whose folders were not built are left out."""
     config = Checkpoint.open(checkpoint).config
     cuda = provider == "cuda"
     dtype, bits = ("bfloat16", 16) if cuda else ("float32", 32)
@@ -98,7 +98,7 @@ def entries(checkpoint: Path, work: Path, provider: str) -> list[Entry]:
         common = {"path": str(work / folder), "environment": {}, "description": vars(described)}
         common["tokens"] = str(work / f"tokens-{len(found)}.json")
         table = (total - read) * bits // 8
-        spec = ContenderSpec(runner, name, {**common, **options}, weights + table, provider)
+        spec = BackendSpec(runner, name, {**common, **options}, weights + table, provider)
         found.append(Entry(spec, folder, group))
 
     ours = {"weights_dir": None, "allow_unverified": True, "kind": "onnxruntime"}

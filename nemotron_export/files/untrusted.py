@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from nemotron_errors import CheckpointError
+from nemotron_errors import CheckpointError, NemotronError
 
 __all__ = ["file_size", "list_folder", "number", "open_regular", "parse_json", "quote", "read_json", "several"]
 
@@ -37,7 +37,9 @@ def number(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def _os_error(path: Path, error: OSError | ValueError, expected: str) -> CheckpointError:
+def _os_error(
+    path: Path, error: OSError | ValueError, expected: str, refusal: type[NemotronError] = CheckpointError
+) -> NemotronError:
     code = error.errno if isinstance(error, OSError) else None
     if code == errno.ENOENT:
         found, remedy = "no such file or folder", "check the path, and that the download was complete"
@@ -55,29 +57,29 @@ def _os_error(path: Path, error: OSError | ValueError, expected: str) -> Checkpo
         found, remedy = "a path with a null byte", "check the path"
     else:
         found, remedy = f"an error of the operating system ({error})", "check the disk and the path"
-    return CheckpointError(found, expected, remedy, where=str(path))
+    return refusal(found, expected, remedy, where=str(path))
 
 
-def file_size(path: Path, expected: str) -> int:
-    """Size in bytes of a regular file; CheckpointError for anything else."""
+def file_size(path: Path, expected: str, refusal: type[NemotronError] = CheckpointError) -> int:
+    """Size in bytes of a regular file; raises ``refusal`` for anything else."""
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:
-        raise _os_error(path, error, expected) from None
+        raise _os_error(path, error, expected, refusal) from None
     if not stat.S_ISREG(status.st_mode):
         # A pipe or a device would block or never end.
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
-        raise CheckpointError(kind, expected, "put the file itself there", where=str(path))
+        raise refusal(kind, expected, "put the file itself there", where=str(path))
     return status.st_size
 
 
-def open_regular(path: Path, expected: str) -> tuple[BinaryIO, int]:
+def open_regular(path: Path, expected: str, refusal: type[NemotronError] = CheckpointError) -> tuple[BinaryIO, int]:
     """Opens a regular file unbuffered for reading; returns it and its size in bytes."""
-    size = file_size(path, expected)
+    size = file_size(path, expected, refusal)
     try:
         return open(path, "rb", buffering=0), size
     except (OSError, ValueError) as error:
-        raise _os_error(path, error, expected) from None
+        raise _os_error(path, error, expected, refusal) from None
 
 
 def list_folder(path: Path, expected: str) -> list[str]:
@@ -107,30 +109,41 @@ def _constant(name: str) -> Any:
     raise _RefusedError(f"{name}, which is not JSON")
 
 
-def parse_json(data: bytes, *, where: str, what: str, remedy: str) -> dict[str, Any]:
+def parse_json(
+    data: bytes, *, where: str, what: str, remedy: str, refusal: type[NemotronError] = CheckpointError
+) -> dict[str, Any]:
     """Parses a JSON object strictly: UTF-8, no duplicate keys, no NaN, bounded nesting."""
-    expected = f"{what} as one JSON object"
+
+    def refused(found: str) -> NemotronError:
+        return refusal(found, f"{what} as one JSON object", remedy, where=where)
+
     try:
         parsed = json.loads(data.decode("utf-8"), object_pairs_hook=_object, parse_constant=_constant)
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"bytes that are not UTF-8 at {error.start}", expected, remedy, where=where) from None
-    except _RefusedError as refused:
-        raise CheckpointError(str(refused), expected, remedy, where=where) from None
+        raise refused(f"bytes that are not UTF-8 at {error.start}") from None
+    except _RefusedError as error:
+        raise refused(str(error)) from None
     except RecursionError:
-        raise CheckpointError("JSON nested too deeply", expected, remedy, where=where) from None
+        raise refused("JSON nested too deeply") from None
     except ValueError as error:  # JSONDecodeError, and integers of thousands of digits
-        raise CheckpointError(f"broken JSON ({error})", expected, remedy, where=where) from None
+        raise refused(f"broken JSON ({error})") from None
     if not isinstance(parsed, dict):
-        raise CheckpointError(f"a JSON {type(parsed).__name__}", expected, remedy, where=where)
+        raise refused(f"a JSON {type(parsed).__name__}")
     return parsed
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """Reads a JSON file of bounded size strictly."""
-    handle, size = open_regular(path, what)
+def read_json(path: Path, what: str, refusal: type[NemotronError] = CheckpointError) -> dict[str, Any]:
+    """Reads a JSON file of bounded size strictly.
+
+    Args:
+        path: the file.
+        what: what it holds, for errors.
+        refusal: the error for a file that is missing, unreadable or not one JSON object.
+    """
+    handle, size = open_regular(path, what, refusal)
     with handle:
         if size > _MAX_JSON_BYTES:
             limit = f"at most {_MAX_JSON_BYTES} bytes"
-            raise CheckpointError(f"{size} bytes", limit, f"check that this is {what}", where=str(path))
+            raise refusal(f"{size} bytes", limit, f"check that this is {what}", where=str(path))
         data = handle.read()
-    return parse_json(data, where=str(path), what=what, remedy="download or write the file again")
+    return parse_json(data, where=str(path), what=what, remedy="download or write the file again", refusal=refusal)

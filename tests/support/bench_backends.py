@@ -1,4 +1,4 @@
-"""A contender without a model: it notes when it did what, and misbehaves on demand."""
+"""A backend without a model: it notes when it did what, and misbehaves on demand."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any, ClassVar
 import numpy as np
 from nemotron_errors import LimitError
 
-from nemotron_export.bench.backends.base import BenchRequest, Contender, ContenderSpec, Description, Ids
+from nemotron_export.bench.backends.base import Backend, BackendSpec, BenchRequest, Description, Ids
 
-__all__ = ["FakeContender", "fake_spec"]
+__all__ = ["FakeBackend", "fake_spec"]
 
 
-class FakeContender(Contender):
+class FakeBackend(Backend):
     """Options: log (a file that gets a line per event), name, and `fault`, what goes wrong in `reset`."""
 
     kind: ClassVar[str] = "fake"
 
     @classmethod
-    def specs(cls, request: BenchRequest) -> list[ContenderSpec]:
+    def specs(cls, request: BenchRequest) -> list[BackendSpec]:
         return []
 
     def prepare(self) -> None:
@@ -66,7 +66,7 @@ class FakeContender(Contender):
             file.write(f"{self.options['name']} {os.getpid()} {event} {np.datetime64('now')}\n")
 
 
-def fake_spec(name: str, log: Path, fault: str | None = None) -> ContenderSpec:
+def fake_spec(name: str, log: Path, fault: str | None = None) -> BackendSpec:
     """A spec of it."""
     options: dict[str, Any] = {"name": name, "log": str(log), "fault": fault}
-    return ContenderSpec("fake", name, options, 1000)
+    return BackendSpec("fake", name, options, 1000)

@@ -1,6 +1,6 @@
-"""Judges tokens that contenders wrote greedily: may they have been chosen, by eager PyTorch on the same device?
+"""Checks tokens that backends wrote greedily: may they have been chosen, by eager PyTorch on the same device?
 
-    python ci/benchmarks/cuda_peers_judge.py CHECKPOINT TOKENS.json --prompt-tokens 512 --device cuda
+    python ci/benchmarks/cuda_peers_check.py CHECKPOINT TOKENS.json --prompt-tokens 512 --device cuda
 
 TOKENS.json is {name: [token, …]}, all behind the same prompt. With random weights the best tokens are near ties in
 low precision, so two right implementations part sooner or later. A token passes where eager fp32's best logit is ahead
@@ -38,7 +38,7 @@ def last_logits(model: Any, text: np.ndarray, count: int, device: str) -> torch.
         return model(ids).logits[0, -count:].float()
 
 
-def judge(checkpoint: Path, written: dict[str, list[int]], prompt_tokens: int, device: str) -> dict[str, Any]:
+def check(checkpoint: Path, written: dict[str, list[int]], prompt_tokens: int, device: str) -> dict[str, Any]:
     """Verdicts by name."""
     opened = Checkpoint.open(checkpoint)
     count = len(next(iter(written.values())))
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     arguments = parser.parse_args()
     written = json.loads(arguments.tokens.read_text(encoding="utf-8"))
-    json.dump(judge(arguments.checkpoint, written, arguments.prompt_tokens, arguments.device), sys.stdout)
+    json.dump(check(arguments.checkpoint, written, arguments.prompt_tokens, arguments.device), sys.stdout)
 
 
 if __name__ == "__main__":

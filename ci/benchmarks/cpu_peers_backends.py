@@ -11,17 +11,17 @@ import sys
 from typing import Any, ClassVar
 
 import numpy as np
-from genai_peer import GenaiContender, Peer
+from genai_peer import GenaiBackend, Peer
 
-from nemotron_export.bench.backends import CONTENDERS, Description
+from nemotron_export.bench.backends import BACKENDS, Description
 from nemotron_export.bench.backends.base import Ids
 
-__all__ = ["CompiledContender", "GenaiContender", "LlamaContender"]
+__all__ = ["CompiledBackend", "GenaiBackend", "LlamaBackend"]
 
 _UBATCH = 512
 
 
-class LlamaContender(Peer):
+class LlamaBackend(Peer):
     """A GGUF file on llama.cpp, through the C functions that llama-cpp-python binds.
 
     Options: site, the folder that `pip install --target` put llama-cpp-python into; slots; kv, the cache's f16 or f32.
@@ -94,7 +94,7 @@ class LlamaContender(Peer):
         return np.array([self._logits().argmax()])
 
 
-class CompiledContender(Peer):
+class CompiledBackend(Peer):
     """transformers' model and static cache, its forward pass through torch.compile; compiled in the warm-up rounds."""
 
     kind: ClassVar[str] = "compiled"
@@ -146,4 +146,4 @@ class CompiledContender(Peer):
             return out.logits[:, -1].numpy()
 
 
-CONTENDERS.update({cls.kind: cls for cls in (LlamaContender, CompiledContender)})
+BACKENDS.update({cls.kind: cls for cls in (LlamaBackend, CompiledBackend)})
