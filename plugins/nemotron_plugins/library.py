@@ -38,10 +38,14 @@ class KernelLibrary(Mapping[str, CompiledKernel]):
     def __len__(self) -> int:
         return len(self.kernels)
 
-    def of(self, request: KernelRequest) -> dict[str, CompiledKernel]:
-        """The kernels of a request by variant, the names that its op's launch rule gives; empty where it has none."""
-        start = kernel_key(request, "")
-        return {key[len(start) :]: kernel for key, kernel in self.kernels.items() if key.startswith(start)}
+    def of(self, *requests: KernelRequest) -> dict[str, CompiledKernel]:
+        """The kernels of requests by variant, the names that their ops' launch rules give; those that are here."""
+        return {
+            key[len(start) :]: kernel
+            for start in (kernel_key(request, "") for request in requests)
+            for key, kernel in self.kernels.items()
+            if key.startswith(start)
+        }
 
     def save(self, folder: Path) -> tuple[Path, ...]:
         """Writes ``<architecture>/<key>.cubin`` and ``.json`` for each kernel below ``folder``; returns the files."""

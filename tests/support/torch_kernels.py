@@ -106,12 +106,12 @@ def run_op(
 def argmax(logits: torch.Tensor) -> torch.Tensor:
     """The index of the largest logit of each sequence, int64 [B], of logits float32 [B, V]."""
     B, vocab = logits.shape
-    launches = launches_of(logits_request("Argmax", vocab), gpu_of(logits))
-    parts = int(launches["part"].constexprs["PARTS"])
+    part, combine = launches_of(logits_request("Argmax", vocab), gpu_of(logits)).values()
+    parts = int(part.constexprs["PARTS"])
     partial, tokens = logits.new_empty((B, parts)), logits.new_empty((B,), dtype=torch.int64)
     index = torch.empty_like(partial, dtype=torch.int64)
-    run_launch(launches["part"], logits, partial, index, B=B)
-    run_launch(launches["combine"], partial, index, tokens, B=B)
+    run_launch(part, logits, partial, index, B=B)
+    run_launch(combine, partial, index, tokens, B=B)
     return tokens
 
 

@@ -25,7 +25,7 @@ from support.kernel_requests import H100, TINY
 pytest.importorskip("triton", reason="Triton, of the build extra, has no wheel for this platform")
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Triton is for Linux")
 
-KEYS = ("Argmax.combine", "o.r1", "Argmax.part", "head.r1")
+KEYS = ("Argmax.argmax_combine", "o.r1", "Argmax.argmax", "head.r1")
 
 
 def jobs(*architectures: int) -> list[CompileJob]:

@@ -14,7 +14,7 @@ from nemotron_plugins.launches.launch import CompiledKernel, Gpu
 from nemotron_plugins.library import KernelLibrary, kernel_key
 from support.kernel_requests import H100, TINY
 
-PART = kernel_key(TINY.requests["Argmax"], "part")
+PART = kernel_key(TINY.requests["Argmax"], "argmax")
 
 
 @pytest.fixture(scope="module")

@@ -55,8 +55,8 @@ def test_the_launches_of_minitron_4b_are_those_that_were_measured() -> None:
         "fused": tuple(f"{kind}{rows}" for rows in ROWS for kind in ("r", "combine")),
         **{name: ("norm", *(f"r{rows}" for rows in ROWS)) for name in ("qkv", "up", "head")},
         **{name: tuple(f"r{rows}" for rows in ROWS) for name in ("o", "down")},
-        "Argmax": ("part", "combine"),
-        "TopCandidates": ("first", "merge"),
+        "Argmax": ("argmax", "argmax_combine"),
+        "TopCandidates": ("candidates", "candidates_merge"),
     }
     assert set(launches) == {f"{name}.{variant}" for name, variants in kinds.items() for variant in variants}
     assert all(launch.pdl for launch in launches.values())
@@ -100,11 +100,11 @@ def test_the_launches_of_minitron_4b_are_those_that_were_measured() -> None:
                 assert launch.constexprs["HAS_NORM"] is (rows == 1)
                 assert dict(launch.arguments)["out_ptr"] == ("*fp32" if name == "head" else "*T")
     assert _chosen(launches["up.norm"], "BLOCK_IN") == (4096, 8, 1)
-    assert _chosen(launches["Argmax.part"], "VOCAB", "PARTS", "BLOCK") == (256000, 256, 1024, 4, 1)
-    assert _chosen(launches["Argmax.combine"], "PARTS") == (256, 4, 1)
-    assert launches["TopCandidates.first"].grid == (GridAxis(1, ("B",)), GridAxis(125))
-    assert _chosen(launches["TopCandidates.merge"], "LOG_BLOCK", "LOG_COUNT") == (11, 7, 8, 1)
-    exact = {"update.decode", "update.many", "TopCandidates.first", "TopCandidates.merge"}
+    assert _chosen(launches["Argmax.argmax"], "VOCAB", "PARTS", "BLOCK") == (256000, 256, 1024, 4, 1)
+    assert _chosen(launches["Argmax.argmax_combine"], "PARTS") == (256, 4, 1)
+    assert launches["TopCandidates.candidates"].grid == (GridAxis(1, ("B",)), GridAxis(125))
+    assert _chosen(launches["TopCandidates.candidates_merge"], "LOG_BLOCK", "LOG_COUNT") == (11, 7, 8, 1)
+    exact = {"update.decode", "update.many", "TopCandidates.candidates", "TopCandidates.candidates_merge"}
     assert {key for key, launch in launches.items() if not launch.fp_fusion} == exact
     assert not any(launch.pdl for launch in MINITRON_4B.launches(Gpu(80, 108)).values())
 
@@ -117,8 +117,8 @@ def test_nothing_is_compiled_that_no_node_asks_for() -> None:
     # of one sequence no row is normalised apart
     assert set(TINY.launches()) == {
         "update.decode", "update.many", "attention.prefill", "attention.r1", "attention.combine1", "fused.r1",
-        "fused.combine1", "qkv.r1", "up.r1", "head.r1", "o.r1", "down.r1", "Argmax.part", "Argmax.combine",
-        "TopCandidates.first", "TopCandidates.merge",
+        "fused.combine1", "qkv.r1", "up.r1", "head.r1", "o.r1", "down.r1", "Argmax.argmax", "Argmax.argmax_combine",
+        "TopCandidates.candidates", "TopCandidates.candidates_merge",
     }  # fmt: skip
     # one part is not combined
     short = dataclasses.replace(TINY, capacity=32)

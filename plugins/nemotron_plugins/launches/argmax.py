@@ -40,6 +40,6 @@ def argmax_combine_rule(*, parts: int, pdl: bool = False) -> Launch:
 
 
 def argmax_launches(vocab: int, gpu: Gpu) -> dict[str, Launch]:
-    """Both launches of the greedy choice on logits [B, vocab]: ``part``, then ``combine``."""
+    """Both launches of the greedy choice on logits [B, vocab], in their order."""
     part = argmax_rule(vocab=vocab, multiprocessors=gpu.multiprocessors, pdl=gpu.pdl)
-    return {"part": part, "combine": argmax_combine_rule(parts=int(part.constexprs["PARTS"]), pdl=gpu.pdl)}
+    return {"argmax": part, "argmax_combine": argmax_combine_rule(parts=int(part.constexprs["PARTS"]), pdl=gpu.pdl)}

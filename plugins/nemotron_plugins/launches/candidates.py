@@ -56,5 +56,8 @@ def candidates_merge_rule(*, pdl: bool = False) -> Launch:
 
 
 def candidates_launches(vocab: int, gpu: Gpu) -> dict[str, Launch]:
-    """``first``, on logits [B, vocab], and ``merge``, on what it leaves: see :func:`tournament`."""
-    return {"first": candidates_rule(vocab=vocab, pdl=gpu.pdl), "merge": candidates_merge_rule(pdl=gpu.pdl)}
+    """That on logits [B, vocab], and that on what it leaves, for each further launch of :func:`tournament`."""
+    return {
+        "candidates": candidates_rule(vocab=vocab, pdl=gpu.pdl),
+        "candidates_merge": candidates_merge_rule(pdl=gpu.pdl),
+    }
