@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,14 +12,17 @@ import onnx_ir as ir
 from nemotron_errors import GraphError, MissingDependencyError, RequestError
 from nemotron_graphs.targets import Target, tensorrt_native
 from nemotron_graphs.targets.lowering import Lowered
-from nemotron_plugins.kernel_spec import KernelSpec
-from nemotron_plugins.library import SESSION_KERNELS, KernelLibrary, build_library
+from nemotron_plugins.build import build_library
+from nemotron_plugins.launches.launch import Gpu as KernelGpu
+from nemotron_plugins.library import KernelLibrary
+from nemotron_plugins.requests import KernelRequest, logits_request
 from nemotron_runtime.bundle.limits import Limits
 from nemotron_runtime.bundle.records import TensorRTRecord
 
 from nemotron_export.building.builder import Builder, check_stored_dtype
 from nemotron_export.building.head import head_record
 from nemotron_export.building.host_weights import host_constants
+from nemotron_export.building.kernels import bind_kernels
 from nemotron_export.building.preflight import Estimate
 from nemotron_export.building.request import BuildRequest
 from nemotron_export.checkpoint import Checkpoint
@@ -32,7 +35,7 @@ from nemotron_export.tensorrt.messages import node_ops
 from nemotron_export.tensorrt.shapes import Range, decode_ranges, input_shapes, pass_ranges
 from nemotron_export.tensorrt.timing_cache import TimingCacheFile, default_cache_folder
 
-__all__ = ["KERNELS_FOLDER", "TensorRTBuilder", "kernel_spec"]
+__all__ = ["KERNELS_FOLDER", "TensorRTBuilder"]
 
 KERNELS_FOLDER = "kernels"
 _FIRST_NATIVE = (10, 15)
@@ -114,9 +117,13 @@ class TensorRTBuilder(Builder):
             ResourceError: too little GPU memory.
             KeyboardInterrupt: interrupted; nothing of the engine in work is written.
         """
+        requests = [request for graph in lowered.graphs.values() for request in bind_kernels(graph.model, limits)]
+        if checkpoint.task == "causal-lm":
+            # the executor's own: what chooses tokens
+            vocab = head_record(checkpoint.config, checkpoint.task)["size"]
+            requests += [logits_request(op, vocab) for op in ("Argmax", "TopCandidates")]
         lowered.save(folder)
-        spec = kernel_spec(checkpoint, lowered.session["cache_dtype"], limits, self.gpu.multiprocessors)
-        library = self._write_kernels(spec, folder, progress)
+        library = self._write_kernels(requests, folder, progress)
         constants = host_constants(checkpoint, lowered.weights) if self.request.embed_weights else {}
         engines = {}
         for name, ranges in (("prefill", pass_ranges(limits)), ("decode", decode_ranges(limits))):
@@ -138,13 +145,10 @@ class TensorRTBuilder(Builder):
         )
         return {"tensorrt": asdict(record)}
 
-    def _write_kernels(self, spec: KernelSpec, folder: Path, progress: Progress) -> KernelLibrary:
+    def _write_kernels(self, requests: Sequence[KernelRequest], folder: Path, progress: Progress) -> KernelLibrary:
         """Compiles the kernels into the bundle; gives those of this GPU."""
-        # engines of native layers launch none of them; the session has some of its own
-        keys: Collection[str] | None = None if self.request.plugins else SESSION_KERNELS
-        libraries = build_library(
-            spec, self.architectures, lambda done, total: progress("compile kernels", done, total), keys=keys
-        )
+        gpus = [KernelGpu(architecture, self.gpu.multiprocessors) for architecture in self.architectures]
+        libraries = build_library(requests, gpus, lambda done, total: progress("compile kernels", done, total))
         for library in libraries.values():
             library.save(folder / KERNELS_FOLDER)
         return libraries[self.gpu.capability]
@@ -204,27 +208,3 @@ def choose_architectures(gpu: Gpu, wanted: Sequence[str]) -> tuple[int, ...]:
             raise RequestError(f"'{name}'", names, "name some of them", where="--architectures")
         chosen[int(number)] = None
     return tuple(chosen)
-
-
-def kernel_spec(checkpoint: Checkpoint, dtype: str, limits: Limits, multiprocessors: int) -> KernelSpec:
-    """What kernels are chosen and compiled by, from the checkpoint's config."""
-    config = checkpoint.config
-    head = head_record(config, checkpoint.task)
-    has_head = checkpoint.task != "feature-extraction"
-    return KernelSpec(
-        query_heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-        rotary_dim=config.rotary_dim,
-        hidden=config.hidden_size,
-        intermediate=config.intermediate_size,
-        outputs=head["size"] if has_head else 0,
-        epsilon=config.norm_eps,
-        dtype=dtype,
-        max_batch=limits.max_batch,
-        max_seq_len=limits.max_seq_len,
-        multiprocessors=multiprocessors,
-        attention_bias=config.attention_bias,
-        mlp_bias=config.mlp_bias,
-        head_bias=any(name.endswith(("score.bias", "qa_outputs.bias")) for name in checkpoint.tensors),
-    )

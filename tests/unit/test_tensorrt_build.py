@@ -14,13 +14,15 @@ import onnx
 import pytest
 import torch
 from nemotron_errors import GraphError, MissingDependencyError, NemotronError, RequestError, ResourceError
-from nemotron_plugins.kernel_spec import KernelSpec
 from nemotron_plugins.launches.launch import CompiledKernel, GridAxis, LaunchRecord
+from nemotron_plugins.launches.launch import Gpu as KernelGpu
 from nemotron_plugins.library import KernelLibrary
+from nemotron_plugins.requests import KernelRequest
 from nemotron_runtime.bundle.folder import Bundle
 from nemotron_runtime.bundle.limits import Limits
 from nemotron_runtime.bundle.manifest import Manifest
 from support.checkpoints import ODD, write_checkpoint
+from support.kernel_requests import ModelSizes
 from support.tensorrt_builder import FakeBuilderModule
 
 from nemotron_export.building import build
@@ -43,20 +45,21 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Fakes:
     def __init__(self) -> None:
         self.trt = FakeBuilderModule()
-        self.specs: list[KernelSpec] = []
+        self.requests: list[list[KernelRequest]] = []
         self.libraries: list[KernelLibrary] = []
         self.registered = 0
 
-    def compile(self, spec: KernelSpec, architectures: list[int], on_done: Any, keys: Any) -> dict[int, KernelLibrary]:
-        assert keys is None, "all of them"
-        self.specs.append(spec)
+    def compile(self, requests: list[KernelRequest], gpus: list[KernelGpu], on_done: Any) -> dict[int, KernelLibrary]:
+        self.requests.append(requests)
         made = {}
         on_done(0, 34)
         on_done(34, 34)
-        for architecture in architectures:
+        for gpu in gpus:
+            architecture = gpu.architecture
+            assert gpu.multiprocessors == GPU.multiprocessors
             cubin = f"code for {architecture}".encode()
             record = LaunchRecord(
-                kernel="argmax_kernel", entry="argmax", architecture=f"sm_{architecture}", dtype=spec.dtype,
+                kernel="argmax_kernel", entry="argmax", architecture=f"sm_{architecture}", dtype="bfloat16",
                 arguments=(), hidden_arguments=(), constexprs={}, grid=(GridAxis(1, ("B",)),), num_warps=4,
                 num_stages=1, shared_bytes=0, cluster=(1, 1, 1), scratch_bytes={}, scratch_alignment={},
                 fp_fusion=True, pdl=True, triton="3.6.0", cubin_sha256=hashlib.sha256(cubin).hexdigest(),
@@ -177,24 +180,26 @@ def test_weights_are_named_by_their_places(fakes: Fakes, checkpoint: Path, tmp_p
     assert packed.parts[1].offset == header + entry["data_offsets"][0]
 
 
-def test_kernels_are_chosen_by_the_config(fakes: Fakes, checkpoint: Path, tmp_path: Path) -> None:
-    make(checkpoint, tmp_path / "bundle")
-    assert fakes.specs == [
-        KernelSpec(
-            query_heads=4,
-            kv_heads=2,
-            head_dim=32,
-            rotary_dim=16,
-            hidden=96,
-            intermediate=208,
-            outputs=320,
-            epsilon=1e-5,
-            dtype="bfloat16",
-            max_batch=2,
-            max_seq_len=64,
-            multiprocessors=132,
-        )
-    ]
+def test_kernels_are_those_that_the_nodes_ask_for(fakes: Fakes, checkpoint: Path, tmp_path: Path) -> None:
+    path = make(checkpoint, tmp_path / "bundle")
+    (requests,) = fakes.requests
+    sizes = ModelSizes(
+        query_heads=4, kv_heads=2, head_dim=32, rotary_dim=16, hidden=96, intermediate=208, outputs=320, sequences=2,
+        capacity=64,
+    )  # fmt: skip
+    assert set(requests) == set(sizes.requests.values())
+    assert len(requests) == len(set(requests))
+    # each node of the stored graphs names its own
+    named = {
+        attribute.s.decode()
+        for name in ("prefill", "decode")
+        for node in onnx.load(path / f"graphs/{name}.onnx").graph.node
+        if node.domain == "nemotron"
+        for attribute in node.attribute
+        if attribute.name == "kernel"
+    }
+    executors = [request for request in requests if request.op in ("Argmax", "TopCandidates")]
+    assert named == {request.to_json() for request in requests} - {request.to_json() for request in executors}
 
 
 def refuse(checkpoint: Path, output: Path, error: type[NemotronError], match: str, **options: Any) -> NemotronError:
@@ -310,4 +315,4 @@ def test_fp16_checkpoints_are_built_in_fp16(fakes: Fakes, tmp_path: Path) -> Non
     assert (manifest.dtype, manifest.session.cache_dtype) == ("float16", "float16")
     # nothing was measured: all layers square in fp32
     assert manifest.model.fp32_mlp_layers == (0, 1, 2)
-    assert fakes.specs[0].dtype == "float16"
+    assert {request.dtype for request in fakes.requests[0]} == {"float16", "float32"}

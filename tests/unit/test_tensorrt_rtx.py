@@ -136,9 +136,9 @@ class TestNoPlugins:
         monkeypatch.setattr(building, "current_gpu", nullcontext)
         monkeypatch.setattr(building, "default_cache_folder", lambda: tmp_path / "cache")
 
-        def compile_kernels(spec: Any, numbers: list[int], on_done: Any, keys: Any) -> dict[int, KernelLibrary]:
-            assert keys == ("argmax", "argmax_combine", "candidates", "candidates_merge"), "of no layer"
-            return {number: KernelLibrary(f"sm_{number}", {}) for number in numbers}
+        def compile_kernels(requests: Any, gpus: Any, on_done: Any) -> dict[int, KernelLibrary]:
+            assert [request.op for request in requests] == ["Argmax", "TopCandidates"], "of no layer"
+            return {gpu.architecture: KernelLibrary(f"sm_{gpu.architecture}", {}) for gpu in gpus}
 
         monkeypatch.setattr(building, "build_library", compile_kernels)
         return made

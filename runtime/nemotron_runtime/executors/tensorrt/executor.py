@@ -248,9 +248,12 @@ def _kernels(bundle: Bundle, record: TensorRTRecord) -> tuple[Mapping[str, Any],
     """
     # needs no Triton
     from nemotron_plugins.library import KernelLibrary
+    from nemotron_plugins.requests import logits_request
 
     folder = bundle.file(_KERNEL_FOLDER)
-    return KernelLibrary.load(folder, record.architecture), str(folder)
+    library = KernelLibrary.load(folder, record.architecture)
+    wanted = (logits_request(op, bundle.manifest.head.size) for op in ("Argmax", "TopCandidates"))
+    return library.of(*wanted), str(folder)
 
 
 def _check_engine(engine: Engine, bundle: Bundle, record: TensorRTRecord, row_inputs: tuple[str, ...]) -> None:

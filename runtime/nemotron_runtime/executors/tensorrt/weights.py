@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from nemotron_errors import BundleError
+from nemotron_formats.dtypes import item_bytes
 from nemotron_formats.tensors import FileSpan, WeightInput
-from nemotron_plugins.launches.rotary import ITEM_BYTES
 
 from nemotron_runtime.bundle.folder import Bundle
 from nemotron_runtime.bundle.records import TensorRTRecord
@@ -76,7 +76,7 @@ def check_weights(bundle: Bundle, record: TensorRTRecord) -> None:
                 f"store the checkpoint in {bundle.manifest.dtype} with `nemotron-export convert`, and build from that"
             )
             raise BundleError(f"{weight.dtype} weights", f"{bundle.manifest.dtype} ones", remedy, where=where)
-        expected = math.prod(weight.shape) * ITEM_BYTES[weight.dtype]
+        expected = math.prod(weight.shape) * item_bytes(weight.dtype)
         found = sum(part.length for part in weight.parts)
         if found != expected:
             raise BundleError(f"{found} bytes", f"{expected} bytes", "build the bundle again", where=where)
