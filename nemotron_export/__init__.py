@@ -40,7 +40,7 @@ __all__ = [
     "load",
 ]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Loaded when asked for (PEP 562): `import nemotron_export` and the command line start without torch and onnx.
 _HOMES = {

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nemotron_graphs.targets import LoweredGraph, Target
-from nemotron_runtime.bundle.limits import Limits
-from nemotron_runtime.bundle.manifest import QuantizationRecord, RTXRecord, TensorRTRecord
+from nemotron_graphs.targets.lowering import Lowered
+from nemotron_runtime.bundle.folder import file_record
+from nemotron_runtime.bundle.manifest import FORMAT
 
 from nemotron_export.building.head import head_record
+from nemotron_export.building.plan import BuildPlan
 from nemotron_export.checkpoint import Checkpoint, ScanReport
-from nemotron_export.files.record import file_record
 from nemotron_export.installation.versions import versions
 
 __all__ = ["copy_small_files", "describe_files", "manifest_document"]
@@ -48,22 +48,16 @@ def describe_files(bundle: Path) -> dict[str, dict[str, Any]]:
 
 
 def manifest_document(
-    checkpoint: Checkpoint,
-    target: Target,
-    dtype: str,
-    limits: Limits,
-    lowered: LoweredGraph,
+    plan: BuildPlan,
+    lowered: Lowered,
     scanned: ScanReport | None,
-    *,
-    wide_layers: Sequence[int],
-    weights_mode: str,
+    fp32_mlp_layers: Sequence[int],
     weights_directory: str,
     files: dict[str, dict[str, Any]],
-    quantization: QuantizationRecord | None = None,
-    engines: Mapping[str, TensorRTRecord | RTXRecord] | None = None,
+    reason: str,
 ) -> dict[str, Any]:
-    """The manifest as JSON, its parity still pending; ``engines`` are its records of engines, by their keys."""
-    config = checkpoint.config
+    """The manifest as JSON but for the records of quantization and engines; its parity is pending for ``reason``."""
+    checkpoint, config = plan.checkpoint, plan.checkpoint.config
     shards = [
         {
             "name": shard.path.name,
@@ -74,12 +68,12 @@ def manifest_document(
         for shard in checkpoint.shards
     ]
     return {
-        "format": 1,
+        "format": FORMAT,
         "producer": versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "target": target.name,
+        "target": plan.target.name,
         "task": checkpoint.task,
-        "dtype": dtype,
+        "dtype": plan.dtype,
         "model": {
             "config": config.to_dict(),
             "vocab_size": config.vocab_size,
@@ -89,27 +83,21 @@ def manifest_document(
             "eos_token_ids": _eos_token_ids(checkpoint),
             "bos_token_id": config.bos_token_id,
             "pad_token_id": config.pad_token_id,
-            "wide_layers": list(wide_layers),
+            "fp32_mlp_layers": list(fp32_mlp_layers),
         },
         "head": head_record(config, checkpoint.task),
-        "limits": {
-            "max_seq_len": limits.max_seq_len,
-            "max_batch": limits.max_batch,
-            "prefill_chunk": limits.prefill_chunk,
-        },
+        "limits": asdict(plan.limits),
         "session": lowered.session,
         "files": files,
         "weights": {
-            "mode": weights_mode,
+            "mode": plan.weights,
             "directory": weights_directory,
             "chunk_bytes": _CHUNK_BYTES if scanned is None else scanned.chunk_bytes,
             "algorithm": "sha256" if scanned is None else scanned.algorithm,
             "files": shards,
         },
         "scan": {"done": scanned is not None},
-        "parity": {"state": "pending", "reason": "not checked yet", "checked": None},
-        "quantization": None if quantization is None else asdict(quantization),
-        **{name: asdict(record) for name, record in (engines or {}).items()},
+        "parity": {"state": "pending", "reason": reason, "checked": None},
     }
 
 

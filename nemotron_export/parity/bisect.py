@@ -176,7 +176,7 @@ def _tolerance_of(bundle: Bundle) -> float:
     stored = bundle.manifest.quantization
     if stored is None:
         return FP32_TOLERANCE
-    return format_named(f"int{stored.bits}-g{stored.group_size}", str(bundle.directory)).budget.value
+    return format_named(stored.format, str(bundle.directory)).budget.value
 
 
 def _error(found: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]) -> float:

@@ -8,19 +8,18 @@ from pathlib import Path
 import numpy as np
 from nemotron_errors import BundleError, RequestError
 from nemotron_graphs.targets import get_target
-from nemotron_runtime.bundle.folder import Bundle, write_manifest
+from nemotron_runtime.bundle.folder import Bundle, file_record, write_manifest
 from nemotron_runtime.checks.perplexity import perplexity
 from nemotron_runtime.checks.reference import REFERENCE_FILE, Reference, read_reference, write_reference
 from nemotron_runtime.checks.report import ParityReport, ParityRow
 from nemotron_runtime.checks.verification import judge_bundle
 
 from nemotron_export.checkpoint import Checkpoint
-from nemotron_export.files.record import file_record
 from nemotron_export.parity.device import default_device
 from nemotron_export.parity.heldout import held_out_texts, score_texts
 from nemotron_export.parity.memory import choose_reference
 from nemotron_export.parity.prompts import PromptPlan
-from nemotron_export.parity.provider import check_bundle_provider
+from nemotron_export.parity.provider import check_runs_here
 from nemotron_export.parity.reference import reference_for
 from nemotron_export.parity.verdict import quiet_about_parity, record
 from nemotron_export.progress import Progress, silent
@@ -65,7 +64,8 @@ def check_parity(
     with quiet_about_parity():
         opened = Bundle.open(bundle, weights_dir=weights_dir, allow_unverified=True)
     # a reference may take minutes
-    check_bundle_provider(opened)
+    target = get_target(opened.manifest.target)
+    check_runs_here(target, str(opened.directory), building=False)
     source = Checkpoint.open(
         opened.weights_directory if checkpoint is None else Path(checkpoint), task=opened.manifest.task
     )
@@ -80,8 +80,10 @@ def check_parity(
         plan=None if stored is None else _plan_of(stored, reference_steps),
         mode=reference,
         greedy_steps=reference_steps,
-        wide={"wide_layers": list(opened.manifest.model.wide_layers)} if opened.manifest.model.wide_layers else None,
-        device=reference_device or default_device(get_target(opened.manifest.target)),
+        wide={"wide_layers": list(opened.manifest.model.fp32_mlp_layers)}
+        if opened.manifest.model.fp32_mlp_layers
+        else None,
+        device=reference_device or default_device(target),
     )
     if opened.manifest.quantization is not None:
         fresh = _with_texts(fresh, stored, source, opened, reference, progress)

@@ -21,12 +21,12 @@ _ROOM = 2_000_000_000
 
 
 def default_device(target: Target) -> str:
-    """What the reference of a target's bundles computes on where the user names nothing: "auto" or "cpu".
+    """What the reference of a bundle of that target computes on where nobody chose.
 
     A bundle for a GPU is compared with PyTorch on the same GPU, where there is one: its rounding in low precision is
     what the bundle's is measured by. Others run on the CPU, and so does their reference.
     """
-    return "auto" if target.device == "cuda" and target.runs_here else "cpu"
+    return "auto" if target.device == "cuda" else "cpu"
 
 
 def choose_device(wanted: str, num_parameters: int) -> str:

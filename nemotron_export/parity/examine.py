@@ -81,7 +81,7 @@ def examine(
     progress("load the reference", 0, 0)
     models = [load_model(source, getattr(torch, dtype)) for dtype in dtypes]
     for low in models[1:]:
-        widen_mlp(low, opened.manifest.model.wide_layers)
+        widen_mlp(low, opened.manifest.model.fp32_mlp_layers)
     found = None
     if drift:
         progress("drift by position", 0, 0)

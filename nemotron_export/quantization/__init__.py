@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from nemotron_export.quantization.layout import QUANTIZED_FILE, QuantizedLayout, lay_out
-from nemotron_export.quantization.scheme import SCHEMES, Scheme, choose_scheme
 from nemotron_export.quantization.writer import write_quantized
 
-__all__ = ["QUANTIZED_FILE", "SCHEMES", "QuantizedLayout", "Scheme", "choose_scheme", "lay_out", "write_quantized"]
+__all__ = ["QUANTIZED_FILE", "QuantizedLayout", "lay_out", "write_quantized"]

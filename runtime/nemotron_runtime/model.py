@@ -14,7 +14,7 @@ from nemotron_errors import RequestError
 
 from nemotron_runtime.bundle.folder import Bundle
 from nemotron_runtime.bundle.limits import Limits
-from nemotron_runtime.bundle.manifest import ParityRecord
+from nemotron_runtime.bundle.records import ParityRecord
 from nemotron_runtime.chat import ChatCalls
 from nemotron_runtime.engine.generation import Cancelled, GenerationRun, generate
 from nemotron_runtime.engine.results import FinishReason, Generation, Timings

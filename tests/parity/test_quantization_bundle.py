@@ -15,6 +15,7 @@ import onnx
 import pytest
 import torch
 from nemotron_errors import BundleError, RequestError
+from nemotron_formats.weights import Int4
 from nemotron_runtime.bundle.folder import Bundle, write_manifest
 from nemotron_runtime.bundle.manifest import Manifest, WeightsFile
 from nemotron_runtime.checks.judging import judge
@@ -71,7 +72,7 @@ def test_the_demo_in_four_bits_keeps_its_perplexity(demo_bundle: Path) -> None:
     # its own kind of text: far from the 4,096 of a model that knows nothing
     assert perplexity(text.nll for text in reference.texts) < 100
     stored = json.loads((demo_bundle / "manifest.json").read_text())["quantization"]
-    assert (stored["bits"], stored["group_size"], stored["symmetric"]) == (4, 32, True)
+    assert (stored["format"], stored["method"]) == ("int4-g32", "scale search")
     assert "lm_head.weight" in stored["tensors"]
     with nemotron_runtime.load(demo_bundle) as model:
         text = model.generate("If the file does not exist,", max_new_tokens=12).text
@@ -89,7 +90,7 @@ def test_the_odd_bundle_holds_codes_of_every_projection(odd_bundle: Path) -> Non
     names = {initializer.name for initializer in model.graph.initializer}
     # the lookup of the tied embedding reads the stored rows
     assert "model.embed_tokens.weight" in names
-    assert "model.embed_tokens.weight.packed" in names
+    assert "model.embed_tokens.weight.codes" in names
     assert not any(name.endswith("_proj.weight") for name in names)
 
 
@@ -204,10 +205,10 @@ def test_doubled_scales_of_one_tensor_fail_the_judge(spoilt: Path, tensor: str) 
     write_manifest(spoilt, _without_digests(spoilt))
     reference = read_reference(spoilt / "reference.safetensors")
     with open_session(Bundle.open(spoilt)) as session:
-        assert judge(session, reference, "float32", bits=4).passed
+        assert judge(session, reference, "float32", weight_format=Int4(32)).passed
     _double(spoilt, tensor)
     with open_session(Bundle.open(spoilt)) as session:
-        report = judge(session, reference, "float32", bits=4)
+        report = judge(session, reference, "float32", weight_format=Int4(32))
     assert not report.passed
     (row,) = (row for row in report.rows if row.check == "perplexity ratio")
     assert not row.passed
@@ -220,7 +221,7 @@ def test_nan_fails_every_row_of_numbers(spoilt: Path) -> None:
     scales[:] = np.nan
     scales.flush()
     with open_session(Bundle.open(spoilt)) as session:
-        report = judge(session, read_reference(spoilt / "reference.safetensors"), "float32", bits=4)
+        report = judge(session, read_reference(spoilt / "reference.safetensors"), "float32", weight_format=Int4(32))
     assert report.rows
     assert not any(row.passed for row in report.rows)
 
@@ -232,7 +233,7 @@ def test_a_text_of_ones_own(odd_checkpoint: Path, tmp_path: Path) -> None:
     reference = read_reference(path / "reference.safetensors")
     assert reference.judge["text"] == "mine.txt"
     assert [len(each.ids) for each in reference.texts] == [256, 8 * 37 + 1 - 256]
-    assert Manifest.read(path).quantization.group_size == 64  # type: ignore[union-attr]
+    assert Manifest.read(path).quantization.format == "int4-g64"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from nemotron_errors import BundleError, NemotronError, RequestError, TokenizerError
-from nemotron_runtime.bundle.folder import write_manifest
+from nemotron_runtime.bundle.folder import file_record, write_manifest
 from nemotron_runtime.bundle.manifest import Manifest
 from nemotron_runtime.checks.reference import Reference
 from safetensors import safe_open
@@ -29,7 +29,6 @@ from typer.testing import CliRunner
 
 from nemotron_export import build, check_parity
 from nemotron_export.cli import app
-from nemotron_export.files.record import file_record
 from nemotron_export.parity.failure import ParityFailedError
 from nemotron_export.parity.reference import reference_for
 

@@ -18,9 +18,10 @@ import onnx_ir as ir
 import torch
 from nemotron_graphs.ops import OPS
 from nemotron_graphs.targets import LoweringContext, get_target
+from nemotron_graphs.targets.lowering import lower
+from nemotron_runtime.bundle.folder import file_record
 
 from nemotron_export.checkpoint import Checkpoint
-from nemotron_export.files.record import file_record
 from nemotron_export.model import rope_tables
 
 __all__ = ["BODY_MISTAKES", "GRAPH_MISTAKES", "Mistake", "plant"]
@@ -303,8 +304,8 @@ def plant(
     for value in dialect.graph.inputs:
         if value.name in ("cos", "sin"):
             value.shape = ir.Shape(["table", context.cos.shape[1]])
-    lowered = get_target(target).lower(dialect, context)
-    lowered.save(bundle / "model.onnx")
+    lowered = lower(get_target(target), dialect, context)
+    lowered.save(bundle)
     manifest = json.loads((bundle / "manifest.json").read_text())
     manifest["session"]["packed"] = lowered.session["packed"]
     manifest["files"]["model.onnx"] = dataclasses.asdict(file_record(bundle / "model.onnx"))

@@ -23,8 +23,8 @@ PARAMETERS = 4_191_000_000
 
 def _estimate(**changes: object):  # type: ignore[no-untyped-def]
     arguments = {
-        "num_parameters": PARAMETERS, "stored_bytes": 2 * PARAMETERS, "run_dtype": "float32", "slots": 4096,
-        "rows": 1, "weights_mode": "reference", "parity": True,
+        "num_parameters": PARAMETERS, "stored_bytes": 2 * PARAMETERS, "run_dtype": "float32", "capacity": 4096,
+        "sequences": 1, "weights_mode": "reference", "parity": True,
     }  # fmt: skip
     return estimate(CONFIG, **{**arguments, **changes})  # type: ignore[arg-type]
 

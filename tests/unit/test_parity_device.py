@@ -45,10 +45,10 @@ def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptur
         choose_device("tpu", 1)
 
 
-def test_a_bundle_for_a_gpu_is_held_against_the_same_gpu() -> None:
-    found = {name: default_device(target) for name, target in TARGETS.items()}
-    assert {name for name, device in found.items() if device == "auto"} == {"tensorrt", "ort-cuda"}
-    assert set(found.values()) == {"auto", "cpu"}
+def test_a_bundle_for_a_gpu_is_compared_on_the_same_gpu() -> None:
+    on_a_gpu = {name for name, target in TARGETS.items() if default_device(target) == "auto"}
+    assert on_a_gpu == {"ort-cuda", "genai-cuda", "tensorrt", "tensorrt-rtx"}
+    assert {default_device(TARGETS[name]) for name in set(TARGETS) - on_a_gpu} == {"cpu"}
 
 
 def test_fp32_is_never_tf32_and_the_setting_comes_back() -> None:

@@ -11,7 +11,7 @@ import onnx
 import torch
 from nemotron_errors import GraphError
 
-__all__ = ["DOMAIN", "DOMAIN_VERSION", "Attribute", "OpAttribute", "OpDefinition", "OpInput"]
+__all__ = ["DOMAIN", "DOMAIN_VERSION", "Attribute", "OpAttribute", "OpDefinition", "OpInput", "contiguous_like"]
 
 DOMAIN = "nemotron"
 DOMAIN_VERSION = 1
@@ -21,6 +21,11 @@ Attribute = int | float | str
 _FLOATS = ("tensor(float)", "tensor(float16)", "tensor(bfloat16)")
 # "U" is float32 or the run dtype, as an attribute says
 _TYPES = {"T": _FLOATS, "I": ("tensor(int64)",), "U": _FLOATS}
+
+
+def contiguous_like(x: torch.Tensor) -> torch.Tensor:
+    """Shape and dtype for a fake: contiguous, since x may be a view whose strides the real op would not keep."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """``Linear``: a projection on the checkpoint's own [out, in] layout.
 
-Shapes: B rows, S tokens, I input features, O output features.
+Shapes: B sequences, S tokens, I input features, O output features.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """``PartialRotaryEmbedding``: rotates the first lanes of each head, passes the rest.
 
-Shapes: B rows, S new tokens, H heads, D head_dim, P positions in the table, R rotary_dim.
+Shapes: B sequences, S new tokens, H heads, D head_dim, P positions in the table, R rotary_dim.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 import torch
 
-from nemotron_graphs.ops.definition import OpDefinition, OpInput
+from nemotron_graphs.ops.definition import OpDefinition, OpInput, contiguous_like
 
 __all__ = ["partial_rotary_embedding"]
 
@@ -23,8 +23,7 @@ def _eager(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, position_ids: 
 
 
 def _fake(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-    # contiguous: x may be a view whose strides the real op would not keep
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+    return contiguous_like(x)
 
 
 def _body(present: Collection[str]) -> str:

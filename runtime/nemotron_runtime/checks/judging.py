@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from nemotron_errors import BundleError, LimitError
+from nemotron_formats.weights import WeightFormat
 
 from nemotron_runtime.checks.driver import Judge
 from nemotron_runtime.checks.quantized import QuantizedJudge
@@ -23,7 +24,7 @@ def judge(
     reference: Reference,
     dtype: str,
     *,
-    bits: int | None = None,
+    weight_format: WeightFormat | None = None,
     progress: Progress | None = None,
 ) -> ParityReport:
     """Replays the reference and judges.
@@ -49,9 +50,9 @@ def judge(
         LimitError: a prompt past the session's limits.
         BundleError: a low-precision bundle whose reference lacks PyTorch's own RMSE, or another number of outputs.
     """
-    _check_fit(session, reference, dtype, bits)
-    if bits is not None:
-        judged: Judge = QuantizedJudge(session, reference, bits)
+    _check_fit(session, reference, dtype, weight_format)
+    if weight_format is not None:
+        judged: Judge = QuantizedJudge(session, reference, weight_format.budget)
     else:
         judged = (Fp32Judge if dtype == "float32" else LowPrecisionJudge)(session, reference)
     total = 2 * len(reference.prompts) + 1
@@ -69,15 +70,15 @@ def judge(
     return ParityReport(tuple(judged.rows), dtype, reference.logit_range)
 
 
-def _check_fit(session: Session, reference: Reference, dtype: str, bits: int | None) -> None:
-    if bits is not None and not reference.texts and reference.task == "causal-lm":
+def _check_fit(session: Session, reference: Reference, dtype: str, weight_format: WeightFormat | None) -> None:
+    if weight_format is not None and not reference.texts and reference.task == "causal-lm":
         found = "quantized weights and a reference without held-out text"
         raise BundleError(found, "text to measure perplexity on", "build the bundle again", where="reference")
     for text in reference.texts:
         if len(text.ids) > session.limits.max_seq_len:
             found, expected = f"a text of {len(text.ids)} tokens", f"at most {session.limits.max_seq_len}"
             raise LimitError(found, expected, "build the bundle again", where="reference")
-    if bits is None and dtype != "float32" and reference.eager_rmse is None:
+    if weight_format is None and dtype != "float32" and reference.eager_rmse is None:
         found = f"a {dtype} bundle and a reference without eager_rmse"
         raise BundleError(found, "PyTorch's own RMSE in that dtype", "build the bundle again", where="reference")
     for prompt in reference.prompts:

@@ -6,11 +6,11 @@ Shapes: k positions with outputs, V values of each.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from nemotron_formats.weights import Budget
 
 from nemotron_runtime.checks.driver import Judge, prompt_name
 from nemotron_runtime.checks.perplexity import measure_nll, perplexity
@@ -18,31 +18,9 @@ from nemotron_runtime.checks.reference import Reference, ReferencePrompt
 from nemotron_runtime.checks.report import ParityRow
 from nemotron_runtime.executors import Session
 
-__all__ = ["BUDGETS", "Budget", "QuantizedJudge"]
+__all__ = ["QuantizedJudge"]
 
 
-@dataclass(frozen=True)
-class Budget:
-    """What quantized weights may cost, by their bits.
-
-    The perplexity is the criterion. The other bounds are what is left to a model that still computes the same thing:
-    they are wide, but zeros, noise, a wrong scale or a wrong cache go past them.
-
-    Attributes:
-        perplexity: ratio to fp32 PyTorch's on the same tokens.
-        rmse: of the outputs, as a share of the standard deviation of the reference's. Outputs of zero have 1, those of
-            another model about 1.4.
-        drift: largest difference, as a share of the reference's range; another model's is about 1.
-    """
-
-    perplexity: float
-    rmse: float
-    drift: float
-
-
-# Measured, RMSE / deviation: 0.015 (int8) and 0.13 (int4) on the trained demo checkpoint; up to 0.08 and 0.55 on random
-# weights, the worst case, whose errors no training made small where they matter. Drift: up to 0.06 and 0.37.
-BUDGETS = {8: Budget(1.01, 0.2, 0.2), 4: Budget(1.10, 0.9, 0.6)}
 # A token may flip where the reference's margin is below so many RMSE: the difference of two errors deviates by sqrt(2)
 # RMSE, so that this is 5.7 deviations, and the errors' tails are longer than those of a normal distribution.
 _FLIP_MARGIN = 8.0
@@ -54,12 +32,12 @@ class QuantizedJudge(Judge):
     Args:
         session: the session.
         reference: what to judge by.
-        bits: of the weights.
+        budget: what the weights' format may cost.
     """
 
-    def __init__(self, session: Session, reference: Reference, bits: int) -> None:
+    def __init__(self, session: Session, reference: Reference, budget: Budget) -> None:
         super().__init__(session, reference)
-        self._budget = BUDGETS[bits]
+        self._budget = budget
         outputs = [a.ravel() for p in reference.prompts for a in (p.logits, p.step_logits) if a.size]
         # an output that is the same everywhere has no scale of its own
         self._deviation = float(np.concatenate(outputs).std(dtype=np.float64)) or 1.0

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_errors import BundleError
+from nemotron_formats.weights import format_named
 
 from nemotron_runtime.bundle.folder import Bundle, set_parity_state, write_atomically
 from nemotron_runtime.bundle.manifest import Manifest
@@ -62,9 +63,9 @@ def judge_bundle(
         raise BundleError(found, "the reference to judge by", remedy, where=str(opened.directory))
     reference = read_reference(opened.file(REFERENCE_FILE))
     quantization = opened.manifest.quantization
-    bits = None if quantization is None else quantization.bits
+    stored = None if quantization is None else format_named(quantization.format, "quantization")
     with open_session(opened, threads) as session:
-        return judge(session, reference, opened.manifest.dtype, bits=bits, progress=progress)
+        return judge(session, reference, opened.manifest.dtype, weight_format=stored, progress=progress)
 
 
 def record_report(directory: str | Path, report: ParityReport, document: Mapping[str, Any] | None = None) -> None:

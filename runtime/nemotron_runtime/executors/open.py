@@ -10,7 +10,7 @@ from nemotron_runtime.bundle.folder import Bundle
 from nemotron_runtime.executors.base import Session
 from nemotron_runtime.executors.genai import GenaiSession
 from nemotron_runtime.executors.onnxruntime.cpu import OnnxRuntimeSession
-from nemotron_runtime.executors.onnxruntime.cuda import CUDA_PROVIDER, OnnxRuntimeCudaSession
+from nemotron_runtime.executors.onnxruntime.cuda import OnnxRuntimeCudaSession
 
 __all__ = ["open_session"]
 
@@ -29,14 +29,10 @@ def _refuse_rtx(bundle: Bundle, threads: int | None) -> Session:
     )  # fmt: skip
 
 
-def _open_onnxruntime(bundle: Bundle, threads: int | None) -> Session:
-    cuda = bundle.manifest.session.provider == CUDA_PROVIDER
-    return OnnxRuntimeCudaSession(bundle, threads) if cuda else OnnxRuntimeSession(bundle, threads)
-
-
-# what a manifest's session.kind may be; the strict reader refuses others
+# what a manifest's session.executor may be; the strict reader refuses others
 _KINDS: dict[str, Callable[[Bundle, int | None], Session]] = {
-    "onnxruntime": _open_onnxruntime,
+    "onnxruntime": OnnxRuntimeSession,
+    "onnxruntime-cuda": OnnxRuntimeCudaSession,
     "genai": GenaiSession,
     "tensorrt": _open_tensorrt,
     "tensorrt-rtx": _refuse_rtx,
@@ -50,4 +46,4 @@ def open_session(bundle: Bundle, threads: int | None = None) -> Session:
         MissingDependencyError: what it needs is not installed.
         BundleError: see the session.
     """
-    return _KINDS[bundle.manifest.session.kind](bundle, threads)
+    return _KINDS[bundle.manifest.session.executor](bundle, threads)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
-from nemotron_plugins.launches.rotary import ITEM_BYTES
+from nemotron_formats.dtypes import item_bytes
 
 from nemotron_runtime.bundle.manifest import Manifest
 from nemotron_runtime.cuda import Device, DeviceBuffer, Stream
@@ -38,10 +38,10 @@ class DeviceCache:
         self._device, self._stream = device, stream
         self._names = cache_names(manifest.model.num_layers)
         self._heads, self._head_dim = manifest.model.num_kv_heads, manifest.model.head_dim
-        self.item_bytes = ITEM_BYTES[manifest.session.cache_dtype]
+        self.item_bytes = item_bytes(manifest.session.cache_dtype)
         self._max_slots = manifest.limits.max_seq_len
         # of engines that take one number of slots alone
-        self._fixed_slots = 0 if manifest.tensorrt is None else manifest.tensorrt.cache_slots
+        self._fixed_slots = 0 if manifest.tensorrt is None else manifest.tensorrt.cache_capacity
         self._buffer: DeviceBuffer | None = None
         self.addresses: dict[str, int] = {}
         self.shape_BGTD = (0, self._heads, 0, self._head_dim)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from nemotron_errors import BundleError
 
 from nemotron_runtime.bundle.folder import Bundle
-from nemotron_runtime.bundle.manifest_tensorrt import TensorRTRecord
+from nemotron_runtime.bundle.records import TensorRTRecord
 from nemotron_runtime.cuda import Device
 from nemotron_runtime.executors.base import Ids, Logits, Session
 from nemotron_runtime.executors.tensorrt.argmax import Argmax
@@ -248,16 +248,19 @@ def _kernels(bundle: Bundle, record: TensorRTRecord) -> tuple[Mapping[str, Any],
     """
     # needs no Triton
     from nemotron_plugins.library import KernelLibrary
+    from nemotron_plugins.requests import logits_request
 
     folder = bundle.file(_KERNEL_FOLDER)
-    return KernelLibrary.load(folder, record.architecture), str(folder)
+    library = KernelLibrary.load(folder, record.architecture)
+    wanted = (logits_request(op, bundle.manifest.head.size) for op in ("Argmax", "TopCandidates"))
+    return library.of(*wanted), str(folder)
 
 
 def _check_engine(engine: Engine, bundle: Bundle, record: TensorRTRecord, row_inputs: tuple[str, ...]) -> None:
     manifest = bundle.manifest
     model, dtype = manifest.model, manifest.session.cache_dtype
     names = cache_names(model.num_layers)
-    shape_BGTD = (-1, model.num_kv_heads, record.cache_slots or -1, model.head_dim)
+    shape_BGTD = (-1, model.num_kv_heads, record.cache_capacity or -1, model.head_dim)
     tensors: dict[str, tuple[str, Any]] = {w.name: (w.dtype, w.shape) for w in record.weights}
     tensors |= dict.fromkeys(row_inputs, ("int64", None))
     tensors |= {name: (dtype, shape_BGTD) for pair in names.items() for name in pair}
