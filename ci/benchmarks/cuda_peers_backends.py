@@ -101,7 +101,7 @@ def entries(checkpoint: Path, work: Path, provider: str) -> list[Entry]:
         spec = BackendSpec(runner, name, {**common, **options}, weights + table, provider)
         found.append(Entry(spec, folder, group))
 
-    ours = {"weights_dir": None, "allow_unverified": True, "kind": "onnxruntime"}
+    ours = {"weights_dir": None, "allow_unverified": True, "executor": "onnxruntime"}
     graph = {"provider_options": {"enable_cuda_graph": "1"} if cuda else {}}
     groups = (precision, "int4", "int4-fp16") if cuda else (precision, "int4")
     for group in groups:
