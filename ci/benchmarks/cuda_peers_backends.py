@@ -20,7 +20,7 @@ __all__ = ["Entry", "GenaiPeer", "OurBundle", "entries"]
 
 
 class _Noted:
-    """Keeps the tokens of the last request behind each prompt length.
+    """Keeps the tokens of the last request after each prompt length.
 
     Options: tokens, the file that :meth:`close` writes them to; environment, variables that are set before anything
     is imported.
@@ -73,7 +73,7 @@ BACKENDS.update({cls.kind: cls for cls in (OurBundle, GenaiPeer)})
 
 @dataclass(frozen=True)
 class Entry:
-    """A backend and the folder of `work` that it runs; those of one group are loaded at once and take turns."""
+    """A backend and the folder of `work` that it runs; those of one group are loaded at once and measured in rounds."""
 
     spec: BackendSpec
     folder: str

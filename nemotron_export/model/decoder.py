@@ -32,8 +32,7 @@ class MLP(nn.Module):
         rectified = F.relu(self.up_proj(x_BSE))
         if self.fp32:
             rectified = rectified.float()
-            bias = self.down_proj.bias
-            bias = None if bias is None else bias.float()
+            bias = None if self.down_proj.bias is None else self.down_proj.bias.float()
             return F.linear(rectified * rectified, self.down_proj.weight.float(), bias).to(x_BSE.dtype)
         return self.down_proj(rectified * rectified)
 
