@@ -76,7 +76,7 @@ class FusionPass(ir.passes.InPlacePass):
             else:
                 self.found += 1
         if self.found:
-            model.opset_imports[self.domain] = 1
+            model.opset_imports.setdefault(self.domain, 1)
         return ir.passes.PassResult(model, bool(self.found))
 
     def begin(self, graph: ir.Graph) -> None:
