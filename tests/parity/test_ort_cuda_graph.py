@@ -141,7 +141,7 @@ def test_published_attention_shapes_lower_to_fused_nodes(tmp_path: Path, shape: 
     # a bf16 run of a bf16 checkpoint converts no weight but, at load, the norms'; the logits alone widen
     casts = [node.inputs[0].name for node in lowered.model.graph if node.op_type == "Cast"]
     norms = [name for name in casts if "norm" in name]
-    assert sorted(set(casts) - set(norms)) == ["logits/narrow", "rows/last"]
+    assert sorted(set(casts) - set(norms)) == ["logits/narrow", "lengths/last"]
     assert len(norms) == 2 * (2 * opened.config.num_hidden_layers + 1)
 
 

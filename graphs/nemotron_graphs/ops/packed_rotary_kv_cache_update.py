@@ -1,4 +1,4 @@
-"""``PackedRotaryKVCacheUpdate``: the rotation and cache update of queries, keys and values that lie in one tensor.
+"""``PackedRotaryKVCacheUpdate``: the rotation and cache update of queries, keys and values packed in one tensor.
 
 Shapes: B sequences, S new tokens, H query heads, G key/value heads, D head_dim, T capacity of a cache, P positions in
 the table, R rotary_dim.
@@ -74,6 +74,6 @@ packed_rotary_kv_cache_update = OpDefinition(
     eager=_eager,
     fake=_fake,
     body=_body,
-    doc="RotaryKVCacheUpdate of the heads that lie one after another in qkv: H of q, G of k, G of v.",
+    doc="RotaryKVCacheUpdate of the heads in qkv, one after another: H of q, G of k, G of v.",
     attributes=(OpAttribute("num_heads", 1, required=True), OpAttribute("num_kv_heads", 1, required=True)),
 )
