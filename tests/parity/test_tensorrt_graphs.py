@@ -67,6 +67,19 @@ def lower(checkpoint: Checkpoint, dtype: torch.dtype = torch.float16, wide: tupl
     return lowering.lower(tensorrt, trace(checkpoint.config, dtype, wide_layers=wide), context)
 
 
+def fused_projections(model: ir.Model) -> Counter[tuple[str, str]]:
+    """How many nodes of each op a module's weight is read by."""
+    places = {"LayerNormLinear": 3, "LinearResidual": 1}
+    found: Counter[tuple[str, str]] = Counter()
+    for node in model.graph:
+        if node.op_type in places:
+            weight = node.inputs[places[node.op_type]]
+            assert weight is not None
+            assert weight.name
+            found[node.op_type, weight.name.split(".")[-2]] += 1
+    return found
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_both_graphs_equal_eager(tmp_path: Path, name: str) -> None:
     model, checkpoint = make(tmp_path, **MODELS[name])
