@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from nemotron_errors import GraphError, RequestError
-from nemotron_graphs.targets import Lowered, Target
+from nemotron_graphs.targets import Target
+from nemotron_graphs.targets.lowering import Lowered
 from nemotron_runtime.bundle.limits import Limits
 
 from nemotron_export.building.preflight import Estimate

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nemotron_graphs.targets import Lowered
+from nemotron_graphs.targets.lowering import Lowered
 from nemotron_runtime.bundle.folder import file_record
 from nemotron_runtime.bundle.manifest import FORMAT
 

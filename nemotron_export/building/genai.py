@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_errors import RequestError
-from nemotron_graphs.targets import Lowered
+from nemotron_graphs.targets.lowering import Lowered
 from nemotron_runtime.bundle.limits import Limits
 
 from nemotron_export.building.builder import Builder

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import torch
-from nemotron_graphs.targets import Lowered, LoweringContext, Target
+from nemotron_graphs.targets import LoweringContext, Target
+from nemotron_graphs.targets.lowering import Lowered, lower
 from nemotron_graphs.targets.record import OnStage
 from nemotron_runtime.bundle.limits import Limits
 
@@ -56,4 +57,4 @@ def make_graphs(
         chooses_tokens=checkpoint.task == "causal-lm",
     )
     dialect = trace(checkpoint.config, getattr(torch, dtype), checkpoint.task, wide_layers)
-    return target.lower(dialect, context, on_stage)
+    return lower(target, dialect, context, on_stage)

@@ -49,8 +49,8 @@ def estimate(
     num_parameters: int,
     stored_bytes: int,
     run_dtype: str,
-    slots: int,
-    rows: int,
+    capacity: int,
+    sequences: int,
     weights_mode: str,
     parity: bool,
     reference: str = "whole",
@@ -63,8 +63,8 @@ def estimate(
         num_parameters: its number of parameters.
         stored_bytes: size of its weight files.
         run_dtype: dtype that the bundle computes in.
-        slots: cache slots of a row, `max_seq_len` and the padding of a chunk.
-        rows: rows that the parity check runs at once.
+        capacity: of a sequence's cache.
+        sequences: that the parity check runs at once.
         weights_mode: "reference", "link", "copy" or "embedded", which writes them into two engines.
         parity: whether the reference is made and checked.
         reference: "whole" or "layerwise".
@@ -77,14 +77,14 @@ def estimate(
     if parity and quantized_bytes:
         # codes are copied once more by the kernels, and the embedding is mapped
         weights = 2 * quantized_bytes + item * config.vocab_size * config.hidden_size
-    row = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * slots * item
+    cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * capacity * item
     # four prompts, six positions of each, float32
     logits = 4 * 6 * config.vocab_size * 4 if parity else 0
     disk = _BASE_DISK + logits + quantized_bytes + stored_bytes * {"copy": 1, "embedded": 2}.get(weights_mode, 0)
     return Estimate(
         disk=disk,
         weights=weights,
-        caches=row * rows if parity else 0,
+        caches=cache * sequences if parity else 0,
         reference=model if parity else 0,
         logits=logits,
     )

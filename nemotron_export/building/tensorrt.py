@@ -10,7 +10,8 @@ from typing import Any
 
 import onnx_ir as ir
 from nemotron_errors import GraphError, MissingDependencyError, RequestError
-from nemotron_graphs.targets import Lowered, Target, tensorrt_native
+from nemotron_graphs.targets import Target, tensorrt_native
+from nemotron_graphs.targets.lowering import Lowered
 from nemotron_plugins.build import build_library
 from nemotron_plugins.launches.launch import Gpu as KernelGpu
 from nemotron_plugins.library import KernelLibrary

@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 from nemotron_errors import RequestError
-from nemotron_graphs.targets import Lowered
+from nemotron_graphs.targets.lowering import Lowered
 from nemotron_runtime.bundle.limits import Limits
 from nemotron_runtime.bundle.records import RTXRecord
 

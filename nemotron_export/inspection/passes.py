@@ -6,7 +6,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 from nemotron_errors import BundleError
-from nemotron_graphs.targets import Lowered, get_target
+from nemotron_graphs.targets import get_target
+from nemotron_graphs.targets.lowering import Lowered
 from nemotron_runtime.bundle.folder import Bundle
 
 from nemotron_export.building.graph import make_graphs

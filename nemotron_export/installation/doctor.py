@@ -9,41 +9,15 @@ import subprocess
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+from nemotron_graphs.targets import TARGETS, Target
 
 from nemotron_export.installation.extras import EXTRAS, PROVEN, install_command
 
 __all__ = ["Machine", "Package", "Report", "TargetState", "cpu_name", "driver_version", "examine"]
 
 _BASE = ("numpy", "safetensors", "tokenizers", "sentencepiece", "typer", "rich", "psutil")
-
-
-@dataclass(frozen=True)
-class _Needs:
-    """What a target needs besides the extra ``build``, told without the packages that its passes import.
-
-    Attributes:
-        extra: brings what runs its bundles.
-        to_build: whether that must be here to build them, too.
-        gpu: what needs a GPU: "run", "build" (and to run), or nothing.
-        elsewhere: what runs its bundles, where this runtime does not.
-    """
-
-    extra: str
-    to_build: bool = False
-    gpu: Literal["", "run", "build"] = ""
-    elsewhere: str = ""
-
-
-_TARGETS = {
-    "onnx": _Needs("ort"),
-    "ort-cpu": _Needs("ort"),
-    "ort-cuda": _Needs("ort-gpu", gpu="run"),
-    "genai-cpu": _Needs("genai"),
-    "genai-cuda": _Needs("genai-cuda"),
-    "tensorrt": _Needs("tensorrt", to_build=True, gpu="build"),
-    "tensorrt-rtx": _Needs("tensorrt-rtx", to_build=True, elsewhere="NVIDIA's TensorRT for RTX runs its engines"),
-}
 
 # Extra -> groups of packages, of each of which one must be there. A GPU build holds the CPU provider too.
 _SESSION_PACKAGES = {
@@ -133,7 +107,7 @@ def examine() -> Report:
     # other distributions that bring the same modules
     others = {name for groups in _SESSION_PACKAGES.values() for group in groups for name in group} - set(installed)
     installed |= {name: _version(name) for name in others}
-    targets = tuple(_target(name, needs, installed, bool(machine.gpus)) for name, needs in _TARGETS.items())
+    targets = tuple(_target(target, installed, bool(machine.gpus)) for target in TARGETS.values())
     return Report(tuple(packages), targets, machine, tuple(_problems(installed)))
 
 
@@ -144,19 +118,19 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _target(name: str, needs: _Needs, installed: dict[str, str | None], gpu: bool) -> TargetState:
+def _target(target: Target, installed: dict[str, str | None], gpu: bool) -> TargetState:
     builds = all(installed[dist] for dist in EXTRAS["build"].values())
-    runs = all(any(installed[dist] for dist in group) for group in _SESSION_PACKAGES[needs.extra])
-    missing = [e for e, there in (("build", builds), (needs.extra, runs)) if not there]
+    runs = all(any(installed[dist] for dist in group) for group in _SESSION_PACKAGES[target.extra])
+    missing = [e for e, there in (("build", builds), (target.extra, runs)) if not there]
     remedies = [install_command(*missing)] if missing else []
-    builds = builds and (runs or not needs.to_build)
-    if needs.gpu and not gpu:
-        builds, runs = builds and needs.gpu != "build", False
-        remedies.append("an NVIDIA GPU and its driver")
-    if needs.elsewhere:
+    builds = builds and (runs or not target.builds_with)
+    if not target.extra_runs:
         runs = False
-        remedies.append(needs.elsewhere)
-    return TargetState(name, builds, runs, "; ".join(remedies) or None)
+        remedies.append(f"{target.runner} runs its bundles")
+    elif target.device == "cuda" and not gpu:
+        builds, runs = builds and target.builds_with != "device", False
+        remedies.append("an NVIDIA GPU and its driver")
+    return TargetState(target.name, builds, runs, "; ".join(remedies) or None)
 
 
 def _problems(installed: dict[str, str | None]) -> list[str]:

@@ -10,7 +10,8 @@ import onnx_ir as ir
 import pytest
 import torch
 from nemotron_errors import GraphError
-from nemotron_graphs.targets import Lowered, LoweringContext, get_target, tensorrt_native
+from nemotron_graphs.targets import LoweringContext, get_target, lowering, tensorrt_native
+from nemotron_graphs.targets.lowering import Lowered
 from nemotron_graphs.targets.tensorrt import NATIVE_OPSET
 from support.checkpoints import write_checkpoint
 from support.graph_pairs import SLOTS, drive_beside_eager
@@ -35,7 +36,7 @@ MODELS: dict[str, dict[str, Any]] = {
 def lower(checkpoint: Checkpoint, dtype: torch.dtype = torch.float16) -> Lowered:
     cos, sin = rope_tables(checkpoint.config, SLOTS, torch.float32)
     context = LoweringContext(checkpoint.tensors, cos.numpy(), sin.numpy())
-    return tensorrt_native.lower(trace(checkpoint.config, dtype), context)
+    return lowering.lower(tensorrt_native, trace(checkpoint.config, dtype), context)
 
 
 @pytest.mark.parametrize("changes", MODELS.values(), ids=list(MODELS))

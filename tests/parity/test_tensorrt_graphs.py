@@ -11,7 +11,8 @@ import pytest
 import torch
 from nemotron_errors import GraphError
 from nemotron_formats.tensors import TensorEntry
-from nemotron_graphs.targets import Lowered, LoweringContext
+from nemotron_graphs.targets import LoweringContext, lowering
+from nemotron_graphs.targets.lowering import Lowered
 from nemotron_graphs.targets.tensorrt import tensorrt
 from support.graph_pairs import SLOTS, drive_beside_eager
 
@@ -63,7 +64,7 @@ def make(tmp_path: Path, **changes: Any) -> tuple[NemotronForCausalLM, Checkpoin
 def lower(checkpoint: Checkpoint, dtype: torch.dtype = torch.float16, wide: tuple[int, ...] = ()) -> Lowered:
     cos, sin = rope_tables(checkpoint.config, SLOTS, torch.float32)
     context = LoweringContext(checkpoint.tensors, cos.numpy(), sin.numpy(), fp32_mlp_layers=len(wide))
-    return tensorrt.lower(trace(checkpoint.config, dtype, wide_layers=wide), context)
+    return lowering.lower(tensorrt, trace(checkpoint.config, dtype, wide_layers=wide), context)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -143,7 +144,7 @@ def test_a_trace_is_left_as_it_is(tmp_path: Path) -> None:
     cos, sin = rope_tables(checkpoint.config, SLOTS, torch.float32)
     dialect = trace(checkpoint.config, torch.float16)
     before = _described(dialect)
-    tensorrt.lower(dialect, LoweringContext(checkpoint.tensors, cos.numpy(), sin.numpy()))
+    lowering.lower(tensorrt, dialect, LoweringContext(checkpoint.tensors, cos.numpy(), sin.numpy()))
     assert _described(dialect) == before
     assert ("Linear", "model.layers.1.mlp.up_proj.Linear", "[batch,tokens,96]", "FLOAT16") in before
 
@@ -183,7 +184,7 @@ def test_every_task_has_its_two_graphs(task: str, last: str) -> None:
     cos, sin = rope_tables(config, SLOTS, torch.float32)
     chooses = task == "causal-lm"
     context = LoweringContext(weights, cos.numpy(), sin.numpy(), chooses_tokens=chooses)  # type: ignore[arg-type]
-    graphs = tensorrt.lower(dialect, context)
+    graphs = lowering.lower(tensorrt, dialect, context)
     output = graphs.graphs["decode"].model.graph.outputs[0]
     node = output.producer()
     assert node is not None

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import onnxruntime
 import torch
 from nemotron_graphs.passes import InlineDialectOpsPass
-from nemotron_graphs.targets import Lowered
+from nemotron_graphs.targets.lowering import Lowered
 
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.model import NemotronForCausalLM, rope_tables

@@ -18,6 +18,7 @@ import onnx_ir as ir
 import torch
 from nemotron_graphs.ops import OPS
 from nemotron_graphs.targets import LoweringContext, get_target
+from nemotron_graphs.targets.lowering import lower
 from nemotron_runtime.bundle.folder import file_record
 
 from nemotron_export.checkpoint import Checkpoint
@@ -303,7 +304,7 @@ def plant(
     for value in dialect.graph.inputs:
         if value.name in ("cos", "sin"):
             value.shape = ir.Shape(["table", context.cos.shape[1]])
-    lowered = get_target(target).lower(dialect, context)
+    lowered = lower(get_target(target), dialect, context)
     lowered.save(bundle)
     manifest = json.loads((bundle / "manifest.json").read_text())
     manifest["session"]["packed"] = lowered.session["packed"]

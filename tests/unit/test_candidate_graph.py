@@ -14,8 +14,8 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from nemotron_graphs.targets import Lowered, LoweredGraph
 from nemotron_graphs.targets.candidate_graph import CANDIDATES_FILE, add_candidates, candidate_graph
+from nemotron_graphs.targets.lowering import Lowered, LoweredGraph
 
 # ops that ONNX Runtime's CUDA provider computes on the device, with constants alone on the host
 CUDA_OPS = {"Cast", "Reshape", "TopK", "Add", "GatherElements", "Slice", "Div", "Sub", "Exp", "ReduceSum"}

@@ -15,7 +15,8 @@ import pytest
 import torch
 from nemotron_errors import BundleError, CheckpointError
 from nemotron_formats.tensors import FileSpan, WeightInput
-from nemotron_graphs.targets import Lowered, get_target
+from nemotron_graphs.targets import get_target
+from nemotron_graphs.targets.lowering import Lowered
 from nemotron_runtime.bundle.folder import Bundle, write_manifest
 from nemotron_runtime.bundle.limits import Limits
 from nemotron_runtime.bundle.manifest import Manifest

@@ -5,18 +5,15 @@ from __future__ import annotations
 from nemotron_errors import GraphError
 
 from nemotron_graphs.targets.genai import genai_cpu, genai_cuda
-from nemotron_graphs.targets.lowering import Lowered, LoweredGraph, LoweringContext
 from nemotron_graphs.targets.onnx import onnx
 from nemotron_graphs.targets.ort_cpu import ort_cpu
 from nemotron_graphs.targets.ort_cuda import ort_cuda
-from nemotron_graphs.targets.target import GraphRecipe, Target
+from nemotron_graphs.targets.target import GraphRecipe, LoweringContext, Target
 from nemotron_graphs.targets.tensorrt import tensorrt, tensorrt_native, tensorrt_rtx
 
 __all__ = [
     "TARGETS",
     "GraphRecipe",
-    "Lowered",
-    "LoweredGraph",
     "LoweringContext",
     "Target",
     "get_target",

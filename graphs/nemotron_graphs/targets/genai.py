@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
-
-import onnx_ir as ir
 
 from nemotron_graphs import passes
 from nemotron_graphs.targets.onnx_passes import onnx_passes
-from nemotron_graphs.targets.target import GraphRecipe, Target
+from nemotron_graphs.targets.target import GraphRecipe, Passes, Target
 
 __all__ = ["genai_cpu", "genai_cuda"]
 
-_Passes = Sequence[ir.passes.PassBase]
 
-
-def _cpu_lowering() -> _Passes:
+def _cpu_lowering() -> Passes:
     return (
         passes.FormGroupQueryAttentionPass(),
         passes.LowerLinearToFusedMatMulPass(),
@@ -25,11 +20,13 @@ def _cpu_lowering() -> _Passes:
     )
 
 
-def _cpu_finishing() -> _Passes:
+def _cpu_finishing() -> Passes:
     return (passes.FoldableGammaPass(), passes.GenaiNamesPass())
 
 
-def _cuda_lowering() -> _Passes:
+def _cuda_lowering() -> Passes:
+    import onnx_ir as ir
+
     return (
         passes.FormGroupQueryAttentionPass(),
         passes.PackQKVPass(concat=True),
@@ -41,7 +38,7 @@ def _cuda_lowering() -> _Passes:
     )
 
 
-def _cuda_finishing() -> _Passes:
+def _cuda_finishing() -> Passes:
     return (passes.FormSkipLayerNormalizationPass(), passes.FoldableGammaPass(), passes.GenaiNamesPass())
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from typing import Any
 
-import onnx_ir as ir
 from nemotron_formats.tensors import EncodedWeight
 
 from nemotron_graphs import passes
-from nemotron_graphs.targets.lowering import LoweringContext
+from nemotron_graphs.targets.target import LoweringContext, Passes
 
 __all__ = ["onnx_passes"]
 
@@ -17,18 +17,16 @@ __all__ = ["onnx_passes"]
 # 4-bit op is 3 times slower, for an error that is small next to that of the weights.
 _INT8_ACTIVATIONS = 4
 
-_Passes = Sequence[ir.passes.PassBase]
 
-
-def _integers(weights: Mapping[str, EncodedWeight]) -> ir.passes.PassBase:
+def _integers(weights: Mapping[str, EncodedWeight]) -> Any:
     return passes.LowerLinearToMatMulNBitsPass(weights, _INT8_ACTIVATIONS)
 
 
 def onnx_passes(
-    lowering: Callable[[], _Passes] = tuple,
-    finishing: Callable[[], _Passes] = tuple,
-    encoded: Callable[[Mapping[str, EncodedWeight]], ir.passes.PassBase] = _integers,
-) -> Callable[[LoweringContext], _Passes]:
+    lowering: Callable[[], Passes] = tuple,
+    finishing: Callable[[], Passes] = tuple,
+    encoded: Callable[[Mapping[str, EncodedWeight]], Any] = _integers,
+) -> Callable[[LoweringContext], Passes]:
     """All passes of a graph for ONNX Runtime.
 
     Args:
@@ -38,7 +36,7 @@ def onnx_passes(
         encoded: makes the pass of projections whose weights are in another format.
     """
 
-    def make(context: LoweringContext) -> _Passes:
+    def make(context: LoweringContext) -> Passes:
         return (
             passes.CheckCacheReadersPass(),
             *((encoded(context.encoded),) if context.encoded else ()),

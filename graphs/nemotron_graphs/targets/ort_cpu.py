@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import onnx_ir as ir
-
 from nemotron_graphs import passes
 from nemotron_graphs.targets.onnx_passes import onnx_passes
-from nemotron_graphs.targets.target import GraphRecipe, Target
+from nemotron_graphs.targets.target import GraphRecipe, Passes, Target
 
 __all__ = ["ort_cpu"]
 
 
-def _lowering() -> Sequence[ir.passes.PassBase]:
+def _lowering() -> Passes:
     return (passes.FormGroupQueryAttentionPass(), passes.PackQKVPass(), passes.LowerLinearToFusedMatMulPass())
 
 

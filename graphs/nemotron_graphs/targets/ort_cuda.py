@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import onnx_ir as ir
+from typing import Any
 
 from nemotron_graphs import passes
-from nemotron_graphs.targets.candidate_graph import add_candidates
 from nemotron_graphs.targets.onnx_passes import onnx_passes
-from nemotron_graphs.targets.target import GraphRecipe, Target
+from nemotron_graphs.targets.target import GraphRecipe, LoweringContext, Passes, Target
 
 __all__ = ["ort_cuda"]
 
@@ -17,7 +14,7 @@ __all__ = ["ort_cuda"]
 _CANDIDATES = 128
 
 
-def _lowering() -> Sequence[ir.passes.PassBase]:
+def _lowering() -> Passes:
     return (
         # the kernel reads the longest sequence's length on the host: computed in the graph it would be copied there
         passes.FormGroupQueryAttentionPass(total_input=True),
@@ -28,8 +25,15 @@ def _lowering() -> Sequence[ir.passes.PassBase]:
     )
 
 
-def _finishing() -> Sequence[ir.passes.PassBase]:
+def _finishing() -> Passes:
     return (passes.FormSkipLayerNormalizationPass(), passes.FoldableGammaPass())
+
+
+def _add(lowered: Any, context: LoweringContext) -> Any:
+    # needs onnx
+    from nemotron_graphs.targets.candidate_graph import add_candidates
+
+    return add_candidates(lowered, _CANDIDATES) if context.chooses_tokens else lowered
 
 
 ort_cuda = Target(
@@ -56,5 +60,5 @@ ort_cuda = Target(
     stored_dtype_first=True,
     formats=("int8", "int4"),
     takes_cpu_nodes=True,
-    add=lambda lowered, context: add_candidates(lowered, _CANDIDATES) if context.chooses_tokens else lowered,
+    add=_add,
 )

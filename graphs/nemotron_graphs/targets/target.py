@@ -1,31 +1,62 @@
-"""What a target is: the graphs that it makes of a trace, and what a bundle and a machine must know of them."""
+"""What a target is: the graphs that it makes of a trace, and what a bundle and a machine must know of them.
+
+Nothing here or in a target's own file needs torch or onnx: passes are made when a graph is lowered.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import onnx_ir as ir
+import numpy as np
 from nemotron_errors import GraphError
-from nemotron_formats.cache import find_cache
-from nemotron_formats.tensors import FileSpan
+from nemotron_formats.tensors import EncodedWeight, TensorEntry
 
-from nemotron_graphs import passes
-from nemotron_graphs.ops import DOMAIN
-from nemotron_graphs.targets.lowering import (
-    Lowered,
-    LoweredGraph,
-    LoweringContext,
-    ModelCounts,
-    dtype_name,
-    weight_inputs,
-)
-from nemotron_graphs.targets.record import OnStage, run_passes
+__all__ = ["GraphRecipe", "LoweringContext", "ModelCounts", "Passes", "Target"]
 
-__all__ = ["GraphRecipe", "Target"]
+# onnx_ir's PassBase each
+Passes = Sequence[Any]
 
-Passes = Sequence[ir.passes.PassBase]
+
+@dataclass(frozen=True)
+class LoweringContext:
+    """What lowering needs besides the graph.
+
+    Attributes:
+        weights: name in the checkpoint → where it lies on disk.
+        cos: RoPE table, float32 [table, R/2]; ``table`` is the largest capacity of a cache.
+        sin: likewise.
+        weights_folder: the bundle's folder that holds the weights' files; empty where they stay outside.
+        encoded: name of a weight → its operands in another format, which ``weights`` has as well.
+        fp32_mlp_layers: how many layers compute relu² and down_proj in fp32.
+        chooses_tokens: whether the model is a language model, whose outputs are logits over the vocabulary.
+    """
+
+    weights: Mapping[str, TensorEntry]
+    cos: np.ndarray
+    sin: np.ndarray
+    weights_folder: str = ""
+    encoded: Mapping[str, EncodedWeight] = field(default_factory=dict)
+    fp32_mlp_layers: int = 0
+    chooses_tokens: bool = True
+
+
+@dataclass(frozen=True)
+class ModelCounts:
+    """What a dialect graph has, by which a recipe says how much each fusion must find.
+
+    Attributes:
+        layers: decoder layers.
+        fp32_mlp_layers: those whose relu² and down_proj are in fp32.
+        heads: 1, or 0 where the graph gives hidden states.
+        encoded: whether the projections' weights are in another format.
+    """
+
+    layers: int
+    fp32_mlp_layers: int
+    heads: int
+    encoded: bool
 
 
 @dataclass(frozen=True)
@@ -58,7 +89,9 @@ class Target:
         provider: ONNX Runtime's execution provider, or NVIDIA's runtime.
         device: where it computes.
         extra: of this distribution, which brings what runs it.
-        built_on_device: whether a build needs what runs it, and its device; else the extra ``build`` does.
+        extra_runs: whether that extra brings what runs its bundles.
+        builds_with: what a build needs besides the extra ``build``: "extra", the target's own; "device", that and the
+            device; or nothing.
         runner: the other software that alone runs its bundles, whose numbers cannot be checked then; empty where this
             project's runtime does.
         session: further keys of the session's entry.
@@ -66,7 +99,7 @@ class Target:
         weight_modes: what ``--weights`` may be; the first is the default.
         formats: families of weight formats that its projections take, as ``--quantize`` names them.
         takes_cpu_nodes: whether ``--allow-cpu-nodes`` means anything.
-        add: adds graphs that are made beside the lowered ones, and what the session must know of them.
+        add: adds auxiliary graphs, and what the session must know of them, to what lowering gives (``Lowered``).
     """
 
     name: str
@@ -77,14 +110,15 @@ class Target:
     provider: str
     device: Literal["cpu", "cuda"]
     extra: str
-    built_on_device: bool = False
+    extra_runs: bool = True
+    builds_with: Literal["", "extra", "device"] = ""
     runner: str = ""
     session: Mapping[str, Any] = field(default_factory=dict)
     stored_dtype_first: bool = False
     weight_modes: tuple[str, ...] = ("reference", "link", "copy")
     formats: tuple[str, ...] = ()
     takes_cpu_nodes: bool = False
-    add: Callable[[Lowered, LoweringContext], Lowered] = lambda lowered, context: lowered
+    add: Callable[[Any, LoweringContext], Any] = lambda lowered, context: lowered
 
     def check_dtype(self, dtype: str) -> None:
         """Raises GraphError where the target cannot run in ``dtype``."""
@@ -106,62 +140,3 @@ class Target:
             remedy = "leave --allow-cpu-nodes out, or choose --target ort-cuda"
             raise GraphError(f"target {self.name}", "ort-cuda", remedy, where="--allow-cpu-nodes")
         return replace(self, session={**self.session, "allow_cpu_nodes": True})
-
-    def lower(self, model: ir.Model, context: LoweringContext, on_stage: OnStage | None = None) -> Lowered:
-        """Makes the target's graphs of a dialect graph, which a target of one graph uses up.
-
-        Args:
-            model: the dialect graph, as ``trace`` gave it.
-            context: what is bound to it.
-            on_stage: told of every graph after each pass.
-
-        Raises:
-            GraphError: another dtype than the target's, weights in another dtype than an engine reads, or a fusion that
-                found fewer places than the model has.
-        """
-        caches = [v for v in model.graph.inputs if find_cache(v.name) is not None]
-        dtype = dtype_name(caches[0])
-        self.check_dtype(dtype)
-        counts = ModelCounts.of(model, context)
-        graphs: dict[str, LoweredGraph] = {}
-        bound: Sequence[Sequence[FileSpan]] = ()
-        for name, recipe in self.graphs.items():
-            own = model if len(self.graphs) == 1 else model.clone()
-            chosen = recipe.passes(context)
-            own, records = run_passes(own, chosen, name, on_stage)
-            self._check(name, recipe, own, chosen, counts)
-            graphs[name] = LoweredGraph(own, recipe.file, records)
-            bound = next((each.packed for each in chosen if isinstance(each, passes.BindWeightsPass)), ())
-        weights = [weight_inputs(graph.model, context) for graph in graphs.values()]
-        assert all([w.name for w in each] == [w.name for w in weights[0]] for each in weights)
-        main = graphs[name]
-        session = {
-            "executor": self.executor,
-            "provider": self.provider,
-            "device": self.device,
-            "graph": main.file,
-            "cache_dtype": dtype,
-            "inputs": [v.name for v in main.model.graph.inputs],
-            "outputs": [v.name for v in main.model.graph.outputs],
-            "weights_folder": context.weights_folder,
-            "packed": [[asdict(span) for span in spans] for spans in bound],
-            **self.session,
-        }
-        return self.add(Lowered(graphs, session, weights[0]), context)
-
-    def _check(self, name: str, recipe: GraphRecipe, model: ir.Model, chosen: Passes, counts: ModelCounts) -> None:
-        """Refuses a graph in which a fusion found fewer places than it must, or that has ops that nothing lowers."""
-        for each in chosen:
-            if not isinstance(each, passes.FusionPass) or each.forms not in recipe.forms:
-                continue
-            wanted = recipe.forms[each.forms](counts)
-            if each.found < wanted:
-                reasons = "; ".join(each.missed[:3]) or "no node that it could begin at"
-                raise GraphError(
-                    f"{each.found} {each.forms} in graph '{name}' ({reasons})",
-                    f"{wanted} of {counts.layers} layers",
-                    "report it with the checkpoint's config.json: the graph would be slower than it says",
-                    where=f"target {self.name}",
-                )
-        left = {node.op_type for node in model.graph if node.domain == DOMAIN}
-        assert left <= set(recipe.keeps), f"ops that nothing lowers: {', '.join(sorted(left - set(recipe.keeps)))}"

@@ -9,35 +9,29 @@ and positions are 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
-import onnx_ir as ir
-
 from nemotron_graphs import passes
-from nemotron_graphs.targets.lowering import LoweringContext
-from nemotron_graphs.targets.target import GraphRecipe, Target
+from nemotron_graphs.targets.target import GraphRecipe, LoweringContext, Passes, Target
 
 __all__ = ["NATIVE_OPSET", "tensorrt", "tensorrt_native", "tensorrt_rtx"]
 
 # the first with TensorScatter, and with an Attention that goes with it
 NATIVE_OPSET = 24
-# what TensorRT computes with less than PyTorch's kernels do where it is let; bf16 products have no sums but float32's
-_FLOAT32_INSIDE = {
-    "Gemm": (ir.DataType.FLOAT16,),
-    "LayerNormalization": (ir.DataType.FLOAT16, ir.DataType.BFLOAT16),
-}
-
-_Passes = Sequence[ir.passes.PassBase]
 
 
-def _one_token() -> _Passes:
+def _one_token() -> Passes:
     """One new token per sequence, which gets an output."""
     return passes.FullLogitsPass(), passes.FixDimPass("tokens", 1)
 
 
-def _common_ending(context: LoweringContext) -> _Passes:
+def _common_ending(context: LoweringContext) -> Passes:
     """What every TensorRT graph's passes end with, once its ops are lowered."""
+    import onnx_ir as ir
+
+    low = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    # what TensorRT computes with less than PyTorch's kernels do where it may; bf16 products have no sums but float32's
+    float32_inside = {"Gemm": low[:1], "LayerNormalization": low}
     return (
         passes.CanonicalizeShapesPass(),
         passes.cleanup(),
@@ -45,12 +39,12 @@ def _common_ending(context: LoweringContext) -> _Passes:
         passes.DropUnusedInputsPass(),
         passes.InferShapesPass(),
         passes.BindRopeTablesPass(context.cos, context.sin),
-        passes.ComputeInFloat32Pass(_FLOAT32_INSIDE),
+        passes.ComputeInFloat32Pass(float32_inside),
         passes.CheckCacheReadersPass(),
     )
 
 
-def _with_plugins(context: LoweringContext, first: _Passes = (), fused: _Passes = ()) -> _Passes:
+def _with_plugins(context: LoweringContext, first: Passes = (), fused: Passes = ()) -> Passes:
     """The passes of a graph of plugins; ``first`` and ``fused`` are the decode graph's own."""
     return (
         passes.CheckCacheReadersPass(),
@@ -65,7 +59,7 @@ def _with_plugins(context: LoweringContext, first: _Passes = (), fused: _Passes 
     )
 
 
-def _decode(context: LoweringContext) -> _Passes:
+def _decode(context: LoweringContext) -> Passes:
     fused = (
         passes.FormPackedRotaryCachedAttentionPass(),
         passes.FormLayerNormLinearPass(),
@@ -74,7 +68,7 @@ def _decode(context: LoweringContext) -> _Passes:
     return _with_plugins(context, _one_token(), fused)
 
 
-def _native(context: LoweringContext, first: _Passes = ()) -> _Passes:
+def _native(context: LoweringContext, first: Passes = ()) -> Passes:
     """The passes of a graph of layers that TensorRT has itself; every weight is an input of its own."""
     return (
         passes.CheckCacheReadersPass(),
@@ -117,7 +111,7 @@ tensorrt = Target(
     provider="TensorRT",
     device="cuda",
     extra="tensorrt",
-    built_on_device=True,
+    builds_with="device",
     session={"prefill_rows": "all"},
     stored_dtype_first=True,
 )
@@ -141,6 +135,8 @@ tensorrt_rtx = Target(
     provider="TensorRT-RTX",
     device="cuda",
     extra="tensorrt-rtx",
+    extra_runs=False,
+    builds_with="extra",
     runner="NVIDIA's runtime for RTX",
     session={"prefill_rows": "all"},
     stored_dtype_first=True,

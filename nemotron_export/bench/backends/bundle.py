@@ -11,7 +11,6 @@ from nemotron_errors import LimitError, RequestError
 from nemotron_formats.dtypes import item_bytes
 from nemotron_runtime.bundle.folder import Bundle
 from nemotron_runtime.bundle.manifest import Manifest
-from nemotron_runtime.executors.onnxruntime.cuda import CUDA_PROVIDER
 
 from nemotron_export.bench.backends.base import Backend, BackendSpec, BenchRequest, Description, Ids
 from nemotron_export.bench.shapes import Shape
@@ -43,19 +42,19 @@ class BundleBackend(Backend):
                 "path": str(bundle.directory),
                 "weights_dir": None if request.weights_dir is None else str(request.weights_dir),
                 "allow_unverified": request.allow_unverified,
-                "kind": bundle.manifest.session.kind,
+                "executor": bundle.manifest.session.executor,
             }
             embedding = total_parameters(config) - read_parameters(config)
             weights = _read_bytes(bundle.manifest, config) + embedding * item_bytes(bundle.manifest.dtype)
             # an engine for prompts and one for steps hold their own each
             copies = 2 if bundle.manifest.weights.mode == "embedded" else 1
-            specs.append(BackendSpec(cls.kind, name, options, copies * weights, _device(bundle.manifest)))
+            specs.append(BackendSpec(cls.kind, name, options, copies * weights, bundle.manifest.session.device))
         return specs
 
     def prepare(self) -> None:
         import nemotron_runtime.model  # noqa: F401
 
-        if self.options["kind"] == "tensorrt":
+        if self.options["executor"] == "tensorrt":
             from nemotron_runtime.cuda import load_driver
             from nemotron_runtime.executors.tensorrt.context import load_tensorrt
 
@@ -108,14 +107,9 @@ def _read_bytes(manifest: Manifest, config: NemotronConfig) -> int:
     return quantized.file.size + rest * item_bytes(manifest.dtype)
 
 
-def _device(manifest: Manifest) -> str:
-    session = manifest.session
-    return "cuda" if session.kind == "tensorrt" or session.provider == CUDA_PROVIDER else "cpu"
-
-
 def _format(manifest: Manifest) -> str:
     quantized = manifest.quantization
-    return "" if quantized is None else f" int{quantized.bits}-g{quantized.group_size}"
+    return "" if quantized is None else f" {quantized.format}"
 
 
 def _names(bundles: Sequence[Bundle]) -> list[str]:
