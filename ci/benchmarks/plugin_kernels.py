@@ -7,7 +7,8 @@
 Each figure is of one CUDA graph of many launches, one after another over different weights or caches, which together
 are several times the L2 cache. Bytes are those that a launch must read and write once. A sweep tries block sizes: of a
 projection outputs x inputs x warps x stages, of attention (fused.r1) splits x slots x warps x stages. The figure of a
-projection of several rows holds the norm before it, and that of attention the combination after it. Kernels overlap in a step: the fastest alone is not what makes the fastest step, which `--by-step` measures.
+projection of several rows holds the norm before it, and that of attention the combination after it. Kernels overlap in
+a step: the fastest alone is not what makes the fastest step, which `--by-step` measures.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Each plugin in an engine of TensorRT, compared with the definition of its op.
 
-Shapes: B sequences, S new tokens, T cache capacity, H query heads, G key/value heads, D head_dim, R rotary_dim, P positions.
+Shapes: B sequences, S new tokens, T cache capacity, H query heads, G key/value heads, D head_dim, R rotary_dim, P
+positions.
 """
 
 from __future__ import annotations

@@ -62,7 +62,8 @@ def test_every_node_fits_its_plugin_and_the_models_kernels(changes: dict[str, An
         for node in nodes:
             with use_library(library):
                 op = make_op(PLUGIN_OPS[node.op_type], [request_field(node.attributes["kernel"].as_string())])
-            epsilons = {record.constexprs["EPSILON"] for record in op.records.values() if "EPSILON" in record.constexprs}
+            constexprs = [record.constexprs for record in op.records.values()]
+            epsilons = {each["EPSILON"] for each in constexprs if "EPSILON" in each}
             assert epsilons == ({config.norm_eps} if node.op_type == "LayerNormLinear" else set())
             inputs = [_tensor(value) for value in node.inputs if value is not None]
             op.configure(inputs)
