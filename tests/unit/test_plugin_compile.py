@@ -22,8 +22,8 @@ SHARED_MEMORY = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 12
 KERNELS = {
     "attention": ("update.decode", "attention.r2", "attention.r8", "attention.combine2", "attention.prefill",
                   "fused.r2", "fused.r8"),
-    "step": ("qkv.r1", "head.r1", "up.norm", "up.r8", "head.r8", "o.r1", "down.r4", "Argmax.argmax", "Argmax.argmax_combine",
-             "TopCandidates.candidates", "TopCandidates.candidates_merge"),
+    "step": ("qkv.r1", "head.r1", "up.norm", "up.r8", "head.r8", "o.r1", "down.r4", "Argmax.argmax",
+             "Argmax.argmax_combine", "TopCandidates.candidates", "TopCandidates.candidates_merge"),
 }  # fmt: skip
 
 

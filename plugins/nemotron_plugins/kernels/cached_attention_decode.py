@@ -1,9 +1,9 @@
-"""Cached attention of one or a few new tokens per row: each row's filled slots are split over blocks, then combined.
+"""Cached attention of a few new tokens per sequence: its filled slots are split over blocks, then combined.
 
 The query heads of a group are the rows of one tile, so a key or value is read once for all of them. Blocks whose
-part of a row is empty return at once: what is read follows each row's own length, not the longest one.
+part of a sequence is empty return at once: what is read follows each sequence's own length, not the longest one.
 
-Shapes: B rows, S new tokens, T cache capacity, H query heads, G key/value heads, D head_dim, M query vectors
+Shapes: B sequences, S new tokens, T cache capacity, H query heads, G key/value heads, D head_dim, M query vectors
 of a group (new tokens × heads), P splits.
 """
 
@@ -40,9 +40,9 @@ def cached_attention_decode_kernel(
     PREFETCH: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Block (row and key/value head, split).
+    """Block (sequence and key/value head, split).
 
-    Before it waits for the kernel before it, it reads lengths, which nothing writes that launches its dependents early,
+    Before it waits for the previous kernel, it reads lengths, which nothing writes that launches its dependents early,
     and asks for the first PREFETCH slots of its part of the cache: what is written later is in the L2 cache, too.
     """
     if PDL:

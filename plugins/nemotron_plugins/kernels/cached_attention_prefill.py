@@ -1,9 +1,9 @@
-"""Cached attention of many new tokens per row, behind any number of earlier ones: a tiled causal pass over the cache.
+"""Cached attention of many new tokens per sequence, after any number of earlier ones: tiled and causal.
 
 A tile holds BLOCK_M query vectors of one key/value head: the heads of a group side by side, token after token.
 Slots that every token of the tile sees are taken without comparisons, the rest with them.
 
-Shapes: B rows, S new tokens, T cache capacity, H query heads, G key/value heads, D head_dim, M query
+Shapes: B sequences, S new tokens, T cache capacity, H query heads, G key/value heads, D head_dim, M query
 vectors.
 """
 
@@ -36,7 +36,7 @@ def cached_attention_prefill_kernel(
     BLOCK_DIM: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Block (tile, row and key/value head). The last tiles read most and start first."""
+    """Block (tile, sequence and key/value head). The last tiles read most and start first."""
     if PDL:
         gdc_launch_dependents()
         gdc_wait()

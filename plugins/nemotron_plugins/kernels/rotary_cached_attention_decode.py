@@ -1,12 +1,12 @@
-"""Rotation, cache update and attention of one new token per row, in one launch.
+"""Rotation, cache update and attention of one new token per sequence, in one launch.
 
-Every block rotates the queries of its group anew, which are few; the block whose part of the row ends with the new
+Every block rotates the queries of its group anew, which are few; the block whose part of the sequence ends with the new
 token rotates its key, writes key and value into the caches, and reads them back from there. What the splits leave is
 put together by ``cached_attention_combine_kernel``.
 
 Numbers: those of ``rotary_kv_cache_update_kernel`` and ``cached_attention_decode_kernel``, bit for bit.
 
-Shapes: B rows, T cache capacity, H query heads, G key/value heads, D head_dim, P positions in the table or
+Shapes: B sequences, T cache capacity, H query heads, G key/value heads, D head_dim, P positions in the table or
 splits, R rotary_dim, M query vectors of a group.
 """
 
@@ -23,13 +23,13 @@ __all__ = ["rotary_cached_attention_decode_kernel"]
 
 @triton.jit
 def _partner(lane, HALF: tl.constexpr):
-    """The lane that one is rotated with; itself behind the rotated ones."""
+    """The lane that one is rotated with; itself after the rotated ones."""
     return tl.where(lane < HALF, lane + HALF, tl.where(lane < 2 * HALF, lane - HALF, lane))
 
 
 @triton.jit
 def _rotate(x, partner, cos, sin, lane, HALF: tl.constexpr):
-    """x and its partner lanes, of the run dtype, rotated by cos and sin, fp32; lanes behind 2 HALF stay as they are."""
+    """x and its partner lanes, of the run dtype, rotated by cos and sin, fp32; lanes after 2 HALF stay as they are."""
     run_dtype: tl.constexpr = x.dtype
     x_cos = (x.to(tl.float32) * cos).to(run_dtype).to(tl.float32)
     partner_sin = (partner.to(tl.float32) * sin).to(run_dtype).to(tl.float32)
@@ -63,9 +63,9 @@ def rotary_cached_attention_decode_kernel(
     PREFETCH: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Block (row and key/value head, split). A slot that does not exist is not written.
+    """Block (sequence and key/value head, split). A slot that does not exist is not written.
 
-    Before it waits for the kernel before it, it reads lengths, positions and angles, which nothing writes that launches
+    Before it waits for the previous kernel, it reads lengths, positions and angles, which nothing writes that launches
     its dependents early, and asks for the first PREFETCH slots of its part of the cache: what is written later is in
     the L2 cache, too.
     """

@@ -4,9 +4,9 @@ Numbers: loads are widened to fp32, each product is rounded to the run dtype and
 the rounding places of the op's definition. Compiled without multiply-add fusion the result equals the definition's bit
 for bit.
 
-Shapes: B rows, S new tokens, H query heads, G key/value heads, D head_dim, T cache capacity, P positions in
+Shapes: B sequences, S new tokens, H query heads, G key/value heads, D head_dim, T cache capacity, P positions in
 the table, R rotary_dim. One block takes BLOCK_HEADS heads of q, of k or of v, of one token. q, k and v are three
-tensors, or parts of one: their tokens lie Q_STRIDE or KV_STRIDE values apart, k's and v's behind an offset.
+tensors, or parts of one: their tokens lie Q_STRIDE or KV_STRIDE values apart, k's and v's after an offset.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def rotary_kv_cache_update_kernel(
 ):
     """A slot that does not exist is not written.
 
-    Positions, indices and angles are read before it waits for the kernel in front: nothing that launches its dependents
+    Positions, indices and angles are read before it waits for the previous kernel: nothing that launches its dependents
     early writes them.
     """
     if PDL:

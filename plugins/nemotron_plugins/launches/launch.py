@@ -1,4 +1,4 @@
-"""What a kernel launch is, as data: the rule before compilation and the record kept beside a cubin. Needs no Triton."""
+"""What a kernel launch is, as data: the rule before compilation and the record kept with a cubin. Needs no Triton."""
 
 from __future__ import annotations
 
