@@ -22,7 +22,7 @@ from nemotron_export.model.pretrained import NemotronPreTrainedModel
 from nemotron_export.tracing.exporter import OPSET, ExampleInput, TracedPart, trace_module
 from nemotron_export.tracing.stamp import GraphBuilder
 
-__all__ = ["output_name", "trace", "trace_whole"]
+__all__ = ["output_name", "trace"]
 
 
 class _Embed(torch.nn.Module):
@@ -52,20 +52,6 @@ class _Head(torch.nn.Module):
 
     def forward(self, *args: torch.Tensor) -> torch.Tensor:
         return self.model.dialect_head(*args)
-
-
-class _Whole(torch.nn.Module):
-    def __init__(self, model: NemotronPreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-        self.layers = len(model.base_model.layers)
-
-    def forward(self, *args: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        input_ids, query_start, query_length, logits_index, cos, sin, *caches = args
-        logits, keys, values = self.model.forward_dialect(
-            input_ids, query_start, query_length, logits_index, cos, sin, caches[: self.layers], caches[self.layers :]
-        )
-        return (logits, *keys, *values)
 
 
 def _meta_model(
@@ -170,24 +156,6 @@ def trace(
     (logits,) = builder.stamp(head.model.graph, [hidden, given["logits_index"]], head_weights, "")
     outputs = {c.output_name: updated[c.layer].pop(0) for c in caches}
     return builder.finish({output_name(task): logits, **outputs})
-
-
-def trace_whole(
-    config: NemotronConfig, dtype: torch.dtype, task: str = "causal-lm", fp32_mlp_layers: Collection[int] = ()
-) -> ir.Model:
-    """Traces all layers in one go: what :func:`trace` must equal. Cost grows with depth."""
-    model = _meta_model(config, dtype, config.num_hidden_layers, task, fp32_mlp_layers)
-    described = _inputs(config, dtype)
-    caches = _caches(config, dtype)
-    inputs = [described[n] for n in _GRAPH_INPUTS]
-    inputs += [ExampleInput(cache.input_name, described["k_cache"].dims, dtype) for cache in caches]
-    outputs = [output_name(task), *(cache.output_name for cache in caches)]
-    traced = trace_module(_Whole(model), inputs, outputs, wrapped="model")
-    for value in traced.model.graph.inputs[len(inputs) :]:
-        assert value.name
-        value.name = _tied(config, value.name)
-    traced.model.opset_imports[DOMAIN] = DOMAIN_VERSION
-    return traced.model
 
 
 def _tied(config: NemotronConfig, name: str) -> str:

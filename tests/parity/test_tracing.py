@@ -18,12 +18,13 @@ import pytest
 import torch
 from nemotron_errors import GraphError
 from nemotron_graphs.targets import LoweringContext, get_target, lowering
+from support.whole_trace import trace_whole
 
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.checkpoint.save import save_checkpoint
 from nemotron_export.config.config import NemotronConfig
 from nemotron_export.model import NemotronForCausalLM, rope_tables
-from nemotron_export.tracing import trace, trace_whole
+from nemotron_export.tracing import trace
 
 SLOTS = 1200
 BASE: dict[str, Any] = {
