@@ -92,8 +92,8 @@ class SessionRecord:
 
     Attributes:
         executor: "onnxruntime" or "onnxruntime-cuda": a graph of this project's own inputs; "genai": of ONNX Runtime
-            GenAI's, with an attention mask and every logit; "tensorrt": engines, see :class:`~nemotron_runtime.bundle.engine_records.TensorRTRecord`;
-            "tensorrt-rtx": engines that NVIDIA's runtime for RTX runs, see :class:`~nemotron_runtime.bundle.engine_records.RTXRecord`.
+            GenAI's, with an attention mask and every logit; "tensorrt": engines, see ``TensorRTRecord``;
+            "tensorrt-rtx": engines that NVIDIA's runtime for RTX runs, see ``RTXRecord``.
         provider: ONNX Runtime's execution provider, or NVIDIA's runtime.
         device: where it computes.
         graph: file name of the graph; of engines, the decode step's.
