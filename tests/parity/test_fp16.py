@@ -42,7 +42,7 @@ def test_a_bundle_in_fp16_passes_its_parity(tmp_path: Path, large_layer: int | N
     manifest = json.loads((bundle / "manifest.json").read_text())
     assert manifest["parity"]["state"] == "passed"
     assert manifest["dtype"] == manifest["session"]["cache_dtype"] == "float16"
-    assert manifest["model"]["wide_layers"] == ([] if large_layer is None else [large_layer])
+    assert manifest["model"]["fp32_mlp_layers"] == ([] if large_layer is None else [large_layer])
     graph = onnx.load(bundle / "model.onnx", load_external_data=False).graph
     wide = [name for node in graph.node for name in node.output if ".mlp.Cast" in name]
     assert {name.split(".")[2] for name in wide} == (set() if large_layer is None else {str(large_layer)})
@@ -68,7 +68,7 @@ def test_without_the_rule_the_square_overflows(tmp_path: Path) -> None:
 def test_what_cannot_be_measured_is_computed_in_fp32_or_refused(tmp_path: Path) -> None:
     folder = _checkpoint(tmp_path / "checkpoint", large_layer=None)
     bundle = build(folder, tmp_path / "bundle", target="onnx", dtype="float16", max_seq_len=64, parity=False)
-    assert json.loads((bundle / "manifest.json").read_text())["model"]["wide_layers"] == [0, 1, 2]
+    assert json.loads((bundle / "manifest.json").read_text())["model"]["fp32_mlp_layers"] == [0, 1, 2]
     checkpoint = Checkpoint.open(folder)
     with pytest.raises(RequestError, match="larger than memory"):
         choose_wide_layers(checkpoint, "float16", 64, measure=True, mode="layerwise", progress=silent)

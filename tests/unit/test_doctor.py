@@ -29,12 +29,6 @@ def _installed(monkeypatch: pytest.MonkeyPatch, *, without: tuple[str, ...] = ()
 def test_every_target_is_known_and_works_in_a_full_environment() -> None:
     report = doctor.examine()
     assert {target.name for target in report.targets} == set(TARGETS)
-    for name, needs in doctor._TARGETS.items():
-        target = TARGETS[name]
-        assert needs.extra == target.extra
-        assert (needs.gpu == "build") is target.built_on_device
-        assert bool(needs.gpu) is (target.device == "cuda" and target.runs_here)
-        assert not (needs.elsewhere and target.runs_here)
     for target in report.targets:
         if target.name == "tensorrt":
             # needs a GPU and NVIDIA's packages
@@ -82,6 +76,7 @@ def test_genai_targets_need_their_own_extras(
     remedy: dict[str, str],
 ) -> None:
     _installed(monkeypatch, without=without, plus=plus)
+    monkeypatch.setattr(doctor, "_gpus", lambda: ("NVIDIA H100 80GB HBM3, 81559 MiB, 570.86.15",))
     states = {target.name: target for target in doctor.examine().targets}
     assert {name for name in ("ort-cpu", "genai-cpu", "genai-cuda") if states[name].runs} == runs
     for name, extra in remedy.items():

@@ -42,9 +42,7 @@ ATTENTION_CASES = {
     "decode, rows of different lengths": AttentionCase(H=6, G=2, D=64, S=1, starts=(0, 31, 32, 161), T=200, splits=8),
     "decode, more splits than blocks": AttentionCase(H=3, G=1, D=96, S=1, starts=(40, 2), T=64, splits=16),
     "decode, head_dim 192, groups of 12": AttentionCase(H=12, G=1, D=192, S=1, starts=(75,), T=90, splits=4),
-    "decode, head_dim 80, several sequences": AttentionCase(
-        H=4, G=4, D=80, S=1, starts=(33, 9), T=50, splits=2
-    ),
+    "decode, head_dim 80, several sequences": AttentionCase(H=4, G=4, D=80, S=1, starts=(33, 9), T=50, splits=2),
     "decode, several tokens": AttentionCase(H=6, G=2, D=64, S=5, starts=(28, 0, 61), T=70, splits=4),
     "decode, large undefined": AttentionCase(H=6, G=2, D=64, S=1, starts=(45,), T=96, splits=2, undefined=1e4),
     "prefill, groups of 3": AttentionCase(H=6, G=2, D=64, S=67, starts=(0,), T=80),

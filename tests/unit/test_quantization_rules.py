@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 from nemotron_errors import BundleError, LimitError
 from nemotron_formats.tensors import EncodedWeight, TensorEntry
-from nemotron_formats.weights import Int4
+from nemotron_formats.weights import Int4, Int8
 from nemotron_graphs.ops import DOMAIN
 from nemotron_graphs.passes import LowerLinearToMatMulNBitsPass
 from nemotron_runtime.checks import judge
@@ -97,14 +97,16 @@ def _text(tokens: int = 12) -> ReferenceText:
 
 def test_a_session_that_equals_the_reference_passes_and_one_that_is_off_fails() -> None:
     reference = replace(_reference(), texts=(_text(), _text(5)))
-    report = judge(ToySession(), reference, "float32", bits=8)
+    report = judge(ToySession(), reference, "float32", weight_format=Int8(128))
     assert report.passed
     (row,) = (row for row in report.rows if row.check == "perplexity ratio")
     assert row.measured == pytest.approx(1, abs=1e-6)
     assert row.tolerance == 1.01
     assert "15 tokens" in row.prompt
     worse = replace(reference, texts=tuple(replace(text, nll=text.nll - np.float32(0.02)) for text in reference.texts))
-    failed = [row.check for row in judge(ToySession(), worse, "float32", bits=8).rows if not row.passed]
+    failed = [
+        row.check for row in judge(ToySession(), worse, "float32", weight_format=Int8(128)).rows if not row.passed
+    ]
     assert failed == ["perplexity ratio"]
     assert judge(ToySession(), worse, "float32", weight_format=Int4(32)).passed
     shifted = judge(ToySession(error=100.0), reference, "float32", weight_format=Int4(32))
@@ -113,10 +115,10 @@ def test_a_session_that_equals_the_reference_passes_and_one_that_is_off_fails() 
 
 def test_refused_references() -> None:
     with pytest.raises(BundleError, match="without held-out text"):
-        judge(ToySession(), _reference(), "float32", bits=8)
+        judge(ToySession(), _reference(), "float32", weight_format=Int8(128))
     session = ToySession(max_seq_len=40)
     with pytest.raises(LimitError, match="a text of 41 tokens"):
-        judge(session, replace(_reference(), texts=(_text(41),)), "float32", bits=8)
+        judge(session, replace(_reference(), texts=(_text(41),)), "float32", weight_format=Int8(128))
 
 
 def test_the_reference_keeps_its_text(tmp_path: Path) -> None:
@@ -160,8 +162,8 @@ def test_perplexity_of_what_is_not_finite_is_nan() -> None:
 def test_the_estimate_counts_the_quantized_file() -> None:
     config = NemotronConfig()
     common: dict[str, Any] = {
-        "num_parameters": 4_000_000_000, "stored_bytes": 8_000_000_000, "run_dtype": "float32", "slots": 64,
-        "rows": 1, "weights_mode": "reference", "parity": True,
+        "num_parameters": 4_000_000_000, "stored_bytes": 8_000_000_000, "run_dtype": "float32", "capacity": 64,
+        "sequences": 1, "weights_mode": "reference", "parity": True,
     }  # fmt: skip
     plain, small = (estimate(config, **common, quantized_bytes=count) for count in (0, 2_500_000_000))
     assert small.disk - plain.disk == 2_500_000_000

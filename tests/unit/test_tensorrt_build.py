@@ -316,5 +316,5 @@ def test_fp16_checkpoints_are_built_in_fp16(fakes: Fakes, tmp_path: Path) -> Non
     manifest = Manifest.read(output)
     assert (manifest.dtype, manifest.session.cache_dtype) == ("float16", "float16")
     # nothing was measured: all layers square in fp32
-    assert manifest.model.wide_layers == (0, 1, 2)
+    assert manifest.model.fp32_mlp_layers == (0, 1, 2)
     assert {request.dtype for request in fakes.requests[0]} == {"float16", "float32"}

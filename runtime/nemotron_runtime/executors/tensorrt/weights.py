@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from nemotron_errors import BundleError
-from nemotron_formats.tensors import FileSpan, WeightInput
 from nemotron_formats.dtypes import item_bytes
+from nemotron_formats.tensors import FileSpan, WeightInput
 
 from nemotron_runtime.bundle.folder import Bundle
 from nemotron_runtime.bundle.records import TensorRTRecord
