@@ -8,7 +8,7 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 import torch
-from nemotron_graphs.targets import LoweringContext
+from nemotron_graphs.targets import LoweringContext, lowering
 from nemotron_graphs.targets.tensorrt import tensorrt
 from nemotron_plugins.tensorrt import PLUGIN_OPS, use_library
 from nemotron_plugins.tensorrt.fields import request_field
@@ -51,7 +51,7 @@ def test_every_node_fits_its_plugin_and_the_models_kernels(changes: dict[str, An
     checkpoint = Checkpoint.open(tmp_path / "checkpoint")
     cos, sin = rope_tables(config, SLOTS, torch.float32)
     context = LoweringContext(checkpoint.tensors, cos.numpy(), sin.numpy())
-    lowered = tensorrt.lower(trace(config, torch.float16), context)
+    lowered = lowering.lower(tensorrt, trace(config, torch.float16), context)
     for name, expected in (("prefill", {"PackedRotaryKVCacheUpdate": 2, "CachedAttention": 2}),
                            ("decode", DECODE_OPS)):  # fmt: skip
         graph = lowered.graphs[name].model
@@ -62,9 +62,8 @@ def test_every_node_fits_its_plugin_and_the_models_kernels(changes: dict[str, An
         for node in nodes:
             with use_library(library):
                 op = make_op(PLUGIN_OPS[node.op_type], [request_field(node.attributes["kernel"].as_string())])
-            epsilons = {
-                record.constexprs["EPSILON"] for record in op.records.values() if "EPSILON" in record.constexprs
-            }
+            constexprs = [record.constexprs for record in op.records.values()]
+            epsilons = {each["EPSILON"] for each in constexprs if "EPSILON" in each}
             assert epsilons == ({config.norm_eps} if node.op_type == "LayerNormLinear" else set())
             inputs = [_tensor(value) for value in node.inputs if value is not None]
             op.configure(inputs)
