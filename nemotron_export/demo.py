@@ -1,4 +1,4 @@
-"""The whole way on the embedded checkpoint: build, prove, generate, measure beside eager PyTorch."""
+"""The whole way on the embedded checkpoint: build, prove, generate, measure next to eager PyTorch."""
 
 from __future__ import annotations
 

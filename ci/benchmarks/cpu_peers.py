@@ -42,6 +42,9 @@ from nemotron_export.cli.console import print_table
 PROMPTS = (128, 512)
 NEW_TOKENS = 64
 THREADS = 2
+OPTIONS = BenchOptions(
+    PROMPTS[0], NEW_TOKENS, contexts=PROMPTS, warmup=1, threads=THREADS, eager_dtypes=("float32", "bfloat16")
+)
 REFERENCE = "eager float32, sdpa, dynamic cache"
 
 
@@ -49,11 +52,8 @@ def backends(work: Path, site: Path, only: str = "") -> list[BackendSpec]:
     """Everything that `make` made, ours first."""
     checkpoint = Checkpoint.open(work / "checkpoint")
     config = checkpoint.config
-    shapes = tuple(Shape(count, NEW_TOKENS, 1) for count in PROMPTS)
     bundles = tuple(Bundle.open(work / name, allow_unverified=True) for name in BUNDLES)
-    request = BenchRequest(
-        bundles, checkpoint.directory, None, True, shapes, ("float32", "bfloat16"), ("dynamic", "static")
-    )
+    request = BenchRequest(bundles, checkpoint.directory, None, True, OPTIONS)
     specs = [spec for kind in ("bundle", "eager") for spec in BACKENDS[kind].specs(request)]
     read, total = read_parameters(config), total_parameters(config)
 
@@ -72,7 +72,7 @@ def backends(work: Path, site: Path, only: str = "") -> list[BackendSpec]:
         cache = "f32" if kind == "f32" else "f16"
         peer(
             "llama", f"llama.cpp {kind}, {cache} cache", work / f"{kind}.gguf", kind, bits,
-            "float32" if cache == "f32" else "float16", site=str(site), slots=max(PROMPTS) + NEW_TOKENS, kv=cache,
+            "float32" if cache == "f32" else "float16", site=str(site), capacity=max(PROMPTS) + NEW_TOKENS, kv=cache,
         )  # fmt: skip
     return [spec for spec in specs if only in spec.name]
 
@@ -139,12 +139,11 @@ def check(specs: list[BackendSpec], work: Path) -> None:
 
 def measure(specs: list[BackendSpec], work: Path, rounds: int, output: Path | None) -> None:
     """Measures, prints, and writes the document with what `check` found."""
-    options = BenchOptions(PROMPTS[0], NEW_TOKENS, contexts=PROMPTS, rounds=rounds, warmup=1, threads=THREADS)
 
     def progress(stage: str, done: int, total: int) -> None:
         print(f"\r{stage} {done}/{total} ", end="", file=sys.stderr, flush=True)
 
-    result = measure_specs(specs, options, progress)
+    result = measure_specs(specs, dataclasses.replace(OPTIONS, rounds=rounds), progress)
     site = {d.metadata["Name"]: d.version for d in distributions(path=[specs[-1].options.get("site", "")])}
     peers = {d.metadata["Name"]: d.version for d in distributions()} | site
     named = ("transformers", "onnxruntime-genai", "llama_cpp_python", "llama-cpp-python", "gguf")

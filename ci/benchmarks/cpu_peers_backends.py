@@ -24,7 +24,8 @@ _UBATCH = 512
 class LlamaBackend(Peer):
     """A GGUF file on llama.cpp, through the C functions that llama-cpp-python binds.
 
-    Options: site, the folder that `pip install --target` put llama-cpp-python into; slots; kv, the cache's f16 or f32.
+    Options: site, the folder that `pip install --target` put llama-cpp-python into; capacity; kv, the cache's f16 or
+    f32.
     """
 
     kind: ClassVar[str] = "llama"
@@ -50,7 +51,7 @@ class LlamaBackend(Peer):
         )
         assert self._model, "llama.cpp loaded the model"
         params = llama.llama_context_default_params()
-        params.n_ctx = self.options["slots"]
+        params.n_ctx = self.options["capacity"]
         params.n_batch = params.n_ubatch = _UBATCH
         params.n_threads = params.n_threads_batch = self.threads
         params.type_k = params.type_v = {"f16": llama.GGML_TYPE_F16, "f32": llama.GGML_TYPE_F32}[self.options["kv"]]
@@ -58,8 +59,8 @@ class LlamaBackend(Peer):
         assert self._context, "llama.cpp made the context"
         return self._description()
 
-    def reset(self, rows: int, slots: int) -> None:
-        assert rows == 1
+    def reset(self, sequences: int, capacity: int) -> None:
+        assert sequences == 1
         self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)
 
     def prefill(self, ids_BS: Ids) -> Ids:
@@ -116,10 +117,10 @@ class CompiledBackend(Peer):
         self._past: Any = None
         return self._description()
 
-    def reset(self, rows: int, slots: int) -> None:
+    def reset(self, sequences: int, capacity: int) -> None:
         import transformers
 
-        self._past = transformers.StaticCache(config=self._model.config, max_cache_len=slots)
+        self._past = transformers.StaticCache(config=self._model.config, max_cache_len=capacity)
 
     def prefill(self, ids_BS: Ids) -> Ids:
         return self._logits(ids_BS).argmax(-1)

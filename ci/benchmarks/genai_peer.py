@@ -51,13 +51,14 @@ class GenaiBackend(Peer):
         self._generator: Any = None
         return self._description()
 
-    def reset(self, rows: int, slots: int) -> None:
+    def reset(self, sequences: int, capacity: int) -> None:
         import onnxruntime_genai as og
 
         self._generator = None
         params = og.GeneratorParams(self._model)
         # min_length: the end of the sequence is no reason to stop
-        params.set_search_options(do_sample=False, batch_size=rows, max_length=slots + 1, min_length=slots + 1)
+        length = capacity + 1
+        params.set_search_options(do_sample=False, batch_size=sequences, max_length=length, min_length=length)
         self._generator = og.Generator(self._model, params)
 
     def prefill(self, ids_BS: Ids) -> Ids:

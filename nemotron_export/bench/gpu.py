@@ -1,4 +1,4 @@
-"""The GPU beside the backends: what it is, whether their weights fit, and how fast it moves its memory."""
+"""The backends' GPU: what it is, whether their weights fit, and how fast it moves its memory."""
 
 from __future__ import annotations
 

@@ -42,8 +42,8 @@ class Measurement:
         shape: what was generated.
         prefill_seconds: see :class:`Times`.
         first_token_seconds: see :class:`Times`.
-        prefill_tokens_per_second: prompt tokens of all rows over `prefill_seconds`.
-        decode_tokens_per_second: new tokens of all rows over the time of the decode steps.
+        prefill_tokens_per_second: prompt tokens of all sequences over `prefill_seconds`.
+        decode_tokens_per_second: new tokens of all sequences over the time of the decode steps.
         step_bytes: what an average decode step must read, see `bench.traffic`.
         decode_bytes_per_second: `step_bytes` times steps over their time.
         bandwidth_share: the median of that over the median bandwidth of the memory that it reads: the machine's, or
@@ -85,7 +85,7 @@ class BackendResult:
         kind: its key in `BACKENDS`.
         dtype: what it computes in.
         weight_bytes: of the weights that a decode step reads.
-        kv_bytes_per_token: keys and values of one token of one row.
+        kv_bytes_per_token: keys and values of one token of one sequence.
         load_seconds: from opening the files until it could compute, without imports; once, before the rounds.
         peak_bytes: high-water mark of its process's resident memory, libraries and mapped weights included.
         measurements: one per shape, shortest prompt first.
@@ -105,7 +105,7 @@ class BackendResult:
     device_peak_bytes: int | None = None
 
     def at(self, prompt_tokens: int) -> Measurement:
-        """The measurement behind so many prompt tokens."""
+        """The measurement after so many prompt tokens."""
         return next(m for m in self.measurements if m.shape.prompt_tokens == prompt_tokens)
 
 
@@ -116,8 +116,8 @@ class BenchResult:
     Attributes:
         prompt_tokens: prompt length of the main table.
         new_tokens: decode steps of a measurement.
-        batch: rows.
-        contexts: prompt lengths that decode was measured behind.
+        batch: sequences.
+        contexts: prompt lengths that decode was measured after.
         rounds: that count.
         warmup: rounds before them.
         read_bytes_per_second: the machine's read bandwidth, one value per round.

@@ -14,7 +14,7 @@ __all__ = ["Measurable", "Probe", "run_rounds"]
 # thread pools spin for a while after their last task, and would take a core from the next backend
 _REST_SECONDS = 0.1
 
-# Measured once per round beside the backends: bytes per second.
+# Measured once per round before the backends: bytes per second.
 Probe = Callable[[], float]
 
 

@@ -9,15 +9,15 @@ __all__ = ["Shape", "Times"]
 
 @dataclass(frozen=True, order=True)
 class Shape:
-    """Greedy generation of `batch` rows: `prompt_tokens` of prefill each, then `new_tokens` decode steps."""
+    """Greedy generation of `batch` sequences: `prompt_tokens` of prefill each, then `new_tokens` decode steps."""
 
     prompt_tokens: int
     new_tokens: int
     batch: int
 
     @property
-    def slots(self) -> int:
-        """Tokens that a row of the KV cache must hold."""
+    def capacity(self) -> int:
+        """Tokens that a sequence's KV cache must hold."""
         return self.prompt_tokens + self.new_tokens
 
 

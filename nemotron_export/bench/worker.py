@@ -40,7 +40,7 @@ def measure(backend: Backend, vocab_size: int, shape: Shape) -> Times:
     ids_BS = prompt_ids(shape, vocab_size)
     gc.collect()
     began = time.perf_counter()
-    backend.reset(shape.batch, shape.slots)
+    backend.reset(shape.batch, shape.capacity)
     ready = time.perf_counter()
     tokens_B = backend.prefill(ids_BS)
     first = time.perf_counter()

@@ -33,7 +33,7 @@ _LICENSE_FILE = re.compile(r"^(licen[cs]e|notice|copying|use_policy)", re.IGNORE
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What :meth:`open` found: the config, the required tensors in the modules' order, and the files beside them.
+    """What :meth:`open` found: the config, the required tensors in the modules' order, and the other files.
 
     `tensors` is keyed by the names of the task's state dict. `dtype` is the matrices' dtype ("bfloat16", "float16",
     "float32"). `tied` says that `lm_head.weight` is the embedding (it is then not in `tensors`).
@@ -60,16 +60,7 @@ class Checkpoint:
         """Bytes of the required tensors."""
         return sum(entry.length for entry in self.tensors.values())
 
-    @staticmethod
-    def resolve(
-        path_or_id: str | Path,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        offline: bool = False,
-        weights: bool = True,
-    ) -> Path:
-        """A local folder for a path or a hub id; see :func:`nemotron_export.checkpoint.hub.resolve`."""
-        return resolve(path_or_id, revision=revision, token=token, offline=offline, weights=weights)
+    resolve = staticmethod(resolve)
 
     @classmethod
     def open(cls, path: str | Path, *, task: str | None = "causal-lm") -> Checkpoint:

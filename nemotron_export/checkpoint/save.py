@@ -39,7 +39,7 @@ def save_checkpoint(
 ) -> Path:
     """Writes a task's state dict and its config; weights of an earlier save in the folder are replaced.
 
-    Everything is first written beside its place and config.json is moved last, so that an interrupted save leaves
+    Everything is first written to a temporary folder and config.json is moved last, so that an interrupted save leaves
     the old checkpoint, or a folder without config.json, and never a mixture.
 
     Args:

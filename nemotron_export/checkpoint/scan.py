@@ -22,16 +22,12 @@ from nemotron_export.checkpoint.checkpoint import Checkpoint
 from nemotron_export.checkpoint.nonfinite import LARGEST_ITEM, NonFiniteCounter
 from nemotron_export.files.untrusted import number, open_regular, quote, several
 
-__all__ = ["CHUNK_BYTES", "ScanCancelledError", "ScanReport", "scan"]
+__all__ = ["CHUNK_BYTES", "ScanReport", "scan"]
 
 CHUNK_BYTES = 16 << 20
 ALGORITHM = "sha256"
 _MAX_WORKERS = 4
 _CHANGED = "do not change the files while they are read, and scan again"
-
-
-class ScanCancelledError(CheckpointError):
-    """The caller's `cancelled` said so before the last chunk."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,6 @@ def scan(
     *,
     chunk_bytes: int = CHUNK_BYTES,
     progress: Callable[[int, int], None] | None = None,
-    cancelled: Callable[[], bool] | None = None,
 ) -> ScanReport:
     """Reads every byte of the weight files once, hashes each chunk and looks for NaN and Inf in the tensors.
 
@@ -75,11 +70,9 @@ def scan(
         checkpoint: an opened checkpoint; only its required tensors are tested, all bytes are hashed.
         chunk_bytes: bytes of a chunk.
         progress: told (bytes done, bytes in all) after each chunk, in this thread.
-        cancelled: asked before each chunk.
 
     Raises:
         CheckpointError: NaN or Inf, naming tensors, first flat index and count; or a file that changed.
-        ScanCancelledError: `cancelled` returned true.
     """
     if chunk_bytes < 1:
         raise CheckpointError(f"chunks of {chunk_bytes} bytes", "at least 1 byte", "choose 16 MiB", where="chunk_bytes")
@@ -87,7 +80,7 @@ def scan(
     total, done = sum(shard.size for shard in checkpoint.shards), 0
     chunks: dict[str, list[str]] = {shard.path.name: [] for shard in checkpoint.shards}
     findings: dict[str, tuple[int, int]] = {}
-    for file, part in _parts(checkpoint, chunk_bytes, cancelled or (lambda: False)):
+    for file, part in _parts(checkpoint, chunk_bytes):
         chunks[file].append(part.digest)
         for name, (count, first) in part.non_finite.items():
             # Chunks arrive in order, so the first finding of a tensor is its first index.
@@ -101,7 +94,7 @@ def scan(
     return ScanReport(chunks, chunk_bytes, ALGORITHM, total, time.perf_counter() - begin)
 
 
-def _parts(checkpoint: Checkpoint, chunk_bytes: int, cancelled: Callable[[], bool]) -> Iterator[tuple[str, _Part]]:
+def _parts(checkpoint: Checkpoint, chunk_bytes: int) -> Iterator[tuple[str, _Part]]:
     """Chunks of all files in order, with a bounded number under way."""
     workers = min(_MAX_WORKERS, os.cpu_count() or 1)
     local = threading.local()
@@ -111,8 +104,6 @@ def _parts(checkpoint: Checkpoint, chunk_bytes: int, cancelled: Callable[[], boo
             for shard in checkpoint.shards:
                 file = _File(checkpoint, shard.path, shard.size, chunk_bytes)
                 for start in range(0, shard.size, chunk_bytes):
-                    if cancelled():
-                        raise ScanCancelledError("a scan that was cancelled", "a whole pass", "scan again")
                     if len(pending) > workers:
                         name, future = pending.popleft()
                         yield name, future.result()

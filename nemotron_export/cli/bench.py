@@ -28,12 +28,12 @@ def bench(
         Path | None, typer.Option(help="For --against; by default the folder of the first bundle's weights.")
     ] = None,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 128,
-    new_tokens: Annotated[int, typer.Option(min=1, help="Timed decode steps behind it.")] = 64,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Timed decode steps after it.")] = 64,
     batch: Annotated[int, typer.Option(min=1, help="Rows at once.")] = 1,
     context: Annotated[
         str | None, typer.Option(help="More prompt lengths, for decode against context: 128,512,1024.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds that count; everything takes its turn in each.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds that count; everything is measured once in each.")] = 5,
     warmup: Annotated[
         int | None, typer.Option(min=0, help="Rounds before them; 1 by default, 3 where a GPU computes.")
     ] = None,
@@ -46,7 +46,7 @@ def bench(
     allow_unverified: AllowUnverified = False,
     json_output: JsonOutput = False,
 ) -> None:
-    """Measure bundles, and eager PyTorch beside them, in one run: each in its own process, taking turns."""
+    """Measure bundles, and eager PyTorch with them, in one run: each in its own process, one at a time."""
     from nemotron_export.bench import BenchOptions, run_bench
     from nemotron_export.bench.plot import check_plot, draw
 
@@ -86,14 +86,14 @@ def print_bench(result: BenchResult) -> None:
             f"{backend.load_seconds:.2f}", size_text(backend.peak_bytes),
             *([] if result.gpu is None else [_device_memory(backend.device_peak_bytes)]),
         ])  # fmt: skip
-    beside = [] if baseline is None else ["vs eager fp32"]
+    ratio = [] if baseline is None else ["vs eager fp32"]
     on_gpu = [] if result.gpu is None else ["GPU memory"]
     title = f"{at} prompt tokens, {result.new_tokens} new, batch {result.batch} (median of {result.rounds} rounds)"
-    print_table(title, [*columns, *beside, "load s", "peak memory", *on_gpu], rows)
+    print_table(title, [*columns, *ratio, "load s", "peak memory", *on_gpu], rows)
     if len(result.contexts) > 1:
         typer.echo()
         print_table(
-            "Decode tok/s behind so many prompt tokens",
+            "Decode tok/s after so many prompt tokens",
             ["what runs", *map(str, result.contexts)],
             [[c.name, *(f"{m.decode_tokens_per_second.median:.1f}" for m in c.measurements)] for c in result.backends],
         )

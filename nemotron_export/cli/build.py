@@ -15,8 +15,7 @@ __all__ = ["build"]
 
 def build(
     checkpoint: Annotated[
-        str,
-        typer.Argument(metavar="CHECKPOINT", help="A folder with config.json and .safetensors files, or a hub id."),
+        str, typer.Argument(metavar="CHECKPOINT", help="A folder with config.json and .safetensors files, or a hub id.")
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The bundle's folder; must not exist.")],
     target: Annotated[str, typer.Option(help="Where the bundle runs; `doctor` lists the targets.")] = "ort-cpu",
@@ -44,7 +43,7 @@ def build(
     reference: Reference = "auto",
     reference_steps: ReferenceSteps = None,
     quantize: Annotated[
-        str | None, typer.Option(help="int8 or int4: quantize the projections' weights; judged by perplexity.")
+        str | None, typer.Option(help="int8 or int4: quantize the projections' weights; checked by perplexity.")
     ] = None,
     group_size: Annotated[
         int | None,
@@ -56,8 +55,8 @@ def build(
     architectures: Annotated[
         str | None,
         typer.Option(
-            help="GPU architectures, as sm_80,sm_89: beside this GPU's, what a tensorrt bundle has kernels for; what a "
-            "tensorrt-rtx bundle has engines for (sm_86, sm_89 and sm_120 by default)."
+            help="GPU architectures, as sm_80,sm_89: besides this GPU's, what a tensorrt bundle has kernels for; what "
+            "a tensorrt-rtx bundle has engines for (sm_86, sm_89 and sm_120 by default)."
         ),
     ] = None,
     plugins: Annotated[

@@ -77,7 +77,7 @@ def parity(
     baseline_factor: BaselineFactor = 2.0,
     json_output: JsonOutput = False,
 ) -> None:
-    """Run PyTorch and the bundle on the same prompts again and judge. Exit code 1 where the numbers differ."""
+    """Run PyTorch and the bundle on the same prompts again and compare. Exit code 1 where the numbers differ."""
     from nemotron_export.parity.check import check_parity
     from nemotron_export.parity.verdict import amend, report_document
 
@@ -154,7 +154,7 @@ def print_bisection(found: Bisection) -> None:
 
 
 def _read_baseline(bundle: Path, path: Path | None) -> Baseline | None:
-    """Read before the bundle is judged: it may be the bundle's own parity.json, which that replaces."""
+    """Read before the check, which replaces the bundle's own parity.json."""
     if path is None:
         return None
     from nemotron_runtime.bundle.manifest import Manifest

@@ -15,7 +15,7 @@ DEFAULT_PARTIAL_ROTARY_FACTOR = 0.5
 
 _COMMON = {"rope_type", "rope_theta", "partial_rotary_factor"}
 
-# rope type → (required, optional) beside the common keys
+# rope type → (required, optional) besides the common keys
 ROPE_TYPES: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "default": (frozenset(), frozenset()),
     "linear": (frozenset({"factor"}), frozenset()),
@@ -56,7 +56,7 @@ def normalize_rope_parameters(values: Mapping[str, Any], max_positions: int, whe
         where: names the config in errors.
 
     Returns:
-        A dict with ``rope_type``, ``rope_theta``, ``partial_rotary_factor`` and what the type needs beside them.
+        A dict with ``rope_type``, ``rope_theta``, ``partial_rotary_factor`` and what the type needs besides them.
 
     Raises:
         ConfigError: layouts that disagree, an unknown type, missing, unknown or senseless parameters.

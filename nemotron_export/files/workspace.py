@@ -1,4 +1,4 @@
-"""A bundle appears whole or not at all: it is written beside its place and renamed at the end."""
+"""A bundle appears whole or not at all: it is written next to its place and renamed at the end."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check_output(output: Path, *, overwrite: bool) -> None:
 
 @contextmanager
 def staging(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yields a temporary folder beside `output`, which takes its place when the block ends well.
+    """Yields a temporary folder next to `output`, which takes its place when the block ends well.
 
     However else the block ends, Ctrl-C included, the temporary folder and the parents made for it are removed and what
     stood at `output` before is untouched.
@@ -51,7 +51,7 @@ def staging(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
     output = Path(os.path.abspath(output))
     check_output(output, overwrite=overwrite)
     made = [parent for parent in output.parents if not parent.exists()]
-    temporary = _beside(output, "partial")
+    temporary = _sibling(output, "partial")
     try:
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def staging(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
             try:
                 parent.rmdir()
             except OSError:
-                break  # never made, or somebody else uses it
+                break  # never made, or in use
         raise
 
 
@@ -81,8 +81,8 @@ def _umask() -> int:
     return mask
 
 
-def _beside(output: Path, what: str) -> Path:
-    """A new name beside the output, known before anything has it: an interrupt behind that must find it."""
+def _sibling(output: Path, what: str) -> Path:
+    """A new name next to the output, chosen before it exists: whatever interrupts then knows what to remove."""
     return output.parent / f".{output.name}.{what}-{secrets.token_hex(4)}"
 
 
@@ -91,7 +91,7 @@ def _swap_in(temporary: Path, output: Path, *, overwrite: bool) -> None:
     if not output.exists():
         os.rename(temporary, output)
         return
-    old = _beside(output, "replaced")
+    old = _sibling(output, "replaced")
     try:
         os.rename(output, old)
         os.rename(temporary, output)

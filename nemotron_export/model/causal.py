@@ -1,6 +1,6 @@
 """The causal language model.
 
-Shapes: B rows, S new tokens, K positions that get logits, E hidden_size, V vocab_size.
+Shapes: B sequences, S new tokens, K positions that get logits, E hidden_size, V vocab_size.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class NemotronForCausalLM(NemotronPreTrainedModel):
         Args:
             labels: [B, S], -100 where no loss is wanted; the loss is next-token cross-entropy in fp32.
             logits_to_keep: logits for the last so many positions (0: all); or for the positions given as [K], as
-                [B, K], or as a boolean [B, S], which flattens rows and positions to one axis.
+                [B, K], or as a boolean [B, S], which flattens sequences and positions to one axis.
         """
         out = self.model(
             input_ids,
@@ -101,5 +101,5 @@ class NemotronForCausalLM(NemotronPreTrainedModel):
     def generate(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **params: Any
     ) -> torch.Tensor:
-        """Continues each row by the runtime's loop; see :func:`nemotron_export.model.generation.generate`."""
+        """Continues each sequence by the runtime's loop; see :func:`nemotron_export.model.generation.generate`."""
         return generate(self, input_ids, attention_mask, **params)

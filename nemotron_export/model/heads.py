@@ -1,6 +1,6 @@
 """Classification heads over the base model: sequences, tokens, answer spans.
 
-Shapes: B rows, S new tokens, C classes, E hidden_size.
+Shapes: B sequences, S new tokens, C classes, E hidden_size.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class _NemotronWithHead(NemotronPreTrainedModel):
 
 
 class NemotronForSequenceClassification(_NemotronWithHead):
-    """One class, number or set of labels per row, from its right-most token that is no padding.
+    """One class, number or set of labels per sequence, from its right-most token that is no padding.
 
     ``score`` has no bias.
     """
@@ -113,13 +113,13 @@ class NemotronForSequenceClassification(_NemotronWithHead):
             Logits [B, C]. With inputs_embeds, padding cannot be seen, and the last token is pooled.
 
         Raises:
-            RequestError: several rows without a pad token in the config.
+            RequestError: several sequences without a pad token in the config.
         """
         inputs = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
         out, hidden_BSE = self._hidden(*inputs, options)
         logits_BSC = self.head(hidden_BSE)
-        rows = torch.arange(len(logits_BSC), device=logits_BSC.device)
-        pooled_BC = logits_BSC[rows, self._pooled(input_ids, logits_BSC)]
+        each = torch.arange(len(logits_BSC), device=logits_BSC.device)
+        pooled_BC = logits_BSC[each, self._pooled(input_ids, logits_BSC)]
         loss = None
         if labels is not None:
             loss = classification_loss(pooled_BC, labels, self.config.extra.get("problem_type"))

@@ -29,10 +29,7 @@ MODEL_CLASSES: dict[str, type[NemotronPreTrainedModel]] = {
 
 
 def load_model(
-    checkpoint: Checkpoint,
-    dtype: torch.dtype,
-    attn_implementation: str = "sdpa",
-    device: str | torch.device = "cpu",
+    checkpoint: Checkpoint, dtype: torch.dtype, attn_implementation: str = "sdpa", device: str | torch.device = "cpu"
 ) -> NemotronPreTrainedModel:
     """The model of the task that the checkpoint was opened for; see :meth:`NemotronPreTrainedModel.from_checkpoint`."""
     return MODEL_CLASSES[checkpoint.task].from_checkpoint(checkpoint, dtype, attn_implementation, device)

@@ -1,6 +1,6 @@
 """The base model: embedding, decoder layers, final norm. State-dict keys are Hugging Face's.
 
-Shapes: B rows, S new tokens, E hidden_size.
+Shapes: B sequences, S new tokens, E hidden_size.
 """
 
 from __future__ import annotations

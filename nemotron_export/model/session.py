@@ -76,7 +76,7 @@ class EagerSession(Session):
         assert self._cache is not None
         slot_T = torch.arange(self._cache.kv_length(position_BS.shape[1]), device=position_BS.device)
         visible_B1ST = (slot_T <= position_BS[..., None])[:, None]
-        if self.model.model.attn_implementation != "eager":
+        if self.model.attn_implementation != "eager":
             return visible_B1ST
         dtype = self.model.dtype
         return torch.zeros(visible_B1ST.shape, dtype=dtype, device=visible_B1ST.device).masked_fill_(

@@ -1,4 +1,4 @@
-"""Layers whose MLP computes in fp32 behind its first projection, and which of them must."""
+"""Layers whose MLP computes in fp32 after its first projection, and which of them must."""
 
 from __future__ import annotations
 

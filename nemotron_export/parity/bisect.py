@@ -36,7 +36,7 @@ class PointError:
     """One compared value.
 
     Attributes:
-        stage: "prefill" (the prompt but its last token) or "decode" (that token behind a cache).
+        stage: "prefill" (the prompt but its last token) or "decode" (that token after a cache).
         point: module path and op.
         layer: decoder layer, or None.
         computed_by: type of the artefact's node.
@@ -187,7 +187,7 @@ def _error(found: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]) -
 
 
 def _tolerance(point: Point, reference: Values, low: Sequence[Values], floor: float) -> float:
-    # a layer that computes in fp32 behind its first projection calls down_proj by another way than its module
+    # a layer that computes in fp32 after its first projection calls down_proj by another way than its module
     own = max(
         (_error(values[point.name], reference[point.name]) for values in low if point.name in values), default=0.0
     )

@@ -1,4 +1,4 @@
-"""`parity`: PyTorch computes a bundle's reference again, and both the stored reference and the bundle are judged."""
+"""`parity`: PyTorch computes a bundle's reference again, and both the stored reference and the bundle are checked."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def check_parity(
     reference_device: str | None = None,
     progress: Progress = silent,
 ) -> ParityReport:
-    """Computes the reference again with torch, compares it with the stored one, judges the bundle, records it all.
+    """Computes the reference again with torch, compares it with the stored one, checks the bundle, records it all.
 
     A bundle built without a reference gets one.
 
@@ -48,7 +48,7 @@ def check_parity(
         weights_dir: where the weights are, if they were moved.
         threads: CPU threads of the bundle's session.
         reference: "whole", "layerwise" or "auto": how the reference is computed, see :func:`reference_for`.
-        reference_steps: greedy tokens behind each prompt, for a bundle that has no reference yet.
+        reference_steps: greedy tokens after each prompt, for a bundle that has no reference yet.
         reference_device: "cpu", "cuda" or "auto"; what :func:`default_device` says where None.
         progress: told (stage, done, total).
 
@@ -125,7 +125,7 @@ def compare_references(stored: Reference, fresh: Reference) -> tuple[ParityRow, 
 def _with_texts(
     fresh: Reference, stored: Reference | None, source: Checkpoint, bundle: Bundle, mode: str, progress: Progress
 ) -> Reference:
-    """The fresh reference with the held-out text that a quantized bundle is judged by: the stored one's, if any."""
+    """The fresh reference with the held-out text that a quantized bundle is checked with: the stored one's, if any."""
     mode = choose_reference(mode, source.config, source.num_parameters)
     if stored is None:
         held_out = held_out_texts(source, bundle.manifest.limits.max_seq_len, mode=mode)

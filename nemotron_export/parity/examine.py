@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def examine(
     threads: int | None = None,
     progress: Progress = silent,
 ) -> Examination:
-    """Walks a bundle's values against eager PyTorch's, behind its longest reference prompt.
+    """Walks a bundle's values against eager PyTorch's, with its longest reference prompt.
 
     Args:
         bundle: the bundle's folder, whatever its parity state.
@@ -88,19 +88,19 @@ def examine(
         language_model = opened.manifest.task == "causal-lm"
         with open_session(opened, threads) as session:
             found = measure_drift(session, models, prompts, _decoder(opened), language_model=language_model)
-    longest = max(prompts, key=len)
-    bisection = bisect(opened, models, longest, threads, progress)
-    config = source.config
-    about = {
-        "name": opened.directory.name,
-        "target": opened.manifest.target,
-        "task": opened.manifest.task,
-        "dtype": opened.manifest.dtype,
-        "limits": {
-            "max_seq_len": opened.manifest.limits.max_seq_len,
-            "max_batch": opened.manifest.limits.max_batch,
-            "prefill_chunk": opened.manifest.limits.prefill_chunk,
-        },
+    bisection = bisect(opened, models, max(prompts, key=len), threads, progress)
+    return Examination(bisection, found, _described(opened, source))
+
+
+def _described(bundle: Bundle, source: Checkpoint) -> dict[str, Any]:
+    """What the report's head says of the bundle."""
+    manifest, config = bundle.manifest, source.config
+    return {
+        "name": bundle.directory.name,
+        "target": manifest.target,
+        "task": manifest.task,
+        "dtype": manifest.dtype,
+        "limits": asdict(manifest.limits),
         "model": {
             "parameters": source.num_parameters,
             "layers": config.num_hidden_layers,
@@ -112,7 +112,6 @@ def examine(
             "vocab_size": config.vocab_size,
         },
     }
-    return Examination(bisection, found, about)
 
 
 def _check_memory(checkpoint: Checkpoint, dtypes: list[str]) -> None:

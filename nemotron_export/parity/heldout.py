@@ -23,7 +23,7 @@ from nemotron_export.progress import Progress, silent
 
 __all__ = ["EVAL_FILE", "HeldOut", "held_out_texts", "score_texts"]
 
-# beside a checkpoint: text of the kind that its model knows, which it was not trained on
+# next to a checkpoint: text of the kind that its model knows, which it was not trained on
 EVAL_FILE = "eval.txt"
 _WINDOW, _MOST_TOKENS = 512, 4096
 _RANDOM_TOKENS, _SEED = 512, 21
@@ -51,7 +51,7 @@ class HeldOut:
 def held_out_texts(
     checkpoint: Checkpoint, max_seq_len: int, file: str | Path | None = None, *, mode: str = "whole"
 ) -> HeldOut:
-    """Chooses the text: `file`, or eval.txt beside the checkpoint, or the parity prompts' English text.
+    """Chooses the text: `file`, or eval.txt in the checkpoint's folder, or the parity prompts' English text.
 
     Up to 4,096 tokens, in windows of up to 512 that do not see each other. Without a tokenizer the tokens are random.
 
@@ -71,7 +71,7 @@ def held_out_texts(
             raise RequestError(found, expected, "leave --eval-text out", where="--eval-text")
         return HeldOut((), "none: not a language model")
     encode = encoder(checkpoint.directory, checkpoint.config.vocab_size)
-    beside = checkpoint.directory / EVAL_FILE
+    default = checkpoint.directory / EVAL_FILE
     if encode is None:
         if file is not None:
             found, remedy = "a checkpoint without a tokenizer", "put tokenizer.json beside the weights"
@@ -82,8 +82,8 @@ def held_out_texts(
     else:
         if file is not None:
             text, source = _read(Path(file)), Path(file).name
-        elif beside.is_file():
-            text, source = _read(beside), f"{EVAL_FILE} beside the checkpoint"
+        elif default.is_file():
+            text, source = _read(default), f"{EVAL_FILE} beside the checkpoint"
         else:
             text, source = ENGLISH_TEXT, "fixed English text"
         ids = np.asarray(encode(text), np.int64)

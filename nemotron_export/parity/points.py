@@ -13,7 +13,7 @@ from nemotron_export.checkpoint.expected import backbone_prefix
 __all__ = ["PACKED", "Point", "head_points", "layer_outputs", "layer_points"]
 
 Layout = Literal["tokens", "cache"]
-# how the packed projections' value is called, behind the attention's path
+# what the packed projections' value is called, after the attention's path
 PACKED = "qkv_proj.Linear"
 
 

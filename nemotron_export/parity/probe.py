@@ -60,7 +60,7 @@ class Probe:
     def feed(
         self, ids: npt.NDArray[np.int64], start: int, points: Sequence[Point], positions: npt.NDArray[np.int64]
     ) -> Values:
-        """Runs new tokens behind ``start`` earlier ones.
+        """Runs new tokens after ``start`` earlier ones.
 
         Args:
             ids: int64 [n].
@@ -111,7 +111,7 @@ class Probe:
             cache_GTD = self._caches[value][1][0]
             rows = cache_GTD[:, start + positions].swapaxes(0, 1)
         else:
-            # values behind logits_index hold the chosen positions alone
+            # values after logits_index hold the chosen positions alone
             rows = found[value][0]
             rows = rows[positions] if len(rows) == tokens else rows
             if value.endswith(PACKED):

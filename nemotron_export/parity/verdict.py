@@ -1,4 +1,4 @@
-"""Verifies a bundle without torch, and records judgements together with the machine that made them."""
+"""Verifies a bundle without torch, and records verdicts with the machine that they were made on."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def report_document(bundle: Path, report: ParityReport, *, threads: int | None, 
 
 
 def bundle_identity(manifest: Manifest) -> dict[str, str | None]:
-    """What two judgements must agree in to be compared: target, task, dtype and model.
+    """What two verdicts must agree in to be compared: target, task, dtype and model.
 
     `config` and `weights` are SHA-256 of the config and of the weight files' headers, `contents` of the weights
     themselves, None where they were not scanned.
@@ -119,8 +119,8 @@ def amend(bundle: Path, added: dict[str, Any]) -> dict[str, Any]:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         remedy = "run `nemotron-export parity` again"
-        raise BundleError(f"no readable file ({error})", "the judgement", remedy, where=str(path)) from error
-    # what identifies the bundle stays beside what describes it
+        raise BundleError(f"no readable file ({error})", "the verdict", remedy, where=str(path)) from error
+    # what identifies the bundle stays, and what describes it is added
     about = {**document.get("bundle", {}), **added.get("bundle", {})}
     document |= {**added, "bundle": about}
     write_atomically(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")

@@ -5,11 +5,4 @@ from __future__ import annotations
 from nemotron_export.quantization.layout import QUANTIZED_FILE, QuantizedLayout, lay_out
 from nemotron_export.quantization.writer import write_quantized
 
-__all__ = [
-    "QUANTIZED_FILE",
-    "HeldOut",
-    "QuantizedLayout",
-    "held_out_texts",
-    "lay_out",
-    "write_quantized",
-]
+__all__ = ["QUANTIZED_FILE", "QuantizedLayout", "lay_out", "write_quantized"]

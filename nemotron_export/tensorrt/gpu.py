@@ -84,7 +84,7 @@ class DeviceEstimate:
 
     Attributes:
         weights: of the checkpoint.
-        caches: keys and values of all rows and slots.
+        caches: keys and values of all sequences at their capacity.
         workspace: activations of a prefill pass, and its logits.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn
 
 
 def request(checkpoint: Path, bundles: tuple[Bundle, ...] = (), dtypes: tuple[str, ...] = ()) -> BenchRequest:
-    return BenchRequest(bundles, checkpoint, None, False, (SHAPE,), dtypes, ("dynamic", "static"))
+    return BenchRequest(bundles, checkpoint, None, False, BenchOptions(*astuple(SHAPE), eager_dtypes=dtypes))
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -37,7 +38,7 @@ def test_both_caches_generate_what_transformers_does(checkpoint: tuple[Path, tor
     ids = prompt_ids(SHAPE, described.vocab_size)
     # twice: nothing of the first round may be left in the second
     for _ in range(2):
-        backend.reset(SHAPE.batch, SHAPE.slots)
+        backend.reset(SHAPE.batch, SHAPE.capacity)
         tokens = [backend.prefill(ids)]
         for _ in range(SHAPE.new_tokens):
             tokens.append(backend.decode(tokens[-1]))

@@ -67,6 +67,19 @@ def lower(checkpoint: Checkpoint, dtype: torch.dtype = torch.float16, wide: tupl
     return lowering.lower(tensorrt, trace(checkpoint.config, dtype, wide_layers=wide), context)
 
 
+def fused_projections(model: ir.Model) -> Counter[tuple[str, str]]:
+    """How many nodes of each op a module's weight is read by."""
+    places = {"LayerNormLinear": 3, "LinearResidual": 1}
+    found: Counter[tuple[str, str]] = Counter()
+    for node in model.graph:
+        if node.op_type in places:
+            weight = node.inputs[places[node.op_type]]
+            assert weight is not None
+            assert weight.name
+            found[node.op_type, weight.name.split(".")[-2]] += 1
+    return found
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_both_graphs_equal_eager(tmp_path: Path, name: str) -> None:
     model, checkpoint = make(tmp_path, **MODELS[name])
@@ -92,6 +105,10 @@ def test_what_the_graphs_consist_of(tmp_path: Path) -> None:
     }  # fmt: skip
     # layers are plugins alone: what TensorRT ran between two would break their chain of launches
     assert {op: count for op, count in decode.items() if op not in PLUGIN_OPS} == {"Gather": 1, "Unsqueeze": 1}
+    assert fused_projections(graphs.graphs["decode"].model) == {
+        ("LayerNormLinear", "qkv_proj"): 2, ("LayerNormLinear", "up_proj"): 2, ("LayerNormLinear", "lm_head"): 1,
+        ("LinearResidual", "o_proj"): 2, ("LinearResidual", "down_proj"): 2,
+    }  # fmt: skip
     prefill = Counter(node.op_type for node in graphs.graphs["prefill"].model.graph)
     assert {op: prefill[op] for op in ("Gemm", "LayerNormalization", *LAYER_OPS)} == {
         "Gemm": 9, "LayerNormalization": 5, "PackedRotaryKVCacheUpdate": 2, "CachedAttention": 2,
@@ -159,8 +176,8 @@ def test_a_layer_that_squares_in_fp32_keeps_its_nodes(tmp_path: Path) -> None:
     model, checkpoint = make(tmp_path)
     widen_mlp(model, [1])
     graphs = lower(checkpoint, wide=(1,))
-    counts = Counter(node.op_type for node in graphs.graphs["decode"].model.graph)
-    assert (counts["LayerNormLinear"], counts["LinearResidual"]) == (4, 3)
+    fused = sorted(module for _, module in fused_projections(graphs.graphs["decode"].model).elements())
+    assert fused == ["down_proj", "lm_head", "o_proj", "o_proj", "qkv_proj", "qkv_proj", "up_proj"]
     assert drive_beside_eager(graphs, model, checkpoint, rows=2) < 3e-3
 
 

@@ -35,7 +35,7 @@ class FakeBackend(Backend):
         self._note("load")
         return Description("float32", 10, 1000, 8)
 
-    def reset(self, rows: int, slots: int) -> None:
+    def reset(self, sequences: int, capacity: int) -> None:
         self._note("begin")
         fault = self.options["fault"]
         if fault == "limit":

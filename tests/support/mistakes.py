@@ -247,18 +247,18 @@ BODY_MISTAKES: dict[str, Mistake] = {
     "cache written one slot late": Mistake(
         "KVCacheUpdate (k)", "layers.0.self_attn",
         body=("KVCacheUpdate", ((
-            "slot_B1S1 = Add(write_B111, token_S1)",
-            "late = Add(write_B111, one)\n  slots_1 = Shape<start=2, end=3>(cache)\n  last = Sub(slots_1, one)\n"
-            "  slot_late = Add(late, token_S1)\n  slot_B1S1 = Min(slot_late, last)",
+            "position_B1S1 = Add(write_B111, token_S1)",
+            "late = Add(write_B111, one)\n  capacity_1 = Shape<start=2, end=3>(cache)\n  last = Sub(capacity_1, one)\n"
+            "  position_late = Add(late, token_S1)\n  position_B1S1 = Min(position_late, last)",
         ),)),
     ),
     "mask off by one": Mistake(
         "CachedAttention", "layers.0.self_attn",
-        body=("CachedAttention", (("LessOrEqual(slot_T, position_B11S1)", "Less(slot_T, position_B11S1)"),)),
+        body=("CachedAttention", (("LessOrEqual(cached_T, position_B11S1)", "Less(cached_T, position_B11S1)"),)),
     ),
     "no causal mask": Mistake(
         "CachedAttention", "layers.0.self_attn",
-        body=("CachedAttention", (("LessOrEqual(slot_T, position_B11S1)", "GreaterOrEqual(slot_T, zero)"),)),
+        body=("CachedAttention", (("LessOrEqual(cached_T, position_B11S1)", "GreaterOrEqual(cached_T, zero)"),)),
     ),
     "softmax in bf16": Mistake(
         "CachedAttention", "layers.0.self_attn",
@@ -275,7 +275,7 @@ BODY_MISTAKES: dict[str, Mistake] = {
     "query heads grouped the other way round": Mistake(
         "CachedAttention", "layers.0.self_attn",
         body=("CachedAttention", (
-            ("Concat<axis=0>(rows_tokens, kv_heads, minus_one, head_dim)", "Concat<axis=0>(rows_tokens, minus_one, kv_heads, head_dim)"),
+            ("Concat<axis=0>(sequences_tokens, kv_heads, minus_one, head_dim)", "Concat<axis=0>(sequences_tokens, minus_one, kv_heads, head_dim)"),
             ("Transpose<perm=[0, 2, 3, 1, 4]>(q_BSGgD)", "Transpose<perm=[0, 3, 2, 1, 4]>(q_BSGgD)"),
             ("Transpose<perm=[0, 3, 1, 2, 4]>(out_BGgSD)", "Transpose<perm=[0, 3, 2, 1, 4]>(out_BGgSD)"),
         )),

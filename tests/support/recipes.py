@@ -1,7 +1,7 @@
 """CONTRIBUTING's recipes, followed to the letter over a copy of the packages.
 
 A recipe is a section of the page. Each block of code in it whose first line is a comment with a path makes that file;
-each `diff` block, whose first line is a path, adds its `+` lines after the line of context before them.
+each `diff` block, whose first line is a path, adds its `+` lines beside the lines of context.
 """
 
 from __future__ import annotations
@@ -66,17 +66,25 @@ class Recipe:
         name, *lines = block.splitlines()
         path = self.folder / name
         found = path.read_text(encoding="utf-8").splitlines()
-        at = 0
+        at: int | None = None
+        early: list[str] = []
         for line in lines:
             sign, content = line[:1], line[1:]
             if sign == "+":
+                if at is None:
+                    # before the first line of context
+                    early.append(content)
+                    continue
                 found.insert(at, content)
                 at += 1
+                continue
+            assert found.count(content) == 1, f"{name} has {found.count(content)} lines {content!r}"
+            at = found.index(content)
+            found[at:at] = early
+            at, early = at + len(early), []
+            if sign == "-":
+                del found[at]
             else:
-                assert found.count(content) == 1, f"{name} has {found.count(content)} lines {content!r}"
-                at = found.index(content) + 1
-                if sign == "-":
-                    at -= 1
-                    del found[at]
+                at += 1
         path.write_text("\n".join(found) + "\n", encoding="utf-8")
         self.touched.append(name)

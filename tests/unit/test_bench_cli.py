@@ -19,6 +19,7 @@ from nemotron_export.bench import run
 from nemotron_export.bench.backends import BACKENDS, BenchRequest
 from nemotron_export.bench.backends.bundle import BundleBackend
 from nemotron_export.bench.backends.eager import EagerBackend
+from nemotron_export.bench.options import BenchOptions
 from nemotron_export.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -127,7 +128,7 @@ def test_tables_are_printed_and_say_what_the_numbers_mean(bundles: tuple[str, st
     ]  # fmt: skip
     assert lines[3].startswith("bundle ort-cpu float32 ")
     text = " ".join(lines)
-    for part in ("behind so many prompt tokens", "all weights but the input embedding", "Read bandwidth", "1 threads"):
+    for part in ("after so many prompt tokens", "all weights but the input embedding", "Read bandwidth", "1 threads"):
         assert part in text
     assert "vs eager" not in text
 
@@ -135,7 +136,7 @@ def test_tables_are_printed_and_say_what_the_numbers_mean(bundles: tuple[str, st
 def test_one_context_needs_no_second_table(bundles: tuple[str, str]) -> None:
     result = bench(bundles[0], *SMALL)
     assert result.exit_code == 0, result.output
-    assert "behind so many" not in result.stdout
+    assert "after so many" not in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -225,7 +226,7 @@ print(sorted({{name.partition(".")[0] for name in sys.modules}} & {{"torch", "on
 
 def test_bundles_that_look_the_same_are_told_apart(bundles: tuple[str, str]) -> None:
     opened = tuple(Bundle.open(path) for path in (*bundles, bundles[0]))
-    specs = BundleBackend.specs(BenchRequest(opened, None, None, False, (), (), ()))
+    specs = BundleBackend.specs(BenchRequest(opened, None, None, False, BenchOptions(4, 2)))
     names = ["(bundle) #1", "(second)", "(bundle) #2"]
     assert [spec.name for spec in specs] == [f"bundle ort-cpu float32 {name}" for name in names]
     assert [spec.options["path"] for spec in specs] == [bundles[0], bundles[1], bundles[0]]
@@ -235,7 +236,7 @@ def test_a_bundle_computes_where_its_session_does(bundles: tuple[str, str]) -> N
     opened = Bundle.open(bundles[0])
     session = replace(opened.manifest.session, provider="CUDAExecutionProvider")
     on_gpu = replace(opened, manifest=replace(opened.manifest, session=session))
-    specs = BundleBackend.specs(BenchRequest((opened, on_gpu), None, None, False, (), (), ()))
+    specs = BundleBackend.specs(BenchRequest((opened, on_gpu), None, None, False, BenchOptions(4, 2)))
     assert [spec.device for spec in specs] == ["cpu", "cuda"]
 
 
@@ -243,7 +244,7 @@ def test_weights_inside_two_engines_count_twice(bundles: tuple[str, str]) -> Non
     opened = Bundle.open(bundles[0])
     weights = replace(opened.manifest.weights, mode="embedded")
     embedded = replace(opened, manifest=replace(opened.manifest, weights=weights))
-    once, twice = BundleBackend.specs(BenchRequest((opened, embedded), None, None, False, (), (), ()))
+    once, twice = BundleBackend.specs(BenchRequest((opened, embedded), None, None, False, BenchOptions(4, 2)))
     assert twice.weight_bytes == 2 * once.weight_bytes > 0
 
 

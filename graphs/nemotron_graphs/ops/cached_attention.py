@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 import torch
 
-from nemotron_graphs.ops.definition import OpDefinition, OpInput, contiguous_like
+from nemotron_graphs.ops.definition import OpDefinition, OpInput
 
 __all__ = ["cached_attention"]
 
@@ -25,10 +25,6 @@ def _eager(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, query_
     weights_BGgST = torch.softmax(scores_BGgST, dim=-1).to(q.dtype)
     out_BGgSD = torch.matmul(weights_BGgST, v_cache.unsqueeze(2))
     return out_BGgSD.permute(0, 3, 1, 2, 4).reshape(B, S, H, D).contiguous()
-
-
-def _fake(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, query_start: torch.Tensor) -> torch.Tensor:
-    return contiguous_like(q)
 
 
 def _body(present: Collection[str]) -> str:
@@ -85,7 +81,6 @@ cached_attention = OpDefinition(
     ),
     outputs=(("out", "[B, S, H, D]"),),
     eager=_eager,
-    fake=_fake,
     body=_body,
     doc="Token s of sequence b attends to positions 0 to query_start[b] + s of its cache. Scores are scaled by D^-0.5 "
     "in the run dtype, softmax is computed in fp32 and cast back. Query head h reads key/value head h // (H/G).",

@@ -64,23 +64,24 @@ class OpDefinition:
         inputs: in order; optional ones trail.
         outputs: name and shape letters of each output; all are of type ``output_type``.
         eager: the definition that all others are held against; attributes are keyword arguments.
-        fake: its shapes and dtypes, for fake and meta tensors.
         body: gives the portable ONNX function body for the set of optional inputs that are present; it may use other
             ops of the dialect, as nodes of its domain. Attributes are keyword arguments.
         doc: one paragraph for the schema.
         attributes: their values are known when a body is made.
         output_type: ``T``, or ``U`` where the outputs may have another dtype.
+        fake: shapes and dtypes of the outputs, for fake and meta tensors; may be left out where every output has the
+            shape and dtype of an input with the same letters.
     """
 
     name: str
     inputs: tuple[OpInput, ...]
     outputs: tuple[tuple[str, str], ...]
     eager: Callable[..., Any]
-    fake: Callable[..., Any]
     body: Callable[..., str]
     doc: str
     attributes: tuple[OpAttribute, ...] = ()
     output_type: str = "T"
+    fake: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
         optional = [i.optional for i in self.inputs]
@@ -90,8 +91,13 @@ class OpDefinition:
     def torch_op(self) -> Any:
         """The op as ``torch.ops.nemotron.<name>``, registered on first use together with its fake."""
         op = torch.library.custom_op(f"{DOMAIN}::{self.name}", self.eager, mutates_args=())
-        op.register_fake(self.fake)
+        op.register_fake(self.fake or self._fake_like_inputs)
         return op
+
+    def _fake_like_inputs(self, *inputs: torch.Tensor, **attributes: Attribute) -> Any:
+        letters = [i.shape for i in self.inputs]
+        outputs = tuple(contiguous_like(inputs[letters.index(shape)]) for _, shape in self.outputs)
+        return outputs if len(outputs) > 1 else outputs[0]
 
     def __call__(self, *args: torch.Tensor | None, **attributes: Attribute) -> Any:
         """Runs the op in PyTorch, so that a trace records one node of the dialect: a tensor, or a tuple of them."""

@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 import torch
 
-from nemotron_graphs.ops.definition import OpDefinition, OpInput, contiguous_like
+from nemotron_graphs.ops.definition import OpDefinition, OpInput
 
 __all__ = ["kv_cache_update"]
 
@@ -24,10 +24,6 @@ def _eager(cache: torch.Tensor, new: torch.Tensor, write_index: torch.Tensor) ->
     # indices on axes 0 and 2 put the indexed axes first: [B, S, G, D], which is new's own layout
     updated_BGTD[torch.arange(B, device=new.device)[:, None], :, position_BS] = new
     return updated_BGTD
-
-
-def _fake(cache: torch.Tensor, new: torch.Tensor, write_index: torch.Tensor) -> torch.Tensor:
-    return contiguous_like(cache)
 
 
 def _body(present: Collection[str]) -> str:
@@ -57,7 +53,6 @@ kv_cache_update = OpDefinition(
     ),
     outputs=(("updated", "[B, G, T, D]"),),
     eager=_eager,
-    fake=_fake,
     body=_body,
     doc="Writes token s of sequence b to position write_index[b] + s of its cache, which must exist. A "
     "target may write in place where nothing else reads the old cache.",

@@ -10,7 +10,7 @@ from collections.abc import Collection
 
 import torch
 
-from nemotron_graphs.ops.definition import OpDefinition, OpInput, contiguous_like
+from nemotron_graphs.ops.definition import OpDefinition, OpInput
 from nemotron_graphs.ops.linear import linear
 
 __all__ = ["linear_residual"]
@@ -23,15 +23,6 @@ def _eager(
     bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     return residual + linear.eager(x.flatten(2), weight, bias)
-
-
-def _fake(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    residual: torch.Tensor,
-    bias: torch.Tensor | None = None,
-) -> torch.Tensor:
-    return contiguous_like(residual)
 
 
 def _body(present: Collection[str]) -> str:
@@ -53,7 +44,6 @@ linear_residual = OpDefinition(
     ),
     outputs=(("y", "[B, S, O]"),),
     eager=_eager,
-    fake=_fake,
     body=_body,
     doc="residual + Linear(x, weight, bias); x may be heads [B, S, H, D].",
 )

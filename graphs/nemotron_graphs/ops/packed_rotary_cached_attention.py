@@ -13,7 +13,7 @@ from collections.abc import Collection
 import torch
 
 from nemotron_graphs.ops.cached_attention import cached_attention
-from nemotron_graphs.ops.definition import OpAttribute, OpDefinition, OpInput
+from nemotron_graphs.ops.definition import OpDefinition, OpInput
 from nemotron_graphs.ops.packed_rotary_kv_cache_update import packed_rotary_kv_cache_update
 
 __all__ = ["packed_rotary_cached_attention"]
@@ -48,21 +48,13 @@ def _body(present: Collection[str], num_heads: int, num_kv_heads: int) -> str:
 
 packed_rotary_cached_attention = OpDefinition(
     name="PackedRotaryCachedAttention",
-    inputs=(
-        OpInput("qkv", "T", "[B, S, (H+2G)*D]"),
-        OpInput("cos", "T", "[P, R/2]"),
-        OpInput("sin", "T", "[P, R/2]"),
-        OpInput("position_ids", "I", "[B, S]"),
-        OpInput("k_cache", "T", "[B, G, T, D]"),
-        OpInput("v_cache", "T", "[B, G, T, D]"),
-        OpInput("query_start", "I", "[B]"),
-    ),
-    outputs=(("out", "[B, S, H, D]"), ("k_updated", "[B, G, T, D]"), ("v_updated", "[B, G, T, D]")),
+    inputs=(*packed_rotary_kv_cache_update.inputs[:-1], OpInput("query_start", "I", "[B]")),
+    outputs=(("out", "[B, S, H, D]"), *packed_rotary_kv_cache_update.outputs[1:]),
     eager=_eager,
     # the attention has the shape of the rotated queries
     fake=packed_rotary_kv_cache_update.fake,
     body=_body,
     doc="PackedRotaryKVCacheUpdate at positions query_start[b] and following, then CachedAttention of the rotated "
     "queries over the updated caches.",
-    attributes=(OpAttribute("num_heads", 1, required=True), OpAttribute("num_kv_heads", 1, required=True)),
+    attributes=packed_rotary_kv_cache_update.attributes,
 )

@@ -1,4 +1,4 @@
-"""``PackedRotaryKVCacheUpdate``: the rotation and cache update of queries, keys and values that lie in one tensor.
+"""``PackedRotaryKVCacheUpdate``: the rotation and cache update of queries, keys and values packed in one tensor.
 
 Shapes: B sequences, S new tokens, H query heads, G key/value heads, D head_dim, T capacity of a cache, P positions in
 the table, R rotary_dim.
@@ -63,17 +63,12 @@ packed_rotary_kv_cache_update = OpDefinition(
     name="PackedRotaryKVCacheUpdate",
     inputs=(
         OpInput("qkv", "T", "[B, S, (H+2G)*D]"),
-        OpInput("cos", "T", "[P, R/2]"),
-        OpInput("sin", "T", "[P, R/2]"),
-        OpInput("position_ids", "I", "[B, S]"),
-        OpInput("k_cache", "T", "[B, G, T, D]"),
-        OpInput("v_cache", "T", "[B, G, T, D]"),
-        OpInput("write_index", "I", "[B]"),
+        *rotary_kv_cache_update.inputs[3:],
     ),
-    outputs=(("q_rotated", "[B, S, H, D]"), ("k_updated", "[B, G, T, D]"), ("v_updated", "[B, G, T, D]")),
+    outputs=rotary_kv_cache_update.outputs,
     eager=_eager,
     fake=_fake,
     body=_body,
-    doc="RotaryKVCacheUpdate of the heads that lie one after another in qkv: H of q, G of k, G of v.",
+    doc="RotaryKVCacheUpdate of the heads in qkv, one after another: H of q, G of k, G of v.",
     attributes=(OpAttribute("num_heads", 1, required=True), OpAttribute("num_kv_heads", 1, required=True)),
 )

@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 import torch
 
-from nemotron_graphs.ops.definition import OpDefinition, OpInput, contiguous_like
+from nemotron_graphs.ops.definition import OpDefinition, OpInput
 
 __all__ = ["partial_rotary_embedding"]
 
@@ -20,10 +20,6 @@ def _eager(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, position_ids: 
     sin_BS1h = sin[position_ids].unsqueeze(2)
     first, second, tail = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return torch.cat((first * cos_BS1h - second * sin_BS1h, second * cos_BS1h + first * sin_BS1h, tail), dim=-1)
-
-
-def _fake(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-    return contiguous_like(x)
 
 
 def _body(present: Collection[str]) -> str:
@@ -60,7 +56,6 @@ partial_rotary_embedding = OpDefinition(
     ),
     outputs=(("y", "[B, S, H, D]"),),
     eager=_eager,
-    fake=_fake,
     body=_body,
     doc="Rotates lanes i and i + R/2 of each head by the angle of the token's position; lanes from R on pass.",
 )

@@ -12,7 +12,7 @@ from collections.abc import Collection
 
 import torch
 
-from nemotron_graphs.ops.definition import OpDefinition, OpInput, contiguous_like
+from nemotron_graphs.ops.definition import OpDefinition, OpInput
 from nemotron_graphs.ops.kv_cache_update import kv_cache_update
 from nemotron_graphs.ops.partial_rotary_embedding import partial_rotary_embedding
 
@@ -38,20 +38,6 @@ def _eager(
     )
 
 
-def _fake(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    position_ids: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    write_index: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return contiguous_like(q), contiguous_like(k_cache), contiguous_like(v_cache)
-
-
 def _body(present: Collection[str]) -> str:
     return """
   q_rotated = nemotron.PartialRotaryEmbedding(q, cos, sin, position_ids)
@@ -75,7 +61,6 @@ rotary_kv_cache_update = OpDefinition(
     ),
     outputs=(("q_rotated", "[B, S, H, D]"), ("k_updated", "[B, G, T, D]"), ("v_updated", "[B, G, T, D]")),
     eager=_eager,
-    fake=_fake,
     body=_body,
     doc="PartialRotaryEmbedding of q and k, then KVCacheUpdate of the rotated k and of v.",
 )

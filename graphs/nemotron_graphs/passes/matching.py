@@ -50,7 +50,7 @@ class FusionPass(ir.passes.InPlacePass):
     a model should have: whoever does compares that with ``found``, and shows ``missed`` where it is fewer.
 
     Attributes:
-        forms: op type of what it forms.
+        forms: op type of what it forms; a few words where that has no op of its own.
         domain: its domain, which the model imports once a node is formed.
         anchor: op type and domain of the nodes at which a match begins.
         found: how many candidates the last run fused.
@@ -76,7 +76,7 @@ class FusionPass(ir.passes.InPlacePass):
             else:
                 self.found += 1
         if self.found:
-            model.opset_imports[self.domain] = 1
+            model.opset_imports.setdefault(self.domain, 1)
         return ir.passes.PassResult(model, bool(self.found))
 
     def begin(self, graph: ir.Graph) -> None:

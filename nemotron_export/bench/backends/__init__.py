@@ -8,5 +8,5 @@ from nemotron_export.bench.backends.eager import EagerBackend
 
 __all__ = ["BACKENDS", "Backend", "BackendSpec", "BenchRequest", "Description"]
 
-# what a bundle is held against is named by --against; "bundle" is always measured
+# what a bundle is compared with is named by --against; "bundle" is always measured
 BACKENDS: dict[str, type[Backend]] = {"bundle": BundleBackend, "eager": EagerBackend}

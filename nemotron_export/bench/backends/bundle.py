@@ -35,7 +35,7 @@ class BundleBackend(Backend):
         """One per bundle."""
         specs = []
         for bundle, name in zip(request.bundles, _names(request.bundles), strict=True):
-            for shape in request.shapes:
+            for shape in request.options.shapes:
                 _check_fits(bundle, shape)
             config = NemotronConfig.from_dict(bundle.manifest.model.config)
             options = {
@@ -81,8 +81,8 @@ class BundleBackend(Backend):
             kv_bytes_per_token(config, manifest.session.cache_dtype),
         )
 
-    def reset(self, rows: int, slots: int) -> None:
-        self._model.session.reset(rows, slots)
+    def reset(self, sequences: int, capacity: int) -> None:
+        self._model.session.reset(sequences, capacity)
 
     def prefill(self, ids_BS: Ids) -> Ids:
         return np.argmax(self._model.session.prefill(list(ids_BS)), axis=-1)
@@ -128,7 +128,7 @@ def _check_fits(bundle: Bundle, shape: Shape) -> None:
     if shape.batch > limits.max_batch:
         remedy = "lower --batch, or build with a larger --max-batch"
         raise LimitError(f"--batch {shape.batch}", f"at most {limits.max_batch} rows", remedy, where=where)
-    if shape.slots > limits.max_seq_len:
+    if shape.capacity > limits.max_seq_len:
         found = f"{shape.prompt_tokens} prompt tokens and {shape.new_tokens} new ones"
         remedy = "lower --prompt-tokens, --context or --new-tokens, or build with a larger --max-seq-len"
         raise LimitError(found, f"at most {limits.max_seq_len} tokens a row", remedy, where=where)

@@ -36,7 +36,7 @@ def write_html(document: dict[str, Any], path: str | Path) -> None:
 def render_html(document: dict[str, Any]) -> str:
     """A page for people of what parity.json holds (schema.json; docs/parity-report.md says what it means).
 
-    Everything in the document is text to the page, names and tokens of strangers included.
+    Everything in the document is escaped, names and tokens of unknown origin included.
 
     Raises:
         RequestError: a document that is none.
@@ -80,7 +80,7 @@ def _template() -> jinja2.Template:
 
 
 def _printable(value: Any) -> Any:
-    """Control and direction characters in names are shown, not obeyed."""
+    """Control and direction characters in names are shown as escapes, and have no effect."""
     if not isinstance(value, str) or isinstance(value, Markup) or value.isprintable():
         return value
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in value)

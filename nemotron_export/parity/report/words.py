@@ -55,7 +55,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Definition:
-    """A number that judges, and what it means."""
+    """A number that decides a check, and what it means."""
 
     term: str
     value: str
@@ -63,7 +63,7 @@ class Definition:
 
 
 def verdict(document: dict[str, Any]) -> Verdict:
-    """What was judged: nothing yet, or a pass, or a failure."""
+    """The outcome of all checks, "pending" where there are none."""
     if not document["rows"]:
         return "pending"
     return "passed" if document["passed"] else "failed"
@@ -150,7 +150,7 @@ def meter(part: float) -> float:
 
 
 def definitions(document: dict[str, Any]) -> list[Definition]:
-    """The numbers that judge."""
+    """The numbers that decide the checks."""
     made = [Definition(
         "Logit range", number(document["logit_range"]),
         "the largest minus the smallest output of eager PyTorch fp32, over all prompts and steps",

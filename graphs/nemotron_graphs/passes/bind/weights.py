@@ -1,4 +1,4 @@
-"""Binds the weights to where they lie on disk, converting in the graph where the run dtype differs."""
+"""Binds the weights to their places on disk, converting in the graph where the run dtype differs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class BindWeightsPass(ir.passes.InPlacePass):
     """Makes every weight input an initializer whose data stays in its ``.safetensors`` file.
 
     Args:
-        weights: name in the checkpoint → where it lies.
+        weights: name in the checkpoint → its place on disk.
         folder: put before the file's name in the location; a bundle that holds its weights names the folder that they
-            are in, so that any ONNX runtime finds them. A file that names its own folder lies in the bundle anyway.
+            are in, so that any ONNX runtime finds them. A file that names its own folder is in the bundle anyway.
 
     Attributes:
         packed: the parts of each packed input, one input after another, as the file ``packed`` has them.

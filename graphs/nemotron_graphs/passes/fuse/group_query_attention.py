@@ -19,7 +19,7 @@ from nemotron_graphs.passes.matching import (
     require,
     shape_of,
     size_of,
-)  # fmt: skip
+)
 
 __all__ = ["FormGroupQueryAttentionPass"]
 
@@ -116,15 +116,15 @@ def _replace(graph: ir.Graph, node: ir.Node, updates: list[ir.Node], flats: list
 def _sequence_lengths(graph: ir.Graph, before: ir.Node, total_input: bool) -> tuple[ir.Value, ir.Value]:
     """``seqlens_k`` int32 [batch] and ``total_sequence_length`` int32 scalar, before the first attention."""
     inputs = {value.name: value for value in graph.inputs}
-    one = add_constant(graph, before, 1, name="rows/one")
-    total = add_node(graph, before, "Add", [inputs["query_start"], inputs["query_length"]], name="rows/total")
-    last = add_node(graph, before, "Sub", [total, one], name="rows/last")
+    one = add_constant(graph, before, 1, name="lengths/one")
+    total = add_node(graph, before, "Add", [inputs["query_start"], inputs["query_length"]], name="lengths/total")
+    last = add_node(graph, before, "Sub", [total, one], name="lengths/last")
     seqlens = add_cast(graph, before, last, _INT32, name="seqlens_k")
     if total_input:
         given = ir.Value(name="total_sequence_length", shape=ir.Shape([]), type=ir.TensorType(_INT32))
         graph.inputs.append(given)
         return seqlens, given
-    longest = add_node(graph, before, "ReduceMax", [total], [ir.AttrInt64("keepdims", 0)], name="rows/longest")
+    longest = add_node(graph, before, "ReduceMax", [total], [ir.AttrInt64("keepdims", 0)], name="lengths/longest")
     return seqlens, add_cast(graph, before, longest, _INT32, name="total_sequence_length")
 
 

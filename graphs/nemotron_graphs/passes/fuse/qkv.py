@@ -20,7 +20,7 @@ from nemotron_graphs.passes.matching import (
     require,
     shape_of,
     size_of,
-)  # fmt: skip
+)
 
 __all__ = ["PARTS", "PackQKVPass", "pack_projections"]
 

@@ -1,4 +1,4 @@
-"""Turns the row contract's lengths into ONNX Runtime GenAI's attention mask."""
+"""Replaces the lengths of sequences by ONNX Runtime GenAI's attention mask."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class GenaiAttentionMaskPass(ir.passes.InPlacePass):
             readers = ", ".join(node.op_type for node, _ in length.uses())
             raise ir.passes.PreconditionError(
                 f"query_length: found {readers} as its readers; expected GroupQueryAttention alone; "
-                "choose a target that keeps the row contract"
+                "choose a target that takes lengths"
             )
         graph.inputs.remove(start)
         graph.inputs.remove(length)
@@ -67,7 +67,7 @@ def _lengths(graph: ir.Graph, first: ir.Node, mask: ir.Value) -> tuple[ir.Value,
     for old in graph:  # the names are the old lengths' too
         for value in old.outputs:
             if value.name in ("seqlens_k", "total_sequence_length"):
-                value.name = f"rows/{value.name}"
+                value.name = f"lengths/{value.name}"
     axis = add_constant(graph, first, [1], name="mask/axis")
     one = add_constant(graph, first, 1, name="mask/one")
     total = add_node(graph, first, "ReduceSum", [mask, axis], [ir.AttrInt64("keepdims", 0)], name="mask/tokens")

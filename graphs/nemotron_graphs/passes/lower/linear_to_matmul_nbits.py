@@ -32,7 +32,7 @@ class LowerLinearToMatMulNBitsPass(ir.passes.InPlacePass):
     """Replaces projections whose weights the bundle holds as integer codes and scales.
 
     Args:
-        weights: name of a weight → where its codes and scales lie.
+        weights: name of a weight → its format, and the places of its codes and scales on disk.
         accuracy_level: how the kernel may treat activations: 0 leaves them, 4 makes them int8.
 
     Rules:

@@ -15,7 +15,7 @@ class FullLogitsPass(ir.passes.InPlacePass):
 
     Rules:
         1. ``GatherElements<axis=1>(hidden, Expand(Unsqueeze(logits_index)))`` becomes ``hidden``;
-        2. the dim of the chosen positions becomes the dim of the tokens wherever it stands;
+        2. the dim of the chosen positions becomes the dim of the tokens wherever it occurs;
         3. the input vanishes.
 
     Precondition: that GatherElements alone reads logits_index, through Unsqueeze and Expand.

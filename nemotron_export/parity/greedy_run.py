@@ -1,4 +1,4 @@
-"""The reference by :class:`LayerwiseModel`: passes over the file for prompts and greedy steps.
+"""What is run to make a reference: prompts and greedy steps, and the same tokens again in a low precision.
 
 Shapes: k positions with outputs, V outputs of the head.
 """
@@ -6,31 +6,39 @@ Shapes: k positions with outputs, V outputs of the head.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
+import torch
 from nemotron_runtime.checks.reference import ReferencePrompt
 
-from nemotron_export.parity.layerwise import Feed, LayerwiseModel, OnLayer
+from nemotron_export.parity.layerwise import Feed, OnStep
 from nemotron_export.parity.prompts import PromptPlan
 from nemotron_export.parity.reference_recorder import PromptRecorder
 
-__all__ = ["layerwise_reference", "layerwise_rmse"]
+__all__ = ["FedModel", "run_prompts", "run_rmse"]
 
 
-def layerwise_reference(model: LayerwiseModel, plan: PromptPlan, on_layer: OnLayer) -> tuple[ReferencePrompt, ...]:
-    """What :func:`nemotron_export.parity.reference.make_reference` gives, in one pass over the file for all prompts,
-    and one for each greedy step.
+class FedModel(Protocol):
+    """Sequences after caches of their own: a :class:`LayerwiseModel` or a :class:`WholeModel`."""
+
+    def feed(self, feeds: Sequence[Sequence[Feed]], on_step: OnStep) -> list[list[torch.Tensor]]:
+        """Feeds every sequence its tokens; gives outputs [k, V] of each feed."""
+
+
+def run_prompts(model: FedModel, plan: PromptPlan, on_step: OnStep) -> tuple[ReferencePrompt, ...]:
+    """Feeds all prompts, then one greedy token to each of them at a time; see :class:`PromptRecorder`.
 
     Args:
-        model: in fp32, with a fresh row for each prompt.
+        model: in fp32, with a fresh sequence for each prompt.
         plan: prompts and greedy steps.
-        on_layer: told (layers done, layers in all passes).
+        on_step: told (steps done, steps in all).
     """
     recorders = [PromptRecorder(ids, plan.steps) for ids in plan.prompts]
     passes = max(plan.steps, 1)
 
-    def progress_of(done: int) -> OnLayer:
-        return lambda layer, layers: on_layer(done * layers + layer, passes * layers)
+    def progress_of(done: int) -> OnStep:
+        return lambda step, steps: on_step(done * steps + step, passes * steps)
 
     prefilled = model.feed([[Feed(r.ids, r.positions)] for r in recorders], progress_of(0))
     for recorder, (outputs_kV,) in zip(recorders, prefilled, strict=True):
@@ -45,13 +53,13 @@ def layerwise_reference(model: LayerwiseModel, plan: PromptPlan, on_layer: OnLay
     return tuple(recorder.result() for recorder in recorders)
 
 
-def layerwise_rmse(model: LayerwiseModel, prompts: Sequence[ReferencePrompt], on_layer: OnLayer) -> float:
-    """What :func:`nemotron_export.parity.reference.eager_rmse` gives, in one pass over the file.
+def run_rmse(model: FedModel, prompts: Sequence[ReferencePrompt], on_step: OnStep) -> float:
+    """RMSE of a low-precision model's outputs from the reference's, fed with the reference's own tokens.
 
     Args:
-        model: in a low precision, with a fresh row for each prompt.
+        model: in a low precision, with a fresh sequence for each prompt.
         prompts: the reference's.
-        on_layer: told (layers done, layers in all).
+        on_step: told (steps done, steps in all).
     """
     feeds = []
     for prompt in prompts:
@@ -59,7 +67,7 @@ def layerwise_rmse(model: LayerwiseModel, prompts: Sequence[ReferencePrompt], on
         steps = [Feed.token(int(prompt.greedy[i]), output=i in prompt.step_positions) for i in range(last)]
         feeds.append([Feed(prompt.ids, prompt.positions), *steps])
     squares = []
-    for prompt, (prefilled, *stepped) in zip(prompts, model.feed(feeds, on_layer), strict=True):
+    for prompt, (prefilled, *stepped) in zip(prompts, model.feed(feeds, on_step), strict=True):
         squares.append(np.square(prefilled.float().numpy() - prompt.logits, dtype=np.float64).ravel())
         outputs = [output_1V[0].float().numpy() for output_1V in stepped if len(output_1V)]
         squares += [np.square(o - e, dtype=np.float64) for o, e in zip(outputs, prompt.step_logits, strict=True)]
