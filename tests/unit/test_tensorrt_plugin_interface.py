@@ -33,12 +33,9 @@ def _recording(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ops_are_as_their_schemas() -> None:
     for name, op in PLUGIN_OPS.items():
         definition = DEFINITIONS[name]
-        attributes = {each.name: each.choices or type(each.example) for each in definition.attributes}
-        # the request's, which a node is bound by
-        attributes.pop("kernel", None)
-        assert op.attributes == attributes
-        inputs = [each for each in definition.inputs if each.name != "cache_row"]
-        assert [(each.dtype, each.optional) for each in op.inputs] == [(each.type, each.optional) for each in inputs]
+        assert op.attributes == {each.name: each.choices or type(each.example) for each in definition.attributes}
+        schema = [(each.type, each.optional) for each in definition.inputs]
+        assert [(each.dtype, each.optional) for each in op.inputs] == schema
 
 
 @pytest.mark.parametrize("case", CASES)
