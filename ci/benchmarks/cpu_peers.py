@@ -1,4 +1,4 @@
-"""Speed on a CPU beside what else runs this family: eager PyTorch, torch.compile, ONNX Runtime GenAI, llama.cpp.
+"""Speed on a CPU, and that of what else runs this family: eager PyTorch, torch.compile, ONNX Runtime GenAI, llama.cpp.
 
     pip install --target peers llama-cpp-python gguf         # CMAKE_ARGS="-DGGML_NATIVE=ON"
     python ci/benchmarks/cpu_peers.py make work --site peers     # a random checkpoint, and what each peer makes of it
@@ -6,8 +6,8 @@
     python ci/benchmarks/cpu_peers.py measure work --site peers --json result.json
 
 `make` leaves alone what is there. `check` holds every backend against eager PyTorch in fp32: logits of the last token
-behind prompts of 128 and 512 tokens, and 64 greedy tokens behind the shorter one. `measure` is the package's own bench:
-a process per backend, all loaded, taking turns; see README.md beside this file.
+after prompts of 128 and 512 tokens, and 64 greedy tokens after the shorter one. `measure` is the package's own bench:
+a process per backend, all loaded, one at a time; see README.md in this folder.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def backends(work: Path, site: Path, only: str = "") -> list[BackendSpec]:
 
 
 def last_logits(backend: Backend) -> Callable[[np.ndarray], np.ndarray]:
-    """What gives a backend's logits [V] behind a prompt [S]."""
+    """What gives a backend's logits [V] after a prompt [S]."""
     if backend.kind == "bundle":
         return lambda ids_S: backend._model.logits(ids_S)[-1]
     if backend.kind == "eager":
@@ -93,7 +93,7 @@ def last_logits(backend: Backend) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def compute(spec: BackendSpec) -> tuple[list[np.ndarray], list[int]]:
-    """Logits behind each prompt, and greedy tokens behind the first."""
+    """Logits after each prompt, and greedy tokens after the first."""
     backend = BACKENDS[spec.kind](spec.options, THREADS)
     backend.prepare()
     vocab_size = backend.load().vocab_size
@@ -133,7 +133,7 @@ def check(specs: list[BackendSpec], work: Path) -> None:
         rows.append([spec.name, *worst, str(result["greedy_tokens_differing"])])
         print(rows[-1], file=sys.stderr, flush=True)
     what = [f"{name} {count}" for name in ("max |Δ|/range", "RMSE/deviation") for count in PROMPTS]
-    print_table("Logits of the last token beside eager fp32", ["what runs", *what, f"of {NEW_TOKENS} greedy"], rows)
+    print_table("Logits of the last token against eager fp32", ["what runs", *what, f"of {NEW_TOKENS} greedy"], rows)
     (work / "check.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 

@@ -72,7 +72,7 @@ class LlamaBackend(Peer):
         return self._next()
 
     def scores(self, ids_S: Ids) -> np.ndarray:
-        """Logits [V] behind a prompt."""
+        """Logits [V] after a prompt."""
         self.reset(1, len(ids_S))
         self._feed(ids_S)
         return self._logits().copy()
@@ -83,7 +83,7 @@ class LlamaBackend(Peer):
 
     def _feed(self, ids_S: Ids) -> None:
         tokens = (self._llama.llama_token * len(ids_S))(*ids_S.tolist())
-        # without positions and flags: behind what the context holds, logits of the last token
+        # without positions and flags: after what the context holds, logits of the last token
         code = self._llama.llama_decode(self._context, self._llama.llama_batch_get_one(tokens, len(ids_S)))
         assert code == 0, f"llama_decode gave {code}"
 
@@ -129,7 +129,7 @@ class CompiledBackend(Peer):
         return self._logits(tokens_B[:, None]).argmax(-1)
 
     def scores(self, ids_S: Ids) -> np.ndarray:
-        """Logits [V] behind a prompt."""
+        """Logits [V] after a prompt."""
         self.reset(1, len(ids_S))
         return self._logits(ids_S[None])[0]
 

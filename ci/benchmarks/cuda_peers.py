@@ -1,11 +1,11 @@
-"""ONNX Runtime on a GPU: our bundles beside ONNX Runtime GenAI's builder and runtime, all in one run.
+"""ONNX Runtime on a GPU: our bundles and ONNX Runtime GenAI's builder and runtime, all in one run.
 
     python ci/benchmarks/cuda_peers.py --work /dev/shm/peers --json result.json
     python ci/benchmarks/cuda_peers.py --work /tmp/peers --provider cpu --layers 2 --set hidden_size=256 …   # a dry run
 
 A random checkpoint is made (by ci/gpu/random_checkpoint.py); everything is built, each in its own process, with its
 seconds and peak memory; each backend is loaded in its own process, bf16 ones and int4 ones apart (the GPU holds them
-at once), and measured in rounds, taking turns, one prompt length after the other, so that CUDA graphs are captured in
+at once), and measured in rounds, one at a time, one prompt length after the other, so that CUDA graphs are captured in
 the warm-up; the tokens that they wrote are checked (cuda_peers_check.py). What fails is named and the rest goes on;
 the exit code is the number of failures. Needs onnxruntime-gpu, onnxruntime-genai-cuda and the `build` extra.
 """
@@ -54,11 +54,11 @@ def compare(
         pairs = enumerate(zip(tokens, base, strict=True))
         record["first_difference"] = next((n for n, (a, b) in pairs if a != b), None)
         record["tokens_differing"] = sum(a != b for a, b in zip(tokens, base, strict=True))
-    judged = {r["name"]: written[r["name"]] for r in records if not r["failed"] and "int4" not in r["group"]}
-    if not judged:
+    checked = {r["name"]: written[r["name"]] for r in records if not r["failed"] and "int4" not in r["group"]}
+    if not checked:
         return {}
     path = work / "written.json"
-    path.write_text(json.dumps(judged), encoding="utf-8")
+    path.write_text(json.dumps(checked), encoding="utf-8")
     command = [sys.executable, str(HERE / "cuda_peers_check.py"), str(checkpoint), str(path)]
     command += ["--prompt-tokens", str(context), "--device", provider]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -77,7 +77,7 @@ def machine(threads: int) -> dict[str, Any]:
             found["versions"][name] = version(name)
         except PackageNotFoundError:
             continue
-    # beside onnxruntime-gpu in a folder of PYTHONPATH another onnxruntime may be installed: this is what is imported
+    # besides onnxruntime-gpu in a folder of PYTHONPATH another onnxruntime may be installed: this is what is imported
     program = "import onnxruntime as o; print(o.__version__, o.__file__, ','.join(o.get_available_providers()))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     found["onnxruntime_imported"] = done.stdout.strip() or done.stderr[-500:]
@@ -187,7 +187,7 @@ def main() -> int:
     for name, verdict in verdicts.items():
         # GenAI's builder has another epsilon: its tokens are reported, and held to nothing
         if not verdict["passed"] and "its builder" not in name:
-            say(f"FAILED {name}: tokens {verdict['worst_margin']:.4f} behind, bound {verdict['bound']:.4f}")
+            say(f"FAILED {name}: a token {verdict['worst_margin']:.4f} below the best, bound {verdict['bound']:.4f}")
     save()
     show(document, arguments.context, arguments.prefill)
     say(f"done, {len(failures)} failures")

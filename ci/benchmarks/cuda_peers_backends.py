@@ -20,7 +20,7 @@ __all__ = ["Entry", "GenaiPeer", "OurBundle", "entries"]
 
 
 class _Noted:
-    """Keeps the tokens of the last request behind each prompt length.
+    """Keeps the tokens of the last request after each prompt length.
 
     Options: tokens, the file that :meth:`close` writes them to; environment, variables that are set before anything
     is imported.
@@ -73,7 +73,7 @@ BACKENDS.update({cls.kind: cls for cls in (OurBundle, GenaiPeer)})
 
 @dataclass(frozen=True)
 class Entry:
-    """A backend and the folder of `work` that it runs; those of one group are loaded at once and take turns."""
+    """A backend and the folder of `work` that it runs; those of one group are loaded at once and measured in rounds."""
 
     spec: BackendSpec
     folder: str
@@ -101,7 +101,7 @@ def entries(checkpoint: Path, work: Path, provider: str) -> list[Entry]:
         spec = BackendSpec(runner, name, {**common, **options}, weights + table, provider)
         found.append(Entry(spec, folder, group))
 
-    ours = {"weights_dir": None, "allow_unverified": True, "kind": "onnxruntime"}
+    ours = {"weights_dir": None, "allow_unverified": True, "executor": "onnxruntime"}
     graph = {"provider_options": {"enable_cuda_graph": "1"} if cuda else {}}
     groups = (precision, "int4", "int4-fp16") if cuda else (precision, "int4")
     for group in groups:

@@ -2,9 +2,9 @@
 
     python ci/benchmarks/cuda_peers_check.py CHECKPOINT TOKENS.json --prompt-tokens 512 --device cuda
 
-TOKENS.json is {name: [token, …]}, all behind the same prompt. With random weights the best tokens are near ties in
+TOKENS.json is {name: [token, …]}, all after the same prompt. With random weights the best tokens are near ties in
 low precision, so two right implementations part sooner or later. A token passes where eager fp32's best logit is ahead
-of it by no more than 4 times the RMSE of eager's own logits in the run dtype, behind the tokens that were chosen.
+of it by no more than 4 times the RMSE of eager's own logits in the run dtype, after the tokens that were chosen.
 Prints {name: {"worst_margin", "bound", "passed", "fp32_best"}}; `fp32_best` counts the tokens that are fp32's choice.
 
 Shapes: N tokens, V vocabulary.
@@ -44,7 +44,7 @@ def check(checkpoint: Path, written: dict[str, list[int]], prompt_tokens: int, d
     count = len(next(iter(written.values())))
     prompt = prompt_ids(Shape(prompt_tokens, count, 1), opened.config.vocab_size)[0]
     texts = {name: np.array([*prompt, *tokens[:-1]], np.int64) for name, tokens in written.items()}
-    # one model after the other: an fp32 one beside everything else may not fit
+    # one model after the other: an fp32 one together with another may not fit
     exact_NV: dict[str, torch.Tensor] = {}
     model = load_model(opened, torch.float32, "sdpa", device)
     for name, text in texts.items():

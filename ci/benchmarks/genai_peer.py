@@ -1,4 +1,4 @@
-"""ONNX Runtime GenAI beside ours: its backend for the bench, and its own model builder."""
+"""ONNX Runtime GenAI: its backend for the bench, and its own model builder."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class GenaiBackend(Peer):
         return self._next()
 
     def scores(self, ids_S: Ids) -> np.ndarray:
-        """Logits [V] behind a prompt."""
+        """Logits [V] after a prompt."""
         self.reset(1, len(ids_S))
         self._generator.append_tokens(ids_S[None].astype(np.int32))
         return self._generator.get_logits().reshape(-1, self.options["description"]["vocab_size"])[-1]

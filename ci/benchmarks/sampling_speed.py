@@ -1,9 +1,9 @@
-"""What sampling costs beside greedy decoding: tokens/s by how tokens are chosen, on any bundle.
+"""What sampling costs compared with greedy decoding: tokens/s by how tokens are chosen, on any bundle.
 
     python ci/benchmarks/sampling_speed.py BUNDLE [--prompt-tokens 512] [--new-tokens 64] [--rounds 3] [--json out.json]
 
 Each way is measured with the session's likeliest tokens, where it gives them, and with all logits copied to the host,
-taking turns. "Fallbacks" are the steps at which the likeliest tokens did not decide. Times are of decoding alone.
+one at a time. "Fallbacks" are the steps at which the likeliest tokens did not decide. Times are of decoding alone.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def measure(session: Any, prompt: np.ndarray, params: GenerationParams) -> tuple[float, int, tuple[int, ...]]:
-    """Tokens/s of one request behind its first token, the steps that fell back, and the tokens."""
+    """Tokens/s of one request after its first token, the steps that fell back, and the tokens."""
     kind = type(session)
     with mock.patch.object(kind, "candidate_logits", autospec=True, side_effect=kind.candidate_logits) as fallback:
         (answer,) = generate(session, [prompt], params)

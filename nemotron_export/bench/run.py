@@ -62,8 +62,8 @@ def run_bench(
     _check(chosen, bundles, against)
     with quiet_about_parity():
         opened = tuple(Bundle.open(b, weights_dir=weights_dir, allow_unverified=allow_unverified) for b in bundles)
-    folders = (None if folder is None else Path(folder) for folder in (checkpoint, weights_dir))
-    request = BenchRequest(opened, *folders, allow_unverified, chosen)
+    source, weights = (None if folder is None else Path(folder) for folder in (checkpoint, weights_dir))
+    request = BenchRequest(opened, source, weights, allow_unverified, chosen)
     specs = [spec for kind in dict.fromkeys(("bundle", *against)) for spec in BACKENDS[kind].specs(request)]
     return measure_specs(specs, chosen, progress)
 

@@ -10,8 +10,8 @@ import torch
 from nemotron_errors import RequestError
 
 from nemotron_export.checkpoint import Checkpoint
+from nemotron_export.model.fp32_mlp import LARGEST_RECTIFIED, rectified_maxima
 from nemotron_export.model.load import load_model
-from nemotron_export.model.wide import LARGEST_RECTIFIED, rectified_maxima
 from nemotron_export.parity.prompts import plan_prompts
 from nemotron_export.parity.reference import encoder
 from nemotron_export.progress import Progress

@@ -82,7 +82,7 @@ def build(
     """Trace a checkpoint, lower it to a target, write a bundle and prove its numbers against eager PyTorch."""
     from nemotron_export.building import build as run_build
     from nemotron_export.cli.check import print_report
-    from nemotron_export.inspection.summary import bundle_size, inspect_bundle
+    from nemotron_export.inspection.summary import inspect_bundle
     from nemotron_export.parity.failure import ParityFailedError
 
     try:
@@ -103,9 +103,15 @@ def build(
         raise
     if json_output:
         print_json(inspect_bundle(path))
-        return
+    else:
+        _print_built(path, target)
+
+
+def _print_built(path: Path, target: str) -> None:
     from nemotron_runtime.bundle.manifest import Manifest
 
+    from nemotron_export.cli.check import print_report
+    from nemotron_export.inspection.summary import bundle_size
     from nemotron_export.parity.verdict import read_report
 
     report = read_report(path)

@@ -15,8 +15,8 @@ from nemotron_runtime.text.tokenizer import Tokenizer
 
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.installation.memory import available_memory
+from nemotron_export.model.fp32_mlp import set_fp32_mlp
 from nemotron_export.model.load import load_model
-from nemotron_export.model.wide import widen_mlp
 from nemotron_export.parity.bisect import Bisection, bisect
 from nemotron_export.parity.drift import Decode, Drift, measure_drift
 from nemotron_export.parity.verdict import quiet_about_parity
@@ -81,7 +81,7 @@ def examine(
     progress("load the reference", 0, 0)
     models = [load_model(source, getattr(torch, dtype)) for dtype in dtypes]
     for low in models[1:]:
-        widen_mlp(low, opened.manifest.model.fp32_mlp_layers)
+        set_fp32_mlp(low, opened.manifest.model.fp32_mlp_layers)
     found = None
     if drift:
         progress("drift by position", 0, 0)

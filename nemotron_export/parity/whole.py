@@ -12,8 +12,8 @@ import torch
 
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.model.cache import DynamicCache
+from nemotron_export.model.fp32_mlp import set_fp32_mlp
 from nemotron_export.model.load import load_model
-from nemotron_export.model.wide import widen_mlp
 from nemotron_export.parity.layerwise import Feed, OnStep
 
 __all__ = ["WholeModel"]
@@ -27,14 +27,14 @@ class WholeModel(AbstractContextManager["WholeModel"]):
         dtype: what the model runs in.
         sequences: independent ones.
         device: "cpu" or "cuda".
-        wide_layers: layers whose MLP computes in fp32 after its first projection.
+        fp32_mlp_layers: layers whose MLP computes in fp32 after its first projection.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, dtype: torch.dtype, sequences: int, device: str, wide_layers: Collection[int]
+        self, checkpoint: Checkpoint, dtype: torch.dtype, sequences: int, device: str, fp32_mlp_layers: Collection[int]
     ) -> None:
         self._model = load_model(checkpoint, dtype, device=device)
-        widen_mlp(self._model, wide_layers)
+        set_fp32_mlp(self._model, fp32_mlp_layers)
         self._caches = [DynamicCache() for _ in range(sequences)]
 
     def __exit__(self, *_: object) -> None:

@@ -16,9 +16,9 @@ from nemotron_graphs.ops import DOMAIN, DOMAIN_VERSION
 from nemotron_export.checkpoint.expected import backbone_prefix
 from nemotron_export.config.config import NemotronConfig
 from nemotron_export.model.decoder import NemotronDecoderLayer
+from nemotron_export.model.fp32_mlp import set_fp32_mlp
 from nemotron_export.model.load import MODEL_CLASSES
 from nemotron_export.model.pretrained import NemotronPreTrainedModel
-from nemotron_export.model.wide import widen_mlp
 from nemotron_export.tracing.exporter import OPSET, ExampleInput, TracedPart, trace_module
 from nemotron_export.tracing.stamp import GraphBuilder
 
@@ -69,11 +69,11 @@ class _Whole(torch.nn.Module):
 
 
 def _meta_model(
-    config: NemotronConfig, dtype: torch.dtype, layers: int, task: str, wide_layers: Collection[int] = ()
+    config: NemotronConfig, dtype: torch.dtype, layers: int, task: str, fp32_mlp_layers: Collection[int] = ()
 ) -> NemotronPreTrainedModel:
     with torch.device("meta"):
         made = MODEL_CLASSES[task](config.replace(num_hidden_layers=layers)).to(dtype).eval()
-    widen_mlp(made, wide_layers)
+    set_fp32_mlp(made, fp32_mlp_layers)
     return made
 
 
@@ -119,7 +119,7 @@ def _part(
 
 
 def trace(
-    config: NemotronConfig, dtype: torch.dtype, task: str = "causal-lm", wide_layers: Collection[int] = ()
+    config: NemotronConfig, dtype: torch.dtype, task: str = "causal-lm", fp32_mlp_layers: Collection[int] = ()
 ) -> ir.Model:
     """Traces embedding, one decoder layer and head, and stamps the layer ``num_hidden_layers`` times.
 
@@ -129,7 +129,7 @@ def trace(
         config: the checkpoint's config.
         dtype: the dtype that the graph computes in.
         task: a key of ``MODEL_CLASSES``.
-        wide_layers: layers whose MLP computes in fp32 after its first projection; see :class:`MLP`.
+        fp32_mlp_layers: layers whose MLP computes in fp32 after its first projection; see :class:`MLP`.
 
     Returns:
         The dialect graph. Inputs: ``input_ids`` int64 [batch, tokens], ``query_start`` and ``query_length`` int64
@@ -143,9 +143,9 @@ def trace(
     embed = _part(_Embed(model), described, ("input_ids", "query_start"), ("hidden_out", "position_ids_out"))
     layers = {}
     # one trace for each kind of layer that there is
-    for wide in {index in wide_layers for index in range(config.num_hidden_layers)}:
-        widen_mlp(model, [0] if wide else [])
-        layers[wide] = _part(_Layer(model), described, _LAYER_INPUTS, ("hidden_out", "k_cache_out", "v_cache_out"))
+    for fp32_mlp in {index in fp32_mlp_layers for index in range(config.num_hidden_layers)}:
+        set_fp32_mlp(model, [0] if fp32_mlp else [])
+        layers[fp32_mlp] = _part(_Layer(model), described, _LAYER_INPUTS, ("hidden_out", "k_cache_out", "v_cache_out"))
     head = _part(_Head(model), described, ("hidden", "logits_index"), ("logits",))
 
     builder = GraphBuilder({"": OPSET, DOMAIN: DOMAIN_VERSION})
@@ -161,7 +161,7 @@ def trace(
     hidden, position_ids = builder.stamp(embed.model.graph, [given["input_ids"], given["query_start"]], embedded, "")
     updated: dict[int, list[ir.Value]] = {}
     for index in range(config.num_hidden_layers):
-        layer, path = layers[index in wide_layers], f"{backbone_prefix(task)}layers.{index}."
+        layer, path = layers[index in fp32_mlp_layers], f"{backbone_prefix(task)}layers.{index}."
         own = [given[c.input_name] for c in caches if c.layer == index]
         inputs = [hidden, given["cos"], given["sin"], position_ids, given["query_start"], *own]
         named = {name: f"{path}{name}" for name in layer.weights}
@@ -173,10 +173,10 @@ def trace(
 
 
 def trace_whole(
-    config: NemotronConfig, dtype: torch.dtype, task: str = "causal-lm", wide_layers: Collection[int] = ()
+    config: NemotronConfig, dtype: torch.dtype, task: str = "causal-lm", fp32_mlp_layers: Collection[int] = ()
 ) -> ir.Model:
     """Traces all layers in one go: what :func:`trace` must equal. Cost grows with depth."""
-    model = _meta_model(config, dtype, config.num_hidden_layers, task, wide_layers)
+    model = _meta_model(config, dtype, config.num_hidden_layers, task, fp32_mlp_layers)
     described = _inputs(config, dtype)
     caches = _caches(config, dtype)
     inputs = [described[n] for n in _GRAPH_INPUTS]

@@ -15,8 +15,8 @@ from support.checkpoints import write_checkpoint
 from nemotron_export import build, check_parity
 from nemotron_export.building.fp32_mlp import choose_wide_layers
 from nemotron_export.checkpoint import Checkpoint
+from nemotron_export.model.fp32_mlp import rectified_maxima, set_fp32_mlp
 from nemotron_export.model.load import load_model
-from nemotron_export.model.wide import rectified_maxima, widen_mlp
 from nemotron_export.parity.examine import examine
 from nemotron_export.progress import silent
 
@@ -59,7 +59,7 @@ def test_without_the_rule_the_square_overflows(tmp_path: Path) -> None:
     with torch.inference_mode():
         expected = fp32.base_model(torch.from_numpy(IDS)[None]).last_hidden_state
         narrow = fp16.base_model(torch.from_numpy(IDS)[None]).last_hidden_state
-        widen_mlp(fp16, [1])
+        set_fp32_mlp(fp16, [1])
         wide = fp16.base_model(torch.from_numpy(IDS)[None]).last_hidden_state
     assert not torch.isfinite(narrow).all()
     torch.testing.assert_close(wide.float(), expected, atol=0.05, rtol=0.05)

@@ -20,7 +20,7 @@ from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.checkpoint.save import save_checkpoint
 from nemotron_export.config.config import NemotronConfig
 from nemotron_export.model import NemotronForCausalLM, rope_tables
-from nemotron_export.model.wide import widen_mlp
+from nemotron_export.model.fp32_mlp import set_fp32_mlp
 from nemotron_export.tracing import trace
 
 BASE: dict[str, Any] = {
@@ -174,7 +174,7 @@ def _described(model: ir.Model) -> list[tuple[str, str | None, str, str]]:
 
 def test_a_layer_that_squares_in_fp32_keeps_its_nodes(tmp_path: Path) -> None:
     model, checkpoint = make(tmp_path)
-    widen_mlp(model, [1])
+    set_fp32_mlp(model, [1])
     graphs = lower(checkpoint, wide=(1,))
     fused = sorted(module for _, module in fused_projections(graphs.graphs["decode"].model).elements())
     assert fused == ["down_proj", "lm_head", "o_proj", "o_proj", "qkv_proj", "qkv_proj", "up_proj"]

@@ -213,7 +213,7 @@ import sys
 from nemotron_export.bench import worker
 from nemotron_export.bench.backends import BACKENDS
 from nemotron_export.bench.shapes import Shape
-options = {{"path": {bundles[0]!r}, "weights_dir": None, "allow_unverified": False, "kind": "onnxruntime"}}
+options = {{"path": {bundles[0]!r}, "weights_dir": None, "allow_unverified": False, "executor": "onnxruntime"}}
 backend = BACKENDS["bundle"](options, 1)
 backend.prepare()
 worker.measure(backend, backend.load().vocab_size, Shape(4, 2, 1))
@@ -234,7 +234,7 @@ def test_bundles_that_look_the_same_are_told_apart(bundles: tuple[str, str]) -> 
 
 def test_a_bundle_computes_where_its_session_does(bundles: tuple[str, str]) -> None:
     opened = Bundle.open(bundles[0])
-    session = replace(opened.manifest.session, provider="CUDAExecutionProvider")
+    session = replace(opened.manifest.session, device="cuda")
     on_gpu = replace(opened, manifest=replace(opened.manifest, session=session))
     specs = BundleBackend.specs(BenchRequest((opened, on_gpu), None, None, False, BenchOptions(4, 2)))
     assert [spec.device for spec in specs] == ["cpu", "cuda"]

@@ -25,7 +25,7 @@ __all__ = ["BundleBackend"]
 
 
 class BundleBackend(Backend):
-    """Options: path, weights_dir, allow_unverified, kind (of the session)."""
+    """Options: path, weights_dir, allow_unverified, executor."""
 
     kind: ClassVar[str] = "bundle"
     _model: Model

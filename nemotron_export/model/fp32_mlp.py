@@ -11,17 +11,17 @@ import torch
 from nemotron_export.model.decoder import NemotronDecoderLayer
 from nemotron_export.model.pretrained import NemotronPreTrainedModel
 
-__all__ = ["LARGEST_RECTIFIED", "rectified_maxima", "widen_mlp"]
+__all__ = ["LARGEST_RECTIFIED", "rectified_maxima", "set_fp32_mlp"]
 
 # Its square is a quarter of the largest fp16 number (65504): other inputs than those measured may go as much higher.
 LARGEST_RECTIFIED = 128.0
 
 
-def widen_mlp(model: NemotronPreTrainedModel, layers: Collection[int]) -> None:
+def set_fp32_mlp(model: NemotronPreTrainedModel, layers: Collection[int]) -> None:
     """Sets which layers compute the square and ``down_proj`` in fp32; the others do not."""
     for index, layer in enumerate(model.base_model.layers):
         assert isinstance(layer, NemotronDecoderLayer)
-        layer.mlp.wide = index in layers
+        layer.mlp.fp32 = index in layers
 
 
 @torch.inference_mode()
