@@ -10,7 +10,7 @@ from nemotron_graphs.targets.lowering import Lowered, lower
 from nemotron_graphs.targets.record import OnStage
 from nemotron_runtime.bundle.limits import Limits
 
-from nemotron_export.building.weights import WEIGHTS_FOLDER
+from nemotron_export.building.weight_files import WEIGHTS_FOLDER
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.model import rope_tables
 from nemotron_export.quantization.layout import QuantizedLayout

@@ -11,12 +11,12 @@ from nemotron_runtime.bundle.manifest import REFERENCE_FILE, Manifest
 from nemotron_runtime.checks.reference import write_reference
 
 from nemotron_export.building.builders import builder_for
-from nemotron_export.building.files import copy_small_files, describe_files, manifest_document
+from nemotron_export.building.fp32_mlp import WideLayers, choose_wide_layers
 from nemotron_export.building.graph import make_graphs
 from nemotron_export.building.plan import BuildPlan, make_plan
 from nemotron_export.building.request import BuildRequest
-from nemotron_export.building.weights import place_weights
-from nemotron_export.building.wide import WideLayers, choose_wide_layers
+from nemotron_export.building.small_files import copy_small_files, describe_files, manifest_document
+from nemotron_export.building.weight_files import place_weights
 from nemotron_export.checkpoint import Checkpoint, ScanReport, scan
 from nemotron_export.files.workspace import check_output, staging
 from nemotron_export.parity.device import default_device

@@ -14,7 +14,7 @@ from nemotron_export.building.builder import Builder
 from nemotron_export.building.limits import choose_limits
 from nemotron_export.building.preflight import check_resources, estimate
 from nemotron_export.building.request import BuildRequest
-from nemotron_export.building.weights import choose_weight_mode
+from nemotron_export.building.weight_files import choose_weight_mode
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.parity.heldout import HeldOut, held_out_texts
 from nemotron_export.parity.memory import choose_reference

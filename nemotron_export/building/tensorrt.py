@@ -16,8 +16,8 @@ from nemotron_plugins.build import build_library
 from nemotron_plugins.launches.launch import Gpu as KernelGpu
 from nemotron_plugins.library import KernelLibrary
 from nemotron_plugins.requests import KernelRequest, logits_request
+from nemotron_runtime.bundle.engine_records import TensorRTRecord
 from nemotron_runtime.bundle.limits import Limits
-from nemotron_runtime.bundle.records import TensorRTRecord
 
 from nemotron_export.building.builder import Builder, check_stored_dtype
 from nemotron_export.building.head import head_record

@@ -9,8 +9,8 @@ from typing import Any
 import onnx_ir as ir
 from nemotron_errors import RequestError
 from nemotron_graphs.targets.lowering import Lowered
+from nemotron_runtime.bundle.engine_records import RTXRecord
 from nemotron_runtime.bundle.limits import Limits
-from nemotron_runtime.bundle.records import RTXRecord
 
 from nemotron_export.building.builder import Builder, check_stored_dtype
 from nemotron_export.checkpoint import Checkpoint

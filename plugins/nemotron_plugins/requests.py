@@ -44,8 +44,8 @@ class KernelRequest:
     def key(self) -> str:
         """A name that tells requests apart, readable and safe as a file's; the last part is a digest of them whole.
 
-        For example ``LayerNormLinear.9216x3072.relu_squared.same.bfloat16.5f0e3a1b``: the largest input is the one
-        that is named.
+        For example ``LayerNormLinear.9216x3072.relu_squared.same.bfloat16.dense.5f0e3a1b``; the shape is that of the
+        largest input.
         """
         largest = max(([size for size in shape if size] for shape in self.shapes), key=math.prod, default=[])
         words = [value for _, value in self.attributes if isinstance(value, str)]

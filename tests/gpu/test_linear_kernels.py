@@ -121,6 +121,15 @@ def test_a_chain_of_kernels_reads_what_the_one_before_wrote() -> None:
         expected = run(x, wait=True)
         for _ in range(20):
             assert torch.equal(run(x, wait=False), expected)
+        # in a graph no host stands between two launches
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = run(x, wait=False)
+        for _ in range(20):
+            out.zero_()
+            graph.replay()
+            torch.cuda.synchronize()
+            assert torch.equal(out, expected)
 
 
 @pytest.mark.parametrize("vocab", [7, 5003, 256000])

@@ -13,7 +13,7 @@ from nemotron_errors import RequestError
 from support.checkpoints import write_checkpoint
 
 from nemotron_export import build, check_parity
-from nemotron_export.building.wide import choose_wide_layers
+from nemotron_export.building.fp32_mlp import choose_wide_layers
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.model.fp32_mlp import rectified_maxima, set_fp32_mlp
 from nemotron_export.model.load import load_model

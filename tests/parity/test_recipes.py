@@ -84,6 +84,6 @@ def test_a_target_takes_two_files(tmp_path: Path) -> None:
 def test_every_recipe_of_the_page_is_tested() -> None:
     lines = (ROOT / "CONTRIBUTING.md").read_text().splitlines()
     recipes = {line.removeprefix("## ") for line in lines if line.startswith("## Adding ")}
-    assert recipes > {"Adding a weight format", "Adding an op", "Adding a pass", "Adding a target", "Adding a kernel"}
+    assert recipes >= {"Adding a weight format", "Adding an op", "Adding a pass", "Adding a target", "Adding a kernel"}
     tested = "".join(path.read_text() for path in (ROOT / "tests").glob("*/test_*recipe*.py"))
     assert [name for name in recipes if name not in tested] == []

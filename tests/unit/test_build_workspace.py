@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from nemotron_errors import BundleError, ResourceError
 
-from nemotron_export.building.weights import place_weights
+from nemotron_export.building.weight_files import place_weights
 from nemotron_export.files.workspace import staging
 
 

@@ -13,7 +13,7 @@ from nemotron_runtime.bundle.limits import Limits
 from nemotron_export.building.builders import builder_for
 from nemotron_export.building.genai import genai_config
 from nemotron_export.building.request import BuildRequest
-from nemotron_export.building.weights import choose_weight_mode
+from nemotron_export.building.weight_files import choose_weight_mode
 from nemotron_export.config.config import NemotronConfig
 from nemotron_export.installation.extras import extra_of, missing_dependency
 

@@ -33,12 +33,9 @@ def _recording(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ops_are_as_their_schemas() -> None:
     for name, op in PLUGIN_OPS.items():
         definition = DEFINITIONS[name]
-        attributes = {each.name: each.choices or type(each.example) for each in definition.attributes}
-        # the request's, which a node is bound by
-        attributes.pop("kernel", None)
-        assert op.attributes == attributes
-        inputs = [each for each in definition.inputs if each.name != "cache_row"]
-        assert [(each.dtype, each.optional) for each in op.inputs] == [(each.type, each.optional) for each in inputs]
+        assert op.attributes == {each.name: each.choices or type(each.example) for each in definition.attributes}
+        schema = [(each.type, each.optional) for each in definition.inputs]
+        assert [(each.dtype, each.optional) for each in op.inputs] == schema
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -172,6 +169,8 @@ def test_libraries_that_do_not_hang_together_are_refused() -> None:
             dict.fromkeys(("prefill", *(f"{kind}{n}" for kind in ("r", "combine") for n in (1, 2, 4, 8)))),
             "found no kernels in the library; expected those of CachedAttention",
         ),
+        ({"r1": {"constexprs": {**decode.constexprs, "SPLITS": 2}}}, "combine1: found SPLITS = 16; expected 2, as r1"),
+        ({"r1": {"constexprs": {**decode.constexprs, "HEAD_DIM": 8}}}, "combine1: found HEAD_DIM = 16; expected 8"),
         ({"r1": {"dtype": "float16"}}, "CachedAttention.r1: found .*kernel for float16 .*expected .*for bfloat16"),
         ({"r1": {"architecture": "sm_80"}}, "found kernels for sm_80, sm_90; expected for one architecture"),
         ({"r1": {"arguments": decode.arguments[1:]}}, "of k_cache_ptr, .*expected .* of q_ptr, k_cache_ptr"),

@@ -8,8 +8,14 @@ from nemotron_formats.dtypes import item_bytes
 
 from nemotron_plugins.launches.launch import Constant, GridAxis, Launch, next_power_of_two
 
-__all__ = ["ROW_BUCKETS", "layernorm_linear_rule", "layernorm_rows_rule", "linear_residual_rule", "row_bucket",
-           "row_buckets"]  # fmt: skip
+__all__ = [
+    "ROW_BUCKETS",
+    "layernorm_linear_rule",
+    "layernorm_rows_rule",
+    "linear_residual_rule",
+    "row_bucket",
+    "row_buckets",
+]
 
 # rows that one block computes; more rows take more blocks, which read the weight again
 ROW_BUCKETS = (1, 2, 4, 8)

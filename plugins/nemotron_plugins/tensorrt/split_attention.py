@@ -42,10 +42,18 @@ class SplitAttentionOp(PluginOp):
 
     def _check_kernels(self) -> None:
         super()._check_kernels()
-        for variant, record in self.records.items():
-            combine = variant.replace("r", "combine")
-            if variant.startswith("r") and int(record.constexprs["SPLITS"]) > 1 and combine not in self.kernels:
-                self._refuse("no such kernel", f"one after {variant}", combine)
+        records = self.records
+        for rows in row_buckets(self.request.sequences):
+            decode, combine = f"r{rows}", f"combine{rows}"
+            wanted = records[decode].constexprs
+            if int(wanted["SPLITS"]) == 1:
+                continue
+            if combine not in records:
+                self._refuse("no such kernel", f"one after {decode}", combine)
+            for constant in ("SPLITS", "HEAD_DIM"):
+                found, expected = records[combine].constexprs[constant], wanted[constant]
+                if found != expected:
+                    self._refuse(f"{constant} = {found}", f"{expected}, as {decode} has it", combine)
 
     def _bucket(self, B: int) -> int:
         """Of the kernels that so many sequences take."""

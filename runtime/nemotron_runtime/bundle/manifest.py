@@ -12,6 +12,7 @@ from nemotron_errors import BundleError
 from nemotron_formats.tensors import WeightInput
 from nemotron_formats.weights import format_named
 
+from nemotron_runtime.bundle.engine_records import RTXRecord, TensorRTRecord
 from nemotron_runtime.bundle.limits import Limits
 from nemotron_runtime.bundle.records import (
     FileRecord,
@@ -19,11 +20,9 @@ from nemotron_runtime.bundle.records import (
     ModelRecord,
     ParityRecord,
     QuantizationRecord,
-    RTXRecord,
     ScanRecord,
     SessionRecord,
     Task,
-    TensorRTRecord,
     WeightsRecord,
 )
 from nemotron_runtime.bundle.strict import read_dataclass

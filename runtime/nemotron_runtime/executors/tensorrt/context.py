@@ -11,8 +11,8 @@ from typing import Any
 
 from nemotron_errors import BundleError, MissingDependencyError, NemotronError, ResourceError
 
+from nemotron_runtime.bundle.engine_records import TensorRTRecord
 from nemotron_runtime.bundle.folder import Bundle
-from nemotron_runtime.bundle.records import TensorRTRecord
 from nemotron_runtime.cuda import Device, Stream
 
 __all__ = ["Context", "Engine", "TensorRT", "check_machine", "load_tensorrt"]

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from nemotron_errors import BundleError
 
+from nemotron_runtime.bundle.engine_records import TensorRTRecord
 from nemotron_runtime.bundle.folder import Bundle
-from nemotron_runtime.bundle.records import TensorRTRecord
 from nemotron_runtime.cuda import Device
 from nemotron_runtime.executors.base import Ids, Logits, Session
 from nemotron_runtime.executors.tensorrt.argmax import Argmax

@@ -17,8 +17,8 @@ from nemotron_errors import BundleError
 from nemotron_formats.dtypes import item_bytes
 from nemotron_formats.tensors import FileSpan, WeightInput
 
+from nemotron_runtime.bundle.engine_records import TensorRTRecord
 from nemotron_runtime.bundle.folder import Bundle
-from nemotron_runtime.bundle.records import TensorRTRecord
 from nemotron_runtime.bundle.weights_reading import Piece, PieceReader, plan_pieces
 from nemotron_runtime.cuda import Device, DeviceBuffer
 
