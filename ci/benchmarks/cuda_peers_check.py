@@ -1,4 +1,4 @@
-"""Checks tokens that backends wrote greedily: may they have been chosen, by eager PyTorch on the same device?
+"""Checks whether eager PyTorch on the same device could have chosen the tokens that backends wrote greedily.
 
     python ci/benchmarks/cuda_peers_check.py CHECKPOINT TOKENS.json --prompt-tokens 512 --device cuda
 
