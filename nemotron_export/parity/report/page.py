@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from nemotron_runtime.bundle.folder import write_atomically
 
 from nemotron_export.parity.report import chart, words
 from nemotron_export.parity.report.drift_plots import layer_plot, position_plot
-from nemotron_export.parity.report.numbers import number, within
+from nemotron_export.parity.report.numbers import number, share
 from nemotron_export.parity.report.output_plots import difference_plot, margin_plot, scatter_plot
 
 __all__ = ["render_html", "write_html"]
@@ -42,18 +43,20 @@ def render_html(document: dict[str, Any]) -> str:
         RequestError: a document that is none.
     """
     try:
-        plots = [plot for make in _PLOTS if (plot := make(document)) is not None]
         bundle = document.get("bundle", {})
+        flips = document.get("drift", {}).get("flips", [])
+        verdict = "passed" if document["passed"] else "failed"
         values = {
             "name": str(bundle.get("name") or f"a {document['dtype']} bundle"),
-            "verdict": words.verdict(document),
+            "verdict": verdict if document["rows"] else "pending",
             "headline": words.headline(document),
             "facts": words.facts(document),
             "tiles": words.tiles(document),
-            "plots": plots,
-            "flips": words.flips(document),
-            "checks": words.checks(document),
-            "bisection": _bisection(document),
+            "plots": [plot for make in _PLOTS if (plot := make(document)) is not None],
+            # those past the margin first, the largest margins first
+            "flips": sorted(flips, key=lambda flip: (flip["allowed"], -flip["margin"])),
+            "checks": document["rows"],
+            "bisection": _bisection(document["bisection"]) if "bisection" in document else None,
             "bundle": bundle,
             "definitions": words.definitions(document),
             "environment": document.get("environment", {}),
@@ -72,7 +75,7 @@ def _template() -> jinja2.Template:
         loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, finalize=_printable,
     )  # fmt: skip
-    environment.filters |= {"number": number, "quoted": repr}
+    environment.filters |= {"number": number, "share": share, "meter_place": _meter_place, "quoted": repr}
     environment.tests["dashed"] = lambda style: "own" in style.split()
     style = Markup((_FOLDER / "page.css").read_text(encoding="utf-8"))
     environment.globals |= {"style": style, "frame": chart, "most_flips": _MOST_FLIPS}
@@ -86,25 +89,24 @@ def _printable(value: Any) -> Any:
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in value)
 
 
-def _bisection(document: dict[str, Any]) -> dict[str, Any] | None:
-    found = document.get("bisection")
-    if found is None:
-        return None
+def _meter_place(part: float) -> float:
+    """A share of a tolerance on a logarithmic scale from 1e-4 to 100, in %; the tolerance itself is at 66.7."""
+    if part <= 0:
+        return 0.0
+    return round(100 * min(max((math.log10(part) + 4) / 6, 0.02), 1.0), 1) if math.isfinite(part) else 100.0
+
+
+def _bisection(found: dict[str, Any]) -> dict[str, Any]:
+    """What parity.json holds of it, with points and the first of them split into layer, module and op."""
     first = found["first"]
     layer = ""
     if first is not None and first["layer"] is not None:
         before, part, _ = first["point"].partition(f"layers.{first['layer']}")
         layer = before + part
-    points = [
-        {
-            **point,
-            "module": point["point"].partition(": ")[0].removeprefix(layer).lstrip("."),
-            "op": point["point"].partition(": ")[2],
-            "within": within(point),
-            "meter": words.meter(float("inf") if point["error"] is None else point["error"] / point["tolerance"]),
-        }
-        for point in found["inside"]
-    ]
+    points = []
+    for point in found["inside"]:
+        module, _, op = point["point"].partition(": ")
+        points.append({**point, "module": module.removeprefix(layer).lstrip("."), "op": op})
     return {
         **found,
         "points": points,
