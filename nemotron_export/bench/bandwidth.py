@@ -25,7 +25,6 @@ class ReadBandwidth:
     """The probe: call it for bytes per second, the fastest of three passes.
 
     Args:
-        threads: that read at once.
         buffer_bytes: size of the buffer; four last-level caches, at least 256 MiB, where None.
     """
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any, Self
 
-from nemotron_errors import ResourceError
 from nemotron_runtime.cuda import CopyBandwidth, Device
 
-from nemotron_export.bench.backends.base import BackendSpec
+from nemotron_export.bench.backends.base import BackendSpec, check_memory
 
 __all__ = ["Gpu"]
 
@@ -20,7 +18,6 @@ class Gpu:
     Call it once per round: it keeps what the probe measured.
 
     Args:
-        specs: all backends.
         device: the GPU, which this closes; the first one where None.
         buffer_bytes: of the bandwidth probe's two buffers.
 
@@ -33,7 +30,9 @@ class Gpu:
         self._device = Device() if device is None else device
         self._measured: list[float] = []
         try:
-            self._check_memory([spec for spec in specs if spec.device == "cuda"], 2 * buffer_bytes)
+            free, total = self._device.memory()
+            found = f"{free / 1e9:.1f} GB free of {total / 1e9:.1f} GB of GPU memory"
+            check_memory(specs, "cuda", free, found, self._device.name, buffers=2 * buffer_bytes)
             self._probe = CopyBandwidth(self._device, buffer_bytes)
         except BaseException:
             self._device.close()
@@ -56,22 +55,9 @@ class Gpu:
             "memory_bytes": self._device.memory()[1],
         }
 
-    def _check_memory(self, specs: Sequence[BackendSpec], buffers: int) -> None:
-        needed, (free, total) = sum(spec.weight_bytes for spec in specs) + buffers, self._device.memory()
-        if needed > free:
-            raise ResourceError(
-                f"{free / 1e9:.1f} GB free of {total / 1e9:.1f} GB of GPU memory",
-                f"{needed / 1e9:.1f} GB for the weights of {len(specs)} backends, which are loaded at once, and the "
-                "bandwidth probe",
-                "measure fewer of them: fewer bundles, --eager-dtype bfloat16, --eager-cache static",
-                where=self._device.name,
-            )
-
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._probe.close()
         self._device.close()

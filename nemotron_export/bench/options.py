@@ -19,7 +19,6 @@ class BenchOptions:
     """How to measure.
 
     Attributes:
-        prompt_tokens: tokens of a prompt.
         new_tokens: timed decode steps after it.
         batch: sequences, all of one length.
         contexts: more prompt lengths, to see decode against context length.
@@ -27,7 +26,6 @@ class BenchOptions:
         warmup: rounds before them; see :meth:`warmup_of` where None.
         threads: CPU threads of every backend and of the bandwidth probe; one per physical core where None.
         eager_dtypes: of eager PyTorch; float32, the bundles' own and bfloat16 where empty.
-        eager_caches: of eager PyTorch.
         eager_device: of eager PyTorch: "cpu" or "cuda".
     """
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import asdict
-from types import TracebackType
 from typing import Any, Self
 
 import nemotron_errors
@@ -29,10 +28,6 @@ class BackendProcess:
 
     As a context manager it ends the process: politely at the end, by force where an exception passes.
 
-    Args:
-        spec: what it runs.
-        threads: CPU threads of the backend.
-
     Every call raises the NemotronError that the backend raised; ResourceError where the system killed the process
     (memory), and RuntimeError where it ended by a bug, whose traceback it left on stderr.
     """
@@ -43,12 +38,6 @@ class BackendProcess:
         self._peak: int | None = None
         self.device_peak_bytes: int | None = None
         cls = BACKENDS[spec.kind]
-        start = {
-            "path": sys.path,
-            "backend": f"{cls.__module__}:{cls.__qualname__}",
-            "options": spec.options,
-            "threads": threads,
-        }
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "nemotron_export.bench.worker"],
             stdin=subprocess.PIPE,
@@ -57,7 +46,11 @@ class BackendProcess:
             # Ctrl-C is for the parent, which then ends every child; left to the terminal, each would print a traceback
             process_group=0 if os.name == "posix" else None,
         )
-        self._send(start)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._calls, self._answers = self._process.stdin, self._process.stdout
+        backend = f"{cls.__module__}:{cls.__qualname__}"
+        self._send({"path": sys.path, "backend": backend, "options": spec.options, "threads": threads})
 
     @property
     def pid(self) -> int:
@@ -93,38 +86,32 @@ class BackendProcess:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._peak is None:
             self.kill()
 
     def _end(self, seconds: float | None) -> None:
         with suppress(OSError):
-            assert self._process.stdin is not None
-            self._process.stdin.close()
+            self._calls.close()
         try:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        self._answers.close()
 
     def _call(self, name: str, **arguments: Any) -> dict[str, Any]:
         self._send({"call": name, **arguments})
         return self._receive()
 
     def _send(self, message: dict[str, Any]) -> None:
-        assert self._process.stdin is not None
         # a process that is gone is noticed by its missing answer
         with suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(message) + "\n")
-            self._process.stdin.flush()
+            self._calls.write(json.dumps(message) + "\n")
+            self._calls.flush()
 
     def _receive(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        line = self._answers.readline()
         if not line:
             raise self._ended(self._process.wait())
         answer: dict[str, Any] = json.loads(line)

@@ -39,9 +39,6 @@ class Measurement:
     """One backend at one shape.
 
     Attributes:
-        shape: what was generated.
-        prefill_seconds: see :class:`Times`.
-        first_token_seconds: see :class:`Times`.
         prefill_tokens_per_second: prompt tokens of all sequences over `prefill_seconds`.
         decode_tokens_per_second: new tokens of all sequences over the time of the decode steps.
         step_bytes: what an average decode step must read, see `bench.traffic`.
@@ -81,11 +78,8 @@ class BackendResult:
     """One backend.
 
     Attributes:
-        name: what it is called.
         kind: its key in `BACKENDS`.
-        dtype: what it computes in.
         weight_bytes: of the weights that a decode step reads.
-        kv_bytes_per_token: keys and values of one token of one sequence.
         load_seconds: from opening the files until it could compute, without imports; once, before the rounds.
         peak_bytes: high-water mark of its process's resident memory, libraries and mapped weights included.
         measurements: one per shape, shortest prompt first.
@@ -116,14 +110,10 @@ class BenchResult:
     Attributes:
         prompt_tokens: prompt length of the main table.
         new_tokens: decode steps of a measurement.
-        batch: sequences.
         contexts: prompt lengths that decode was measured after.
-        rounds: that count.
-        warmup: rounds before them.
         read_bytes_per_second: the machine's read bandwidth, one value per round.
         read_buffer_bytes: what was read for it.
         machine: processor, cores, threads used, memory, caches, system, load before the run.
-        versions: of the packages that speed depends on.
         backends: in the order they were named.
         gpu: where a backend computed on it: name, architecture, cuda_driver, memory_bytes.
         gpu_bytes_per_second: bandwidth of its memory, one value per round; None without one.

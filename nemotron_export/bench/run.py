@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from nemotron_errors import RequestError, ResourceError
+from nemotron_errors import RequestError
 from nemotron_runtime.bundle.folder import Bundle
 
 from nemotron_export.bench.backends import BACKENDS
-from nemotron_export.bench.backends.base import BackendSpec, BenchRequest
+from nemotron_export.bench.backends.base import BackendSpec, BenchRequest, check_memory
 from nemotron_export.bench.bandwidth import ReadBandwidth, last_level_cache
 from nemotron_export.bench.gpu import Gpu
 from nemotron_export.bench.options import BenchOptions, default_threads
@@ -48,8 +48,6 @@ def run_bench(
         checkpoint: for the others; the folder of the first bundle's weights where None.
         weights_dir: where the bundles' weights are, if they were moved.
         allow_unverified: measure bundles whose parity is pending.
-        options: how to measure.
-        progress: told (stage, done, total).
 
     Raises:
         RequestError: nothing to measure, an unknown kind, or numbers below 1.
@@ -75,7 +73,8 @@ def measure_specs(specs: Sequence[BackendSpec], options: BenchOptions, progress:
         ResourceError: too little memory to hold all backends at once.
         NemotronError: what a backend raised.
     """
-    _check_memory(specs)
+    free = available_memory()
+    check_memory(specs, "cpu", free, f"{free / 1e9:.1f} GB of memory available", "memory")
     threads = options.threads or default_threads()
     warmup = options.warmup_of(any(spec.device == "cuda" for spec in specs))
     machine = _machine(threads)
@@ -162,16 +161,3 @@ def _check(options: BenchOptions, bundles: Sequence[str | Path], against: Sequen
         for value in values:
             if value < 1:
                 raise RequestError(str(value), "a number of at least 1", "correct it", where=option)
-
-
-def _check_memory(specs: Sequence[BackendSpec]) -> None:
-    # the GPU's own memory is looked at where it is opened
-    specs = [spec for spec in specs if spec.device == "cpu"]
-    needed, available = sum(spec.weight_bytes for spec in specs), available_memory()
-    if needed > available:
-        raise ResourceError(
-            f"{available / 1e9:.1f} GB of memory available",
-            f"{needed / 1e9:.1f} GB for the weights of {len(specs)} backends, which are loaded at once",
-            "measure fewer of them: fewer bundles, --eager-dtype bfloat16, --eager-cache static",
-            where="memory",
-        )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
+from nemotron_export.bench.process import BackendProcess
 from nemotron_export.bench.shapes import Shape, Times
 from nemotron_export.progress import Progress, silent
 
-__all__ = ["Measurable", "Probe", "run_rounds"]
+__all__ = ["Probe", "run_rounds"]
 
 # thread pools spin for a while after their last task, and would take a core from the next backend
 _REST_SECONDS = 0.1
@@ -18,17 +18,8 @@ _REST_SECONDS = 0.1
 Probe = Callable[[], float]
 
 
-class Measurable(Protocol):
-    """A backend as the schedule sees it."""
-
-    name: str
-
-    def measure(self, shape: Shape) -> Times:
-        """One measurement; returns when it is over."""
-
-
 def run_rounds(
-    backends: Sequence[Measurable],
+    backends: Sequence[BackendProcess],
     shapes: Sequence[Shape],
     *,
     rounds: int,
@@ -41,11 +32,7 @@ def run_rounds(
 
     Args:
         backends: loaded and idle, with distinct names.
-        shapes: what to measure of each.
-        rounds: that count.
-        warmup: rounds before them that do not.
         probe: measured at the start of each round.
-        progress: told (stage, done, total).
         rest: seconds of silence before each measurement.
 
     Returns:

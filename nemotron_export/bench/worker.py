@@ -97,21 +97,14 @@ class _Worker:
 def _answer(call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         return {"ok": call()}
-    except NemotronError as error:
-        return {"error": _error(error)}
-    except ModuleNotFoundError as error:
-        missing = missing_dependency(error)
-        if missing is None:
+    except (NemotronError, ModuleNotFoundError) as error:
+        mistake = error if isinstance(error, NemotronError) else missing_dependency(error)
+        if mistake is None:
             raise
-        return {"error": _error(missing)}
-
-
-def _error(error: NemotronError) -> dict[str, Any]:
     # a subclass from elsewhere goes as the nearest one that the parent knows
-    kind = next(cls.__name__ for cls in type(error).__mro__ if cls.__name__ in nemotron_errors.__all__)
-    return {
-        "kind": kind, "found": error.found, "expected": error.expected, "remedy": error.remedy, "where": error.where,
-    }  # fmt: skip
+    kind = next(cls.__name__ for cls in type(mistake).__mro__ if cls.__name__ in nemotron_errors.__all__)
+    parts = {name: getattr(mistake, name) for name in ("found", "expected", "remedy", "where")}
+    return {"error": {"kind": kind, **parts}}
 
 
 def _serve(calls: TextIO, answers: TextIO) -> None:

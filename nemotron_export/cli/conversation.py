@@ -35,11 +35,8 @@ class Conversation:
     """One conversation with a model.
 
     Args:
-        model: the loaded bundle.
-        system: the system text, None for none.
         interactive: a person types: errors do not end the program, and commands say what they did.
         prompt: keyword arguments of ``Model.chat_prompt`` (tools, context, chat_template).
-        params: sampling parameters.
     """
 
     def __init__(

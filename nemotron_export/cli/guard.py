@@ -43,15 +43,12 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         try:
             with interrupts():
                 return command(*args, **kwargs)
-        except NemotronError as error:
-            print_error(error)
-            raise typer.Exit(error.exit_code) from None
-        except ModuleNotFoundError as error:
-            missing = missing_dependency(error)
-            if missing is None:
+        except (NemotronError, ModuleNotFoundError) as error:
+            mistake = error if isinstance(error, NemotronError) else missing_dependency(error)
+            if mistake is None:
                 raise
-            print_error(missing)
-            raise typer.Exit(missing.exit_code) from None
+            print_error(mistake)
+            raise typer.Exit(mistake.exit_code) from None
         except Terminated:
             print("terminated", file=sys.stderr)
             raise typer.Exit(TERMINATED) from None

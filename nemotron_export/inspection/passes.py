@@ -27,7 +27,6 @@ def inspect_passes(
 
     Args:
         path: a checkpoint, or a bundle, whose target, dtype and limits are then the defaults.
-        target: where the graph runs.
         dtype: run dtype; the target's first by default.
         dump_graphs: a folder, new or empty, for the graph after each pass: 00-dialect.onnx and so on.
 

@@ -15,7 +15,7 @@ from nemotron_graphs.targets import TARGETS, Target
 
 from nemotron_export.installation.extras import EXTRAS, PROVEN, install_command
 
-__all__ = ["Machine", "Package", "Report", "TargetState", "cpu_name", "driver_version", "examine"]
+__all__ = ["Machine", "Package", "Report", "TargetState", "cpu_name", "driver_version", "examine", "installed_version"]
 
 _BASE = ("numpy", "safetensors", "tokenizers", "sentencepiece", "typer", "rich", "psutil")
 
@@ -44,7 +44,6 @@ class Package:
     """A package of the base install or an extra.
 
     Attributes:
-        name: of the distribution.
         version: None where it is not installed.
         extra: what brings it; None for the base install.
         proven: the version that this project was run with, where that matters.
@@ -95,10 +94,10 @@ class Report:
 
 def examine() -> Report:
     """Looks at the installed distributions and the hardware; imports none of the optional packages."""
-    packages = [Package("nemotron-export", _version("nemotron-export"), None)]
-    packages += [Package(name, _version(name), None) for name in _BASE]
+    packages = [Package("nemotron-export", installed_version("nemotron-export"), None)]
+    packages += [Package(name, installed_version(name), None) for name in _BASE]
     packages += [
-        Package(dist, _version(dist), extra, None if dist.startswith("cuda") else PROVEN.get(extra))
+        Package(dist, installed_version(dist), extra, None if dist.startswith("cuda") else PROVEN.get(extra))
         for extra, names in EXTRAS.items()
         for dist in names.values()
     ]
@@ -106,12 +105,13 @@ def examine() -> Report:
     installed = {p.name: p.version for p in packages}
     # other distributions that bring the same modules
     others = {name for groups in _SESSION_PACKAGES.values() for group in groups for name in group} - set(installed)
-    installed |= {name: _version(name) for name in others}
+    installed |= {name: installed_version(name) for name in others}
     targets = tuple(_target(target, installed, bool(machine.gpus)) for target in TARGETS.values())
     return Report(tuple(packages), targets, machine, tuple(_problems(installed)))
 
 
-def _version(name: str) -> str | None:
+def installed_version(name: str) -> str | None:
+    """Of a distribution; None where it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from nemotron_export.installation.doctor import cpu_name
+from nemotron_export.installation.doctor import cpu_name, installed_version
 
 __all__ = ["environment", "versions"]
 
@@ -19,13 +18,7 @@ _PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Versions of the packages that numbers depend on; absent ones are left out."""
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {name: version for name in _PACKAGES if (version := installed_version(name)) is not None}
 
 
 def environment(threads: int | None) -> dict[str, Any]:

@@ -67,7 +67,6 @@ def read_baseline(path: str | Path, identity: Mapping[str, str | None]) -> Basel
     """Reads an older parity.json.
 
     Args:
-        path: the file.
         identity: :func:`nemotron_export.parity.verdict.bundle_identity` of the bundle that is checked now.
 
     Raises:

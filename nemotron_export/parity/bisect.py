@@ -37,11 +37,8 @@ class PointError:
 
     Attributes:
         stage: "prefill" (the prompt but its last token) or "decode" (that token after a cache).
-        point: module path and op.
-        layer: decoder layer, or None.
         computed_by: type of the artefact's node.
         error: see the module's head.
-        tolerance: what it may be.
     """
 
     stage: str
@@ -66,7 +63,6 @@ class Bisection:
     """What was compared and where the artefact leaves.
 
     Attributes:
-        tokens: of the prompt.
         layers: the coarse walk: embedding, what leaves each layer, final norm and head, of both stages.
         inside: the points of the first layer that is off, in order.
         first: the first point that is off; None where none is.
@@ -142,11 +138,8 @@ def bisect(
     """Walks an ONNX Runtime bundle against eager PyTorch: layer by layer, then inside the first bad one.
 
     Args:
-        bundle: the bundle.
         models: the reference in fp32; for a bundle of a lower precision, also in the bundle's dtype.
         ids: int64 [n], n at least 2.
-        threads: threads of ONNX Runtime.
-        progress: told (stage, done, total).
     """
     task, layers = bundle.manifest.task, bundle.manifest.model.num_layers
     stages = _Stage(bundle, models, ids, threads)

@@ -32,10 +32,6 @@ def default_device(target: Target) -> str:
 def choose_device(wanted: str, num_parameters: int) -> str:
     """Chooses "cpu" or "cuda" for a model that is held in fp32; where "auto" must do without a GPU, that is logged.
 
-    Args:
-        wanted: one of REFERENCE_DEVICES.
-        num_parameters: of the model.
-
     Raises:
         RequestError: another name.
         MissingDependencyError: "cuda", and PyTorch sees no GPU.

@@ -38,7 +38,6 @@ class PromptDrift:
     """One prompt.
 
     Attributes:
-        tokens: n.
         positions: int64 [k].
         max_error: max |Δ| at each, as a share of the range of all reference outputs.
         rmse: root mean square error at each, in the outputs' own unit.
@@ -57,7 +56,6 @@ class Drift:
     """All prompts.
 
     Attributes:
-        prompts: see :class:`PromptDrift`.
         scatter: a sample of (reference, measured) outputs, float32 [2, m].
         margins: the reference's margin between its two best tokens at each compared position.
         flips: positions where the bundle's best token is another one.
@@ -99,9 +97,7 @@ def measure_drift(
     """Runs prompts through a session and through PyTorch and compares them at up to 48 positions of each.
 
     Args:
-        session: the bundle's.
         models: PyTorch in fp32; for a lower precision also in the bundle's dtype.
-        prompts: token ids.
         decode: text of one token; None where there is no tokenizer.
         language_model: whether outputs are logits of tokens, which may flip.
     """

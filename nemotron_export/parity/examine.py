@@ -27,13 +27,7 @@ __all__ = ["Examination", "examine"]
 
 @dataclass(frozen=True)
 class Examination:
-    """What was looked at.
-
-    Attributes:
-        bisection: the walk through the layers.
-        drift: the outputs by position.
-        bundle: what was examined, for the report's head.
-    """
+    """The walk through the layers, the outputs by position, and what the report's head says of the bundle."""
 
     bisection: Bisection
     drift: Drift | None
@@ -57,12 +51,7 @@ def examine(
     """Walks a bundle's values against eager PyTorch's, with its longest reference prompt.
 
     Args:
-        bundle: the bundle's folder, whatever its parity state.
         drift: also compare the outputs of every prompt, position by position.
-        checkpoint: the checkpoint; the folder of the bundle's weights by default.
-        weights_dir: where the weights are, if they were moved.
-        threads: CPU threads of the bundle's session.
-        progress: told (stage, done, total).
 
     Raises:
         BundleError: a broken bundle, or one without a reference.

@@ -6,24 +6,19 @@ Shapes: k positions with outputs, V outputs of the head.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
-import torch
 from nemotron_runtime.checks.reference import ReferencePrompt
 
-from nemotron_export.parity.layerwise import Feed, OnStep
+from nemotron_export.parity.layerwise import Feed, LayerwiseModel, OnStep
 from nemotron_export.parity.prompts import PromptPlan
 from nemotron_export.parity.reference_recorder import PromptRecorder
+from nemotron_export.parity.whole import WholeModel
 
 __all__ = ["FedModel", "run_prompts", "run_rmse"]
 
 
-class FedModel(Protocol):
-    """Sequences after caches of their own: a :class:`LayerwiseModel` or a :class:`WholeModel`."""
-
-    def feed(self, feeds: Sequence[Sequence[Feed]], on_step: OnStep) -> list[list[torch.Tensor]]:
-        """Feeds every sequence its tokens; gives outputs [k, V] of each feed."""
+FedModel = LayerwiseModel | WholeModel
 
 
 def run_prompts(model: FedModel, plan: PromptPlan, on_step: OnStep) -> tuple[ReferencePrompt, ...]:
@@ -31,8 +26,6 @@ def run_prompts(model: FedModel, plan: PromptPlan, on_step: OnStep) -> tuple[Ref
 
     Args:
         model: in fp32, with a fresh sequence for each prompt.
-        plan: prompts and greedy steps.
-        on_step: told (steps done, steps in all).
     """
     recorders = [PromptRecorder(ids, plan.steps) for ids in plan.prompts]
     passes = max(plan.steps, 1)
@@ -58,8 +51,6 @@ def run_rmse(model: FedModel, prompts: Sequence[ReferencePrompt], on_step: OnSte
 
     Args:
         model: in a low precision, with a fresh sequence for each prompt.
-        prompts: the reference's.
-        on_step: told (steps done, steps in all).
     """
     feeds = []
     for prompt in prompts:

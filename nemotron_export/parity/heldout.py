@@ -59,7 +59,6 @@ def held_out_texts(
         checkpoint: a language model; other tasks have no perplexity and get no windows.
         max_seq_len: no window is longer.
         file: UTF-8 text of the user's own.
-        mode: "whole" or "layerwise": how the reference is computed.
 
     Raises:
         RequestError: a file that cannot be read, is too short, or cannot be encoded for want of a tokenizer.
@@ -105,10 +104,7 @@ def score_texts(
     """Negative log-likelihoods of the windows by eager PyTorch in fp32.
 
     Args:
-        checkpoint: the checkpoint.
         windows: token ids, each int64 [n].
-        mode: "whole" or "layerwise" (one layer in memory at a time).
-        progress: told (stage, done, total).
     """
     if not windows:
         return ()

@@ -43,9 +43,7 @@ def junit_xml(
     """One suite for the checks, and one for the comparison with a baseline where there is one.
 
     Args:
-        report: the checks.
         document: what parity.json holds of it; machine, versions and bundle become properties.
-        name: the bundle's.
         baseline: what :func:`nemotron_export.parity.baseline.compare_with_baseline` gave.
     """
     suites = ElementTree.Element("testsuites", {"name": "nemotron-export"})

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -41,6 +40,7 @@ _IMPLEMENTATION = "sdpa"
 _HEAD_SLICE_BYTES = 128 << 20
 _HEAD_SLICE_ROWS = 64
 
+# told (steps done, steps in all)
 OnStep = Callable[[int, int], None]
 
 
@@ -83,9 +83,6 @@ class LayerwiseModel:
     embedding's rows that are looked up.
 
     Args:
-        checkpoint: an opened checkpoint.
-        dtype: what the model runs in.
-        sequences: independent ones.
         head_slice_rows: rows of lm_head that are multiplied at once, a multiple of 64; by their size where None.
     """
 
@@ -115,10 +112,8 @@ class LayerwiseModel:
         self._reader.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._reader.__exit__(kind, error, trace)
+    def __exit__(self, *_: object) -> None:
+        self._reader.__exit__()
 
     @torch.inference_mode()
     def feed(
@@ -128,7 +123,6 @@ class LayerwiseModel:
 
         Args:
             feeds: for each sequence, what it is fed, one after the other.
-            on_step: told (layers done, layers in all).
 
         Returns:
             Outputs [k, V] of each feed.

@@ -40,9 +40,6 @@ def choose_reference(mode: str, config: NemotronConfig, num_parameters: int, *, 
     """How the reference is made: "whole" or "layerwise". What "auto" chose for want of memory is logged.
 
     Args:
-        mode: one of REFERENCE_MODES.
-        config: the checkpoint's config.
-        num_parameters: its number of parameters.
         memory: bytes available; measured where None.
 
     Raises:

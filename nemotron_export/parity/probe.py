@@ -24,14 +24,9 @@ _LAYOUT_OPS = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Cast
 
 
 class Probe:
-    """One row through a bundle's graph, any of its values visible.
+    """One sequence through the graph of an ONNX Runtime bundle, any of its values visible.
 
     The caches are bound in place, as the bundle's own session binds them.
-
-    Args:
-        bundle: an ONNX Runtime bundle.
-        capacity: T.
-        threads: threads within an op.
     """
 
     def __init__(self, bundle: Bundle, capacity: int, threads: int | None = None) -> None:

@@ -20,7 +20,6 @@ def check_runs_here(target: Target, where: str, *, building: bool) -> None:
     """Refuses the parity check of a bundle that this machine cannot run.
 
     Args:
-        target: the bundle's.
         where: what the error is about: the bundle, or the target of a build.
         building: whether the check is a build's, which can be made without.
 

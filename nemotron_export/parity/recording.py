@@ -34,7 +34,6 @@ class Recorder:
 
         Args:
             ids: int64 [n].
-            points: what to record.
             positions: int64 [k], which of the new tokens.
 
         Returns:

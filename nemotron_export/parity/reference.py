@@ -47,10 +47,8 @@ def reference_for(
     layer's weights. All are gone when it returns. Both ways give the same bits.
 
     Args:
-        checkpoint: the checkpoint.
         max_seq_len: prompts and greedy tokens stay within it.
         run_dtype: dtype of the bundle; PyTorch's own error in it is what a low-precision bundle's is compared with.
-        progress: told (stage, done, total).
         tokenizer_files: the folder of the tokenizer; the checkpoint's own where None.
         plan: the prompts; chosen by :func:`plan_prompts` where None.
         mode: "whole", "layerwise", or "auto": layer by layer where the memory available does not hold the fp32 model.

@@ -43,9 +43,7 @@ def verify_bundle(
     Args:
         bundle: the bundle's folder, whatever its parity state.
         weights_dir: where the weights are, if they were moved.
-        threads: CPU threads of the session.
         judged_by: the command, for parity.json.
-        progress: told (stage, done, total).
 
     Raises:
         BundleError: a broken bundle, or one without a reference.

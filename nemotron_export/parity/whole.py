@@ -23,10 +23,6 @@ class WholeModel(AbstractContextManager["WholeModel"]):
     """A model of any task; its weights are gone at the end of the ``with`` block.
 
     Args:
-        checkpoint: an opened checkpoint.
-        dtype: what the model runs in.
-        sequences: independent ones.
-        device: "cpu" or "cuda".
         fp32_mlp_layers: layers whose MLP computes in fp32 after its first projection.
     """
 

@@ -32,11 +32,7 @@ class QuantizedLayout:
     """The whole file, before anything is computed.
 
     Attributes:
-        format: of every tensor.
-        tensors: what is quantized.
         skipped: matrices that stay as the checkpoint stores them, and why.
-        header: the file's first bytes.
-        size: its length in bytes.
     """
 
     format: WeightFormat

@@ -43,9 +43,6 @@ def write_quantized(
     Up to four threads each read, round and write a block of rows (numpy releases the GIL), then hash a chunk each.
 
     Args:
-        checkpoint: whose tensors are read.
-        layout: see :func:`lay_out`.
-        bundle: the bundle's folder.
         on_values: told (weights rounded, weights in all).
         block_values: weights of a block; at least one row.
 

@@ -75,8 +75,6 @@ def build_engine(
     """Parses, builds and serializes, in a thread: Ctrl-C ends the build at its next step.
 
     Args:
-        trt: the builder's module.
-        job: the graph and its shapes.
         timing: measurements of earlier builds, which this one adds to.
         progress: told ("build … engine", done, total), from other threads.
 

@@ -22,7 +22,6 @@ class Constant:
 
     Attributes:
         dtype: numpy's name, or "bfloat16".
-        shape: its dims.
         data: its bytes, uint8 [n], at an address that its items may have. TensorRT reads them until the build ends.
     """
 
@@ -47,10 +46,8 @@ def embed_constants(trt: Any, network: Any, constants: Mapping[str, Constant], w
     Equal bytes at one address, as of a tied embedding, become one constant.
 
     Args:
-        trt: the builder's module.
         network: parsed; changed in place.
         constants: by the names of inputs.
-        what: the graph, for messages.
 
     Raises:
         EngineError: an input that is missing or does not fit, or that TensorRT keeps.

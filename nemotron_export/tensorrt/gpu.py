@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from nemotron_errors import MissingDependencyError, ResourceError
@@ -13,6 +11,7 @@ from nemotron_runtime.cuda import Device
 
 from nemotron_export.config.config import NemotronConfig
 from nemotron_export.installation.doctor import driver_version
+from nemotron_export.installation.memory import gigabytes
 from nemotron_export.tensorrt.monitor import run_cancellable
 from nemotron_export.tensorrt.shapes import pass_ranges
 
@@ -20,6 +19,8 @@ __all__ = ["DeviceEstimate", "Gpu", "check_device_memory", "current_gpu", "estim
 
 # kernels that CUDA and TensorRT load, staging, and what the allocators round up
 _BASE = 600_000_000
+# entered, the first GPU's context is the current one of the thread
+current_gpu = Device
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,7 @@ class Gpu:
     """A GPU as engines and their manifest know it.
 
     Attributes:
-        name: what the driver calls it.
         architecture: for example "sm_90".
-        multiprocessors: streaming multiprocessors.
         driver: version of the driver, or of the CUDA that it supports where only that could be read.
         free: bytes of its memory that are free.
         total: bytes of its memory.
@@ -71,13 +70,6 @@ def _look() -> Gpu:
         return Gpu(device.name, device.architecture, device.multiprocessors, driver, free, total)
 
 
-@contextmanager
-def current_gpu() -> Iterator[Device]:
-    """The first GPU's context, current in this thread inside."""
-    with Device() as device:
-        yield device
-
-
 @dataclass(frozen=True)
 class DeviceEstimate:
     """Upper estimates in bytes of the GPU memory that a session takes at the limits.
@@ -102,10 +94,7 @@ def estimate_device(config: NemotronConfig, weight_bytes: int, limits: Limits, d
     """Estimates a session.
 
     Args:
-        config: the checkpoint's config.
         weight_bytes: what the GPU holds of its tensors: their size, or twice that where both engines have their own.
-        limits: of the bundle.
-        dtype: run dtype.
     """
     item = item_bytes(dtype)
     E, F, D = config.hidden_size, config.intermediate_size, config.head_dim
@@ -125,8 +114,6 @@ def check_device_memory(needed: DeviceEstimate, gpu: Gpu, *, first: str = "") ->
     """Compares an estimate with what is free.
 
     Args:
-        needed: the estimate.
-        gpu: where it must fit.
         first: what the user may do before anything else.
 
     Raises:
@@ -135,15 +122,12 @@ def check_device_memory(needed: DeviceEstimate, gpu: Gpu, *, first: str = "") ->
     if needed.memory <= gpu.free:
         return
     parts = (
-        f"weights {_gb(needed.weights)}, caches at the limits {_gb(needed.caches)}, "
-        f"activations and logits {_gb(needed.workspace)}"
+        f"weights {gigabytes(needed.weights)}, caches at the limits {gigabytes(needed.caches)}, "
+        f"activations and logits {gigabytes(needed.workspace)}"
     )
     raise ResourceError(
-        f"{_gb(gpu.free)} of {_gb(gpu.total)} free on the {gpu.name}", f"about {_gb(needed.memory)} ({parts})",
+        f"{gigabytes(gpu.free)} of {gigabytes(gpu.total)} free on the {gpu.name}",
+        f"about {gigabytes(needed.memory)} ({parts})",
         f"{first}end what else uses the GPU, or lower --max-batch, --max-seq-len or --prefill-chunk",
         where="GPU memory",
     )  # fmt: skip
-
-
-def _gb(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"

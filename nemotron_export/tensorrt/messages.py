@@ -28,11 +28,7 @@ class EngineError(GraphError):
 
 
 class Messages:
-    """Keeps TensorRT's errors for ours, and passes all it says to Python's logging.
-
-    Attributes:
-        logger: what TensorRT is given.
-    """
+    """Keeps TensorRT's errors for ours, and passes all it says to Python's logging."""
 
     def __init__(self, trt: Any) -> None:
         self.errors: list[str] = []
@@ -103,9 +99,6 @@ def _logger_class(trt: Any, errors: list[str]) -> type:
     levels = {severity.WARNING: logging.INFO, severity.INFO: logging.DEBUG}
 
     class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
         def log(self, severity: Any, message: str) -> None:
             if severity in failures:
                 errors.append(message)

@@ -27,11 +27,6 @@ class BuildWatch:
 
     TensorRT calls it from threads of its own.
 
-    Args:
-        trt: the builder's module.
-        stage: what the progress is called.
-        progress: told (stage, done, total).
-
     Attributes:
         monitor: what the builder's config is given; keep this object as long as anything that was made with it.
         error: what the progress callback raised; the build is stopped then.

@@ -18,13 +18,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Product:
-    """A builder.
-
-    Attributes:
-        name: what people call it.
-        module: its Python module.
-        extra: what brings it.
-    """
+    """A builder: what people call it, its Python module, and the extra that brings it."""
 
     name: str
     module: str

@@ -59,12 +59,7 @@ def pass_ranges(limits: Limits) -> dict[str, Range]:
 
 
 def input_shapes(inputs: Iterable[Any], ranges: Mapping[str, Range]) -> InputShapes:
-    """Shapes of the inputs that have a symbolic dim; the others, weights among them, need none.
-
-    Args:
-        inputs: values of an ONNX graph.
-        ranges: of every symbolic dim.
-    """
+    """Shapes of the inputs that have a symbolic dim; the others, weights among them, need none."""
     found: InputShapes = {}
     for value in inputs:
         assert value.name

@@ -26,9 +26,6 @@ class TimingCacheFile:
 
     Args:
         folder: made where it does not exist.
-        version: of TensorRT.
-        gpu: its name.
-        driver: its version.
 
     Attributes:
         path: the file; its name holds all that a measurement depends on.

@@ -16,14 +16,14 @@ from nemotron_export.installation.extras import EXTRAS, extra_of, install_comman
 
 
 def _installed(monkeypatch: pytest.MonkeyPatch, *, without: tuple[str, ...] = (), plus: tuple[str, ...] = ()) -> None:
-    real = doctor._version
+    real = doctor.installed_version
 
     def version(name: str) -> str | None:
         if name in without:
             return None
         return "9.9" if name in plus else real(name)
 
-    monkeypatch.setattr(doctor, "_version", version)
+    monkeypatch.setattr(doctor, "installed_version", version)
 
 
 def test_every_target_is_known_and_works_in_a_full_environment() -> None:

@@ -6,17 +6,19 @@ Shapes: B sequences, S prompt tokens.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+from nemotron_errors import ResourceError
 from nemotron_runtime.bundle.folder import Bundle
 
 from nemotron_export.bench.options import BenchOptions
 
-__all__ = ["Backend", "BackendSpec", "BenchRequest", "Description", "Ids"]
+__all__ = ["Backend", "BackendSpec", "BenchRequest", "Description", "Ids", "check_memory"]
 
 Ids = npt.NDArray[np.int64]
 
@@ -26,11 +28,8 @@ class BenchRequest:
     """What the user asked for.
 
     Attributes:
-        bundles: opened bundles.
         checkpoint: the checkpoint; the folder of the first bundle's weights where None.
         weights_dir: where the bundles' weights are, if they were moved.
-        allow_unverified: bundles may be pending.
-        options: what is measured, and how.
     """
 
     bundles: tuple[Bundle, ...]
@@ -59,6 +58,22 @@ class BackendSpec:
     device: str = "cpu"
 
 
+def check_memory(
+    specs: Sequence[BackendSpec], device: str, free: int, found: str, where: str, *, buffers: int = 0
+) -> None:
+    """Raises ResourceError where a device has no room for the weights of all its backends and the probe's buffers."""
+    specs = [spec for spec in specs if spec.device == device]
+    needed = sum(spec.weight_bytes for spec in specs) + buffers
+    if needed > free:
+        probe = ", and the bandwidth probe" if buffers else ""
+        raise ResourceError(
+            found,
+            f"{needed / 1e9:.1f} GB for the weights of {len(specs)} backends, which are loaded at once{probe}",
+            "measure fewer of them: fewer bundles, --eager-dtype bfloat16, --eager-cache static",
+            where=where,
+        )
+
+
 @dataclass(frozen=True)
 class Description:
     """What a loaded backend is.
@@ -82,10 +97,6 @@ class Backend(ABC):
     :meth:`specs` runs in the parent and imports no heavy package; so modules of backends import theirs inside the
     methods. The rest runs in the child: :meth:`prepare`, :meth:`load`, then for each measurement :meth:`reset`,
     :meth:`prefill` and :meth:`decode`, and :meth:`close`. Every call returns when its result is on the host.
-
-    Args:
-        options: those of its spec.
-        threads: CPU threads to use.
     """
 
     def __init__(self, options: dict[str, Any], threads: int) -> None:
