@@ -12,6 +12,7 @@ from torch import nn
 
 from nemotron_export.config.config import NemotronConfig
 from nemotron_export.model.cache import Cache
+from nemotron_export.model.generation import generate
 from nemotron_export.model.losses import causal_lm_loss
 from nemotron_export.model.modeling import NemotronModel
 from nemotron_export.model.outputs import CausalLMOutputWithPast, finish
@@ -99,6 +100,4 @@ class NemotronForCausalLM(NemotronPreTrainedModel):
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **params: Any
     ) -> torch.Tensor:
         """Continues each row by the runtime's loop; see :func:`nemotron_export.model.generation.generate`."""
-        from nemotron_export.model.generation import generate
-
         return generate(self, input_ids, attention_mask, **params)

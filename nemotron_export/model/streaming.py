@@ -13,28 +13,28 @@ __all__ = ["StepStream"]
 
 
 class StepStream:
-    """Gathers the loop's events into steps of all rows.
+    """Gathers the loop's events into steps of all sequences.
 
     Args:
         streamer: called with int64 [B] per step; or an object whose ``put`` gets the prompt [B, S] first and then
-            [B] per step, and whose ``end`` is called behind the last one. Rows that ended get ``filler``.
-        rows: B.
-        filler: the token of rows that ended.
+            [B] per step, and whose ``end`` is called after the last one. Sequences that ended get ``filler``.
+        sequences: B.
+        filler: the token of sequences that ended.
 
     Raises:
         RequestError: neither a function nor such an object.
     """
 
-    def __init__(self, streamer: Any, rows: int, filler: int) -> None:
+    def __init__(self, streamer: Any, sequences: int, filler: int) -> None:
         self._object = streamer if hasattr(streamer, "put") and hasattr(streamer, "end") else None
         if self._object is None and not callable(streamer):
             found = f"an object of {type(streamer).__name__}"
             raise RequestError(found, "a function, or an object with put and end", "give one", where="streamer")
         self._put: Callable[[torch.Tensor], Any] = self._object.put if self._object is not None else streamer
-        self._going = set(range(rows))
+        self._going = set(range(sequences))
         self._seen: set[int] = set()
         self._ended: set[int] = set()
-        self._rows, self._filler = rows, filler
+        self._sequences, self._filler = sequences, filler
         self._step = self._empty()
 
     def begin(self, input_ids_BS: torch.Tensor) -> None:
@@ -45,10 +45,10 @@ class StepStream:
     def __call__(self, event: TokenEvent) -> None:
         """Takes an event; the last one of a step passes the step on."""
         if event.token_id is not None:
-            self._step[event.row] = event.token_id
-        self._seen.add(event.row)
+            self._step[event.sequence] = event.token_id
+        self._seen.add(event.sequence)
         if event.finish_reason is not None:
-            self._ended.add(event.row)
+            self._ended.add(event.sequence)
         if self._seen == self._going:
             self._put(self._step)
             self._going -= self._ended
@@ -60,4 +60,4 @@ class StepStream:
             self._object.end()
 
     def _empty(self) -> torch.Tensor:
-        return torch.full((self._rows,), self._filler, dtype=torch.int64)
+        return torch.full((self._sequences,), self._filler, dtype=torch.int64)

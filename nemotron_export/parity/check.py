@@ -11,7 +11,7 @@ from nemotron_runtime.bundle.folder import Bundle, write_manifest
 from nemotron_runtime.checks.perplexity import perplexity
 from nemotron_runtime.checks.reference import REFERENCE_FILE, Reference, read_reference, write_reference
 from nemotron_runtime.checks.report import ParityReport, ParityRow
-from nemotron_runtime.checks.verification import judge_bundle
+from nemotron_runtime.checks.verification import check_bundle
 
 from nemotron_export.building.file_record import file_record
 from nemotron_export.checkpoint import Checkpoint
@@ -87,7 +87,7 @@ def check_parity(
     if stored is None:
         _store(opened, fresh)
     with quiet_about_parity():
-        report = judge_bundle(bundle, weights_dir=weights_dir, threads=threads, progress=progress)
+        report = check_bundle(bundle, weights_dir=weights_dir, threads=threads, progress=progress)
     if stored is not None:
         report = replace(report, rows=(*compare_references(stored, fresh), *report.rows))
     record(opened.directory, report, threads=threads, judged_by="parity")

@@ -26,7 +26,7 @@ def run_candidates(
     """What the kernels find among logits [B, V]; in smaller parts of 2^log_block, 8 candidates, where that is given."""
     from nemotron_plugins import torch_candidates
     from nemotron_plugins.launches import candidates as candidates_rules
-    from nemotron_runtime.executors.tensorrt.candidates import unpack
+    from nemotron_runtime.executors.tensorrt.tournament import unpack
 
     torch.set_num_threads(1)
     whole = candidates_rules._LOG_BLOCK, candidates_rules._LOG_COUNT

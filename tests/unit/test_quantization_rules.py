@@ -10,14 +10,15 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from nemotron_errors import BundleError, LimitError
+from nemotron_formats.weights import FORMATS
 from nemotron_graphs.ops import DOMAIN
 from nemotron_graphs.passes import LowerLinearToMatMulNBitsPass
 from nemotron_graphs.weights import QuantizedWeight
-from nemotron_runtime.checks import judge
+from nemotron_runtime.checks import check
 from nemotron_runtime.checks.perplexity import perplexity, token_nll
 from nemotron_runtime.checks.reference import Reference, ReferencePrompt, ReferenceText, read_reference, write_reference
 from safetensors.numpy import load_file, save_file
-from support.sessions import ToySession
+from support.toy_engine import ToyEngine
 
 from nemotron_export.building.preflight import estimate
 from nemotron_export.config.config import NemotronConfig
@@ -70,7 +71,7 @@ def test_the_pass_refuses_what_does_not_fit() -> None:
 
 def _reference(tokens: int = 17, steps: int = 4) -> Reference:
     """One prompt of the toy session's own numbers."""
-    with ToySession() as session:
+    with ToyEngine() as session:
         ids = np.arange(tokens) * 5 % session.vocab_size
         logits = session.logits(ids)
         history, chosen = list(ids), [logits[-1]]
@@ -86,32 +87,33 @@ def _reference(tokens: int = 17, steps: int = 4) -> Reference:
 
 def _text(tokens: int = 12) -> ReferenceText:
     ids = np.arange(tokens, dtype=np.int64) % 7
-    with ToySession() as session:
+    with ToyEngine() as session:
         return ReferenceText(ids, token_nll(session.logits(ids)[:-1], ids[1:]))
 
 
 def test_a_session_that_equals_the_reference_passes_and_one_that_is_off_fails() -> None:
     reference = replace(_reference(), texts=(_text(), _text(5)))
-    report = judge(ToySession(), reference, "float32", bits=8)
+    report = check(ToyEngine(), reference, "float32", weight_format=FORMATS["int8-g128"])
     assert report.passed
     (row,) = (row for row in report.rows if row.check == "perplexity ratio")
     assert row.measured == pytest.approx(1, abs=1e-6)
     assert row.tolerance == 1.01
     assert "15 tokens" in row.prompt
     worse = replace(reference, texts=tuple(replace(text, nll=text.nll - np.float32(0.02)) for text in reference.texts))
-    failed = [row.check for row in judge(ToySession(), worse, "float32", bits=8).rows if not row.passed]
+    report = check(ToyEngine(), worse, "float32", weight_format=FORMATS["int8-g128"])
+    failed = [row.check for row in report.rows if not row.passed]
     assert failed == ["perplexity ratio"]
-    assert judge(ToySession(), worse, "float32", bits=4).passed
-    shifted = judge(ToySession(error=100.0), reference, "float32", bits=4)
+    assert check(ToyEngine(), worse, "float32", weight_format=FORMATS["int4-g32"]).passed
+    shifted = check(ToyEngine(error=100.0), reference, "float32", weight_format=FORMATS["int4-g32"])
     assert {"prefill, RMSE / deviation", "largest drift / range"} <= {r.check for r in shifted.rows if not r.passed}
 
 
 def test_refused_references() -> None:
     with pytest.raises(BundleError, match="without held-out text"):
-        judge(ToySession(), _reference(), "float32", bits=8)
-    session = ToySession(max_seq_len=40)
+        check(ToyEngine(), _reference(), "float32", weight_format=FORMATS["int8-g128"])
+    session = ToyEngine(max_seq_len=40)
     with pytest.raises(LimitError, match="a text of 41 tokens"):
-        judge(session, replace(_reference(), texts=(_text(41),)), "float32", bits=8)
+        check(session, replace(_reference(), texts=(_text(41),)), "float32", weight_format=FORMATS["int8-g128"])
 
 
 def test_the_reference_keeps_its_text(tmp_path: Path) -> None:

@@ -6,60 +6,38 @@ Shapes: k positions with outputs, V values of each.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from nemotron_formats.weights import Budget
 
-from nemotron_runtime.checks.driver import Judge, prompt_name
 from nemotron_runtime.checks.perplexity import measure_nll, perplexity
 from nemotron_runtime.checks.reference import Reference, ReferencePrompt
+from nemotron_runtime.checks.replay import Check, Replayed, prompt_name
 from nemotron_runtime.checks.report import ParityRow
-from nemotron_runtime.executors import Session
+from nemotron_runtime.engine.engine import Engine
 
-__all__ = ["BUDGETS", "Budget", "QuantizedJudge"]
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What quantized weights may cost, by their bits.
-
-    The perplexity is the criterion. The other bounds are what is left to a model that still computes the same thing:
-    they are wide, but zeros, noise, a wrong scale or a wrong cache go past them.
-
-    Attributes:
-        perplexity: ratio to fp32 PyTorch's on the same tokens.
-        rmse: of the outputs, as a share of the standard deviation of the reference's. Outputs of zero have 1, those of
-            another model about 1.4.
-        drift: largest difference, as a share of the reference's range; another model's is about 1.
-    """
-
-    perplexity: float
-    rmse: float
-    drift: float
+__all__ = ["QuantizedCheck"]
 
 
-# Measured, RMSE / deviation: 0.015 (int8) and 0.13 (int4) on the trained demo checkpoint; up to 0.08 and 0.55 on random
-# weights, the worst case, whose errors no training made small where they matter. Drift: up to 0.06 and 0.37.
-BUDGETS = {8: Budget(1.01, 0.2, 0.2), 4: Budget(1.10, 0.9, 0.6)}
 # A token may flip where the reference's margin is below so many RMSE: the difference of two errors deviates by sqrt(2)
 # RMSE, so that this is 5.7 deviations, and the errors' tails are longer than those of a normal distribution.
 _FLIP_MARGIN = 8.0
 
 
-class QuantizedJudge(Judge):
+class QuantizedCheck(Check):
     """Perplexity of the held-out text; RMSE, largest drift and flips of the prompts.
 
     Args:
-        session: the session.
-        reference: what to judge by.
-        bits: of the weights.
+        engine: the engine.
+        reference: what to compare with.
+        budget: of the weights' format.
     """
 
-    def __init__(self, session: Session, reference: Reference, bits: int) -> None:
-        super().__init__(session, reference)
-        self._budget = BUDGETS[bits]
+    def __init__(self, engine: Engine, reference: Reference, budget: Budget) -> None:
+        super().__init__(engine, reference)
+        self._budget = budget
         outputs = [a.ravel() for p in reference.prompts for a in (p.logits, p.step_logits) if a.size]
         # an output that is the same everywhere has no scale of its own
         self._deviation = float(np.concatenate(outputs).std(dtype=np.float64)) or 1.0
@@ -67,21 +45,13 @@ class QuantizedJudge(Judge):
         self._worst = 0.0
         self._flips: list[tuple[str, int, npt.NDArray[np.float32]]] = []
 
-    def judge_whole(
-        self,
-        prompt: ReferencePrompt,
-        prefill: npt.NDArray[np.float32],
-        steps: npt.NDArray[np.float32],
-        choices: npt.NDArray[np.int64],
-    ) -> None:
-        name = prompt_name(len(prompt.ids))
-        self.judge_again("prefill", name, [(prefill, prompt.logits)])
-        if len(steps):
-            self.judge_again("cached decode", name, [(steps, prompt.step_logits)])
+    def check_whole(self, prompt: ReferencePrompt, found: Replayed) -> None:
+        self.compare(prompt, found)
         if len(prompt.greedy):
-            self._flips.append((name, len(choices), prompt.margins[choices != prompt.greedy]))
+            margins = prompt.margins[found.choices != prompt.greedy]
+            self._flips.append((prompt_name(len(prompt.ids)), len(found.choices), margins))
 
-    def judge_again(self, check: str, name: str, pairs: Sequence[tuple[Any, Any]]) -> None:
+    def check_again(self, check: str, name: str, pairs: Sequence[tuple[Any, Any]]) -> None:
         errors = [np.subtract(found, expected, dtype=np.float64).ravel() for found, expected in pairs]
         self._squares += [np.square(error) for error in errors]
         # numpy's max, unlike Python's, keeps a NaN
@@ -100,9 +70,9 @@ class QuantizedJudge(Judge):
         if not texts:
             return
         expected = perplexity(text.nll for text in texts)
-        found = perplexity(measure_nll(self.session, text.ids) for text in texts)
+        found = perplexity(measure_nll(self.engine, text.ids) for text in texts)
         tokens = sum(len(text.nll) for text in texts)
-        note = f"{found:.4g} beside {expected:.4g} in fp32"
+        note = f"{found:.4g}, {expected:.4g} in fp32"
         self._row("perplexity ratio", f"{tokens} tokens of text", found / expected, self._budget.perplexity, note)
 
     def _row(self, check: str, name: str, measured: float, bound: float, note: str = "") -> None:
