@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         NemotronModel,
         NemotronPreTrainedModel,
     )
-    from nemotron_export.parity import check_parity
+    from nemotron_export.parity.check import check_parity
 
 __all__ = [
     "AutoModelForCausalLM",
@@ -40,7 +40,7 @@ __all__ = [
     "load",
 ]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Loaded when asked for (PEP 562): `import nemotron_export` and the command line start without torch and onnx.
 _HOMES = {
@@ -55,7 +55,7 @@ _HOMES = {
     "NemotronModel": "nemotron_export.model",
     "NemotronPreTrainedModel": "nemotron_export.model",
     "build": "nemotron_export.building",
-    "check_parity": "nemotron_export.parity",
+    "check_parity": "nemotron_export.parity.check",
     "infer_device": "nemotron_export.auto",
     "load": "nemotron_runtime",
 }

@@ -1,4 +1,4 @@
-"""The whole way on the embedded checkpoint: build, prove, generate, measure beside eager PyTorch."""
+"""The whole way on the embedded checkpoint: build, prove, generate, measure next to eager PyTorch."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def run_demo(
     from nemotron_export.building import build
     from nemotron_export.checkpoint import Checkpoint
     from nemotron_export.inspection.summary import bundle_size
-    from nemotron_export.parity.verification import read_report
+    from nemotron_export.parity.verdict import read_report
 
     embedded = as_file(files("nemotron_export") / "assets" / "demo")
     with (

@@ -1,13 +1,13 @@
-"""Speed on a CPU beside what else runs this family: eager PyTorch, torch.compile, ONNX Runtime GenAI, llama.cpp.
+"""Speed on a CPU, and that of what else runs this family: eager PyTorch, torch.compile, ONNX Runtime GenAI, llama.cpp.
 
     pip install --target peers llama-cpp-python gguf         # CMAKE_ARGS="-DGGML_NATIVE=ON"
     python ci/benchmarks/cpu_peers.py make work --site peers     # a random checkpoint, and what each peer makes of it
     python ci/benchmarks/cpu_peers.py check work --site peers    # do they compute the same?
     python ci/benchmarks/cpu_peers.py measure work --site peers --json result.json
 
-`make` leaves alone what is there. `check` holds every contender against eager PyTorch in fp32: logits of the last token
-behind prompts of 128 and 512 tokens, and 64 greedy tokens behind the shorter one. `measure` is the package's own bench:
-a process per contender, all loaded, taking turns; see README.md beside this file.
+`make` leaves alone what is there. `check` holds every backend against eager PyTorch in fp32: logits of the last token
+after prompts of 128 and 512 tokens, and 64 greedy tokens after the shorter one. `measure` is the package's own bench:
+a process per backend, all loaded, one at a time; see README.md in this folder.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from cpu_peers_artefacts import BUNDLES, GENAI, GGUF_BITS, make
 from nemotron_runtime.bundle.folder import Bundle
 
 from nemotron_export.bench import BenchOptions
-from nemotron_export.bench.backends import CONTENDERS, BenchRequest, ContenderSpec
-from nemotron_export.bench.backends.base import Contender
+from nemotron_export.bench.backends import BACKENDS, BackendSpec, BenchRequest
+from nemotron_export.bench.backends.base import Backend
 from nemotron_export.bench.run import measure_specs
 from nemotron_export.bench.shapes import Shape
 from nemotron_export.bench.traffic import kv_bytes_per_token, read_parameters, total_parameters
@@ -42,19 +42,19 @@ from nemotron_export.cli.console import print_table
 PROMPTS = (128, 512)
 NEW_TOKENS = 64
 THREADS = 2
+OPTIONS = BenchOptions(
+    PROMPTS[0], NEW_TOKENS, contexts=PROMPTS, warmup=1, threads=THREADS, eager_dtypes=("float32", "bfloat16")
+)
 REFERENCE = "eager float32, sdpa, dynamic cache"
 
 
-def contenders(work: Path, site: Path, only: str = "") -> list[ContenderSpec]:
+def backends(work: Path, site: Path, only: str = "") -> list[BackendSpec]:
     """Everything that `make` made, ours first."""
     checkpoint = Checkpoint.open(work / "checkpoint")
     config = checkpoint.config
-    shapes = tuple(Shape(count, NEW_TOKENS, 1) for count in PROMPTS)
     bundles = tuple(Bundle.open(work / name, allow_unverified=True) for name in BUNDLES)
-    request = BenchRequest(
-        bundles, checkpoint.directory, None, True, shapes, ("float32", "bfloat16"), ("dynamic", "static")
-    )
-    specs = [spec for kind in ("bundle", "eager") for spec in CONTENDERS[kind].specs(request)]
+    request = BenchRequest(bundles, checkpoint.directory, None, True, OPTIONS)
+    specs = [spec for kind in ("bundle", "eager") for spec in BACKENDS[kind].specs(request)]
     read, total = read_parameters(config), total_parameters(config)
 
     def peer(kind: str, name: str, path: Path, dtype: str, bits: float, cache: str, **options: Any) -> None:
@@ -63,7 +63,7 @@ def contenders(work: Path, site: Path, only: str = "") -> list[ContenderSpec]:
             "kv_bytes_per_token": kv_bytes_per_token(config, cache),
         }  # fmt: skip
         weights = int(read * bits / 8) + 4 * (total - read)
-        specs.append(ContenderSpec(kind, name, {"path": str(path), "description": described, **options}, weights))
+        specs.append(BackendSpec(kind, name, {"path": str(path), "description": described, **options}, weights))
 
     peer("compiled", "torch.compile float32, static cache", checkpoint.directory, "float32", 32, "float32")
     for folder, (name, bits) in GENAI.items():
@@ -72,46 +72,46 @@ def contenders(work: Path, site: Path, only: str = "") -> list[ContenderSpec]:
         cache = "f32" if kind == "f32" else "f16"
         peer(
             "llama", f"llama.cpp {kind}, {cache} cache", work / f"{kind}.gguf", kind, bits,
-            "float32" if cache == "f32" else "float16", site=str(site), slots=max(PROMPTS) + NEW_TOKENS, kv=cache,
+            "float32" if cache == "f32" else "float16", site=str(site), capacity=max(PROMPTS) + NEW_TOKENS, kv=cache,
         )  # fmt: skip
     return [spec for spec in specs if only in spec.name]
 
 
-def last_logits(contender: Contender) -> Callable[[np.ndarray], np.ndarray]:
-    """What gives a contender's logits [V] behind a prompt [S]."""
-    if contender.kind == "bundle":
-        return lambda ids_S: contender._model.logits(ids_S)[-1]
-    if contender.kind == "eager":
+def last_logits(backend: Backend) -> Callable[[np.ndarray], np.ndarray]:
+    """What gives a backend's logits [V] after a prompt [S]."""
+    if backend.kind == "bundle":
+        return lambda ids_S: backend._model.logits(ids_S)[-1]
+    if backend.kind == "eager":
         import torch
 
         def eager(ids_S: np.ndarray) -> np.ndarray:
             with torch.inference_mode():
-                return contender._model(torch.from_numpy(ids_S[None])).logits[0, -1].float().numpy()
+                return backend._model(torch.from_numpy(ids_S[None])).logits[0, -1].float().numpy()
 
         return eager
-    return contender.scores
+    return backend.scores
 
 
-def compute(spec: ContenderSpec) -> tuple[list[np.ndarray], list[int]]:
-    """Logits behind each prompt, and greedy tokens behind the first."""
-    contender = CONTENDERS[spec.kind](spec.options, THREADS)
-    contender.prepare()
-    vocab_size = contender.load().vocab_size
+def compute(spec: BackendSpec) -> tuple[list[np.ndarray], list[int]]:
+    """Logits after each prompt, and greedy tokens after the first."""
+    backend = BACKENDS[spec.kind](spec.options, THREADS)
+    backend.prepare()
+    vocab_size = backend.load().vocab_size
     prompts = [prompt_ids(Shape(count, NEW_TOKENS, 1), vocab_size) for count in PROMPTS]
-    scores = last_logits(contender)
+    scores = last_logits(backend)
     logits = [scores(ids_BS[0]).astype(np.float64) for ids_BS in prompts]
-    contender.reset(1, PROMPTS[0] + NEW_TOKENS)
-    tokens_B = contender.prefill(prompts[0])
+    backend.reset(1, PROMPTS[0] + NEW_TOKENS)
+    tokens_B = backend.prefill(prompts[0])
     tokens = [int(tokens_B[0])]
     while len(tokens) < NEW_TOKENS:
-        tokens_B = contender.decode(tokens_B)
+        tokens_B = backend.decode(tokens_B)
         tokens.append(int(tokens_B[0]))
-    contender.close()
+    backend.close()
     return logits, tokens
 
 
-def check(specs: list[ContenderSpec], work: Path) -> None:
-    """Compares every contender with eager PyTorch in fp32; prints it, and leaves check.json for `measure`."""
+def check(specs: list[BackendSpec], work: Path) -> None:
+    """Compares every backend with eager PyTorch in fp32; prints it, and leaves check.json for `measure`."""
     (reference,) = (spec for spec in specs if spec.name == REFERENCE)
     expected, written = compute(reference)
     rows, found = [], {}
@@ -133,18 +133,17 @@ def check(specs: list[ContenderSpec], work: Path) -> None:
         rows.append([spec.name, *worst, str(result["greedy_tokens_differing"])])
         print(rows[-1], file=sys.stderr, flush=True)
     what = [f"{name} {count}" for name in ("max |Δ|/range", "RMSE/deviation") for count in PROMPTS]
-    print_table("Logits of the last token beside eager fp32", ["what runs", *what, f"of {NEW_TOKENS} greedy"], rows)
+    print_table("Logits of the last token against eager fp32", ["what runs", *what, f"of {NEW_TOKENS} greedy"], rows)
     (work / "check.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
-def measure(specs: list[ContenderSpec], work: Path, rounds: int, output: Path | None) -> None:
+def measure(specs: list[BackendSpec], work: Path, rounds: int, output: Path | None) -> None:
     """Measures, prints, and writes the document with what `check` found."""
-    options = BenchOptions(PROMPTS[0], NEW_TOKENS, contexts=PROMPTS, rounds=rounds, warmup=1, threads=THREADS)
 
     def progress(stage: str, done: int, total: int) -> None:
         print(f"\r{stage} {done}/{total} ", end="", file=sys.stderr, flush=True)
 
-    result = measure_specs(specs, options, progress)
+    result = measure_specs(specs, dataclasses.replace(OPTIONS, rounds=rounds), progress)
     site = {d.metadata["Name"]: d.version for d in distributions(path=[specs[-1].options.get("site", "")])}
     peers = {d.metadata["Name"]: d.version for d in distributions()} | site
     named = ("transformers", "onnxruntime-genai", "llama_cpp_python", "llama-cpp-python", "gguf")
@@ -152,12 +151,12 @@ def measure(specs: list[ContenderSpec], work: Path, rounds: int, output: Path | 
     result = dataclasses.replace(result, versions=versions)
     print_bench(result)
     rows = []
-    for contender in result.contenders:
-        for shape in contender.measurements:
+    for backend in result.backends:
+        for shape in backend.measurements:
             prefill, decode = shape.prefill_seconds, shape.decode_tokens_per_second
             times = [f"{1e3 * value:.0f}" for value in (prefill.minimum, prefill.median, prefill.maximum)]
             speeds = [f"{value:.1f}" for value in (decode.minimum, decode.median, decode.maximum)]
-            rows.append([contender.name, str(shape.shape.prompt_tokens), *times, *speeds])
+            rows.append([backend.name, str(shape.shape.prompt_tokens), *times, *speeds])
     heads = [f"{what} {stat}" for what in ("prefill ms", "tok/s") for stat in ("min", "median", "max")]
     print_table("All of it", ["what runs", "prompt", *heads], rows)
     if output is not None:
@@ -172,7 +171,7 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="the folder that `make` fills, 4 GB")
     parser.add_argument("--site", type=Path, required=True, help="where llama-cpp-python and gguf are")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", default="", help="contenders whose names hold this, to look closer at some")
+    parser.add_argument("--only", default="", help="backends whose names hold this, to look closer at some")
     parser.add_argument("--json", type=Path, help="where `measure` writes its document")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.ERROR)
@@ -181,9 +180,9 @@ def main() -> None:
         sys.path.append(str(site))
         make(work)
         return
-    import cpu_peers_contenders  # noqa: F401 (it registers the peers)
+    import cpu_peers_backends  # noqa: F401 (it registers the peers)
 
-    specs = contenders(work, site, arguments.only)
+    specs = backends(work, site, arguments.only)
     if arguments.stage == "check":
         check(specs, work)
     else:

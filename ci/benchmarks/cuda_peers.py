@@ -1,12 +1,12 @@
-"""ONNX Runtime on a GPU: our bundles beside ONNX Runtime GenAI's builder and runtime, all in one run.
+"""ONNX Runtime on a GPU: our bundles and ONNX Runtime GenAI's builder and runtime, all in one run.
 
     python ci/benchmarks/cuda_peers.py --work /dev/shm/peers --json result.json
     python ci/benchmarks/cuda_peers.py --work /tmp/peers --provider cpu --layers 2 --set hidden_size=256 …   # a dry run
 
 A random checkpoint is made (by ci/gpu/random_checkpoint.py); everything is built, each in its own process, with its
-seconds and peak memory; each contender is loaded in its own process, bf16 ones and int4 ones apart (the GPU holds them
-at once), and measured in rounds, taking turns, one prompt length after the other, so that CUDA graphs are captured in
-the warm-up; the tokens that they wrote are judged (cuda_peers_judge.py). What fails is named and the rest goes on;
+seconds and peak memory; each backend is loaded in its own process, bf16 ones and int4 ones apart (the GPU holds them
+at once), and measured in rounds, one at a time, one prompt length after the other, so that CUDA graphs are captured in
+the warm-up; the tokens that they wrote are checked (cuda_peers_check.py). What fails is named and the rest goes on;
 the exit code is the number of failures. Needs onnxruntime-gpu, onnxruntime-genai-cuda and the `build` extra.
 """
 
@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,100 +26,24 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
+from cuda_peers_backends import entries
 from cuda_peers_builds import Built, builds, run_builds
-from cuda_peers_contenders import Entry, entries
+from cuda_peers_measure import Say, measure
 from support.gpu_memory import gpu_query
 
-from nemotron_export.bench.process import ContenderProcess
-from nemotron_export.bench.results import Spread
-from nemotron_export.bench.schedule import run_rounds
-from nemotron_export.bench.shapes import Shape, Times
+from nemotron_export.bench.shapes import Shape
 from nemotron_export.cli.console import print_table
 from nemotron_export.installation.versions import environment
 
 HERE = Path(__file__).parent
 MAKE = HERE.parent / "gpu" / "random_checkpoint.py"
 CONTEXT, PREFILL = 512, 2048
-Say = Callable[[str], None]
-
-
-class Turn:
-    """A contender's process in the rounds; once it failed it is passed over, and `failed` says why."""
-
-    def __init__(self, entry: Entry, threads: int) -> None:
-        self.entry, self.name, self.failed = entry, entry.spec.name, ""
-        self.load_seconds: float | None = None
-        self.peak_bytes: int | None = None
-        self._process = ContenderProcess(entry.spec, threads)
-
-    def attempt(self, call: Callable[[ContenderProcess], Any]) -> Any:
-        """What the call gives; None where it, or one before it, failed."""
-        if self.failed:
-            return None
-        try:
-            return call(self._process)
-        except Exception as error:  # a library's own, or the end of its process: the other contenders go on
-            self.failed = f"{type(error).__name__}: {error}"
-            self._process.kill()
-            return None
-
-    def measure(self, shape: Shape) -> Times:
-        """For `run_rounds`."""
-        return self.attempt(lambda process: process.measure(shape)) or Times(math.nan, math.nan, math.nan)
-
-    def finish(self) -> None:
-        """Ends the process, which writes its tokens."""
-        self.peak_bytes = self.attempt(lambda process: process.close())
-
-    @property
-    def pid(self) -> int:
-        """Of the process."""
-        return self._process.pid
-
-
-def measure(
-    group: Sequence[Entry], shapes: Sequence[Shape], rounds: int, warmup: int, threads: int, say: Say
-) -> list[dict[str, Any]]:
-    """One group of contenders: a record of each."""
-    with ExitStack() as stack:
-        turns = [Turn(entry, threads) for entry in group]
-        for turn in turns:
-            stack.callback(turn.finish)
-            turn.attempt(lambda process: process.wait_ready())
-        for turn in turns:
-            loaded = turn.attempt(lambda process: process.load())
-            turn.load_seconds = loaded[0] if loaded else None
-            say(f"loaded {turn.name}" if loaded else f"not loaded {turn.name}: {turn.failed}")
-        times: dict[tuple[str, Shape], list[Times]] = {}
-        for shape in shapes:
-            alive = [turn for turn in turns if not turn.failed]
-            found, _ = run_rounds(alive, [shape], rounds=rounds, warmup=warmup, probe=lambda: 0.0)
-            times |= found
-        memory = {int(pid): int(used) for pid, used in gpu_query("compute-apps", "pid,used_memory") if used.isdigit()}
-        used = {turn.name: memory.get(turn.pid) for turn in turns}
-    records = []
-    for turn in turns:
-        record: dict[str, Any] = {"name": turn.name, "folder": turn.entry.folder, "group": turn.entry.group}
-        record |= {"failed": turn.failed, "load_seconds": turn.load_seconds, "peak_bytes": turn.peak_bytes}
-        record["gpu_mib"] = used[turn.name]
-        if turn.failed:
-            say(f"FAILED {turn.name}: {turn.failed}")
-        else:
-            at = {shape.prompt_tokens: times[turn.name, shape] for shape in shapes}
-            record["decode_tokens_per_second"] = {
-                count: asdict(Spread.of([shapes[0].new_tokens / t.decode for t in found]))
-                for count, found in at.items()
-            }
-            record["prefill_seconds"] = {c: asdict(Spread.of([t.prefill for t in found])) for c, found in at.items()}
-            record["tokens"] = json.loads(Path(turn.entry.spec.options["tokens"]).read_text(encoding="utf-8"))
-        records.append(record)
-    return records
 
 
 def compare(
     records: Sequence[dict[str, Any]], checkpoint: Path, work: Path, provider: str, context: int, say: Say
 ) -> dict[str, Any]:
-    """Tokens differing from those of the group's first contender; and, unquantized, eager PyTorch's verdicts."""
+    """Tokens differing from those of the group's first backend; and, unquantized, eager PyTorch's verdicts."""
     written = {r["name"]: r["tokens"][str(context)] for r in records if not r["failed"]}
     first: dict[str, list[int]] = {}
     for record in records:
@@ -132,16 +54,16 @@ def compare(
         pairs = enumerate(zip(tokens, base, strict=True))
         record["first_difference"] = next((n for n, (a, b) in pairs if a != b), None)
         record["tokens_differing"] = sum(a != b for a, b in zip(tokens, base, strict=True))
-    judged = {r["name"]: written[r["name"]] for r in records if not r["failed"] and "int4" not in r["group"]}
-    if not judged:
+    checked = {r["name"]: written[r["name"]] for r in records if not r["failed"] and "int4" not in r["group"]}
+    if not checked:
         return {}
     path = work / "written.json"
-    path.write_text(json.dumps(judged), encoding="utf-8")
-    command = [sys.executable, str(HERE / "cuda_peers_judge.py"), str(checkpoint), str(path)]
+    path.write_text(json.dumps(checked), encoding="utf-8")
+    command = [sys.executable, str(HERE / "cuda_peers_check.py"), str(checkpoint), str(path)]
     command += ["--prompt-tokens", str(context), "--device", provider]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        say(f"FAILED judge: {done.stderr[-2000:]}")
+        say(f"FAILED check of tokens: {done.stderr[-2000:]}")
         return {}
     verdicts: dict[str, Any] = json.loads(done.stdout)
     return verdicts
@@ -155,7 +77,7 @@ def machine(threads: int) -> dict[str, Any]:
             found["versions"][name] = version(name)
         except PackageNotFoundError:
             continue
-    # beside onnxruntime-gpu in a folder of PYTHONPATH another onnxruntime may be installed: this is what is imported
+    # besides onnxruntime-gpu in a folder of PYTHONPATH another onnxruntime may be installed: this is what is imported
     program = "import onnxruntime as o; print(o.__version__, o.__file__, ','.join(o.get_available_providers()))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     found["onnxruntime_imported"] = done.stdout.strip() or done.stderr[-500:]
@@ -166,59 +88,33 @@ def machine(threads: int) -> dict[str, Any]:
 
 def show(document: dict[str, Any], context: int, prefill: int) -> None:
     """The tables."""
-    rows = [
-        [
-            b["name"],
-            str(b["code"]),
-            f"{b['seconds']:.1f}",
-            f"{b['peak_bytes'] / 1e9:.2f}",
-            f"{b['folder_bytes'] / 1e9:.2f}",
-        ]
-        for b in document["builds"]
-    ]
+    rows: list[list[str]] = []
+    for built in document["builds"]:
+        sizes = (f"{built[key] / 1e9:.2f}" for key in ("peak_bytes", "folder_bytes"))
+        rows.append([built["name"], str(built["code"]), f"{built['seconds']:.1f}", *sizes])
     print_table("Builds", ["folder", "exit code", "s", "peak GB", "folder GB"], rows)
-    rows = []
-    for record in document["contenders"]:
-        if record["failed"]:
-            rows.append([record["name"], "failed", *[""] * 8])
-            continue
-        speed, wait = record["decode_tokens_per_second"], record["prefill_seconds"]
-        cells = [
-            speed[context]["median"],
-            speed[context]["minimum"],
-            speed[context]["maximum"],
-            speed[prefill]["median"],
-        ]
-        waits = [1e3 * wait[prefill][key] for key in ("median", "minimum", "maximum")]
+    measured = [record for record in document["contenders"] if not record["failed"]]
+    rows = [[record["name"], "failed", *[""] * 8] for record in document["contenders"] if record["failed"]]
+    for record in measured:
+        speed, wait = record["decode_tokens_per_second"], record["prefill_seconds"][prefill]
+        cells = [*(speed[context][key] for key in ("median", "minimum", "maximum")), speed[prefill]["median"]]
+        cells += [1e3 * wait[key] for key in ("median", "minimum", "maximum")]
         memory = "" if record["gpu_mib"] is None else str(record["gpu_mib"])
-        rows.append(
-            [record["name"], *(f"{cell:.1f}" for cell in (*cells, *waits)), memory, f"{record['load_seconds']:.1f}"]
-        )
-    heads = [
-        f"tok/s at {context}",
-        "min",
-        "max",
-        f"at {prefill}",
-        f"prefill {prefill} ms",
-        "min",
-        "max",
-        "GPU MiB",
-        "load s",
-    ]
-    print_table("Speed, batch 1", ["what runs", *heads], rows)
+        rows.append([record["name"], *(f"{cell:.1f}" for cell in cells), memory, f"{record['load_seconds']:.1f}"])
+    heads = [f"tok/s at {context}", "min", "max", f"at {prefill}", f"prefill {prefill} ms", "min", "max", "GPU MiB"]
+    print_table("Speed, batch 1", ["what runs", *heads, "load s"], rows)
     rows = []
-    for record in document["contenders"]:
-        if not record["failed"]:
-            verdict = document["verdicts"].get(record["name"], {})
-            judged = [f"{verdict[key]:.4f}" for key in ("worst_margin", "bound")] if verdict else ["", ""]
-            cells = [record["tokens_differing"], record["first_difference"], verdict.get("fp32_best", ""), *judged]
-            rows.append([record["name"], *map(str, cells), str(verdict.get("passed", ""))])
+    for record in measured:
+        verdict = document["verdicts"].get(record["name"], {})
+        margins = [f"{verdict[key]:.4f}" for key in ("worst_margin", "bound")] if verdict else ["", ""]
+        cells = [record["tokens_differing"], record["first_difference"], verdict.get("fp32_best", ""), *margins]
+        rows.append([record["name"], *map(str, cells), str(verdict.get("passed", ""))])
     heads = ["differ from ours", "first", "fp32's choice", "worst margin", "bound", "passed"]
-    print_table(f"Greedy tokens behind {context} of the prompt", ["what runs", *heads], rows)
+    print_table(f"Greedy tokens after {context} of the prompt", ["what runs", *heads], rows)
 
 
-def main() -> int:
-    """Everything; the number of failures."""
+def parse() -> argparse.Namespace:
+    """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="an empty folder, 35 GB for 4B (50 with --more)")
     parser.add_argument("--checkpoint", type=Path, help="WORK/checkpoint by default; made where it is not there")
@@ -227,16 +123,19 @@ def main() -> int:
     parser.add_argument("--model", default="Minitron-4B")
     parser.add_argument("--layers", type=int)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="see random_checkpoint.py")
-    parser.add_argument("--context", type=int, default=CONTEXT)
-    parser.add_argument("--prefill", type=int, default=PREFILL)
-    parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--warmup", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=4, help="of each contender")
+    numbers = {"context": CONTEXT, "prefill": PREFILL, "new-tokens": 64, "rounds": 5, "warmup": 2}
+    for name, default in numbers.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--threads", type=int, default=4, help="of each backend")
     parser.add_argument("--jobs", type=int, default=3, help="builds at once; the seconds are then of a shared machine")
     parser.add_argument("--parity", action="store_true", help="our bundles are built with their parity check")
     parser.add_argument("--more", action="store_true", help="also GenAI's builder with options for speed")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Everything; the number of failures."""
+    arguments = parse()
     began = time.monotonic()
     failures: list[str] = []
 
@@ -255,11 +154,8 @@ def main() -> int:
     if not checkpoint.exists():
         subprocess.run(command, check=True)
     say("built the checkpoint")
-    todo = [
-        b
-        for b in builds(checkpoint, work, arguments.provider, arguments.parity, arguments.more)
-        if not (work / b.name).exists()
-    ]
+    todo = builds(checkpoint, work, arguments.provider, arguments.parity, arguments.more)
+    todo = [each for each in todo if not (work / each.name).exists()]
     done: list[Built] = run_builds(todo, work, arguments.jobs)
     for built in done:
         say(f"{'FAILED' if built.code else 'built'} {built.name}: code {built.code}, {built.seconds} s")
@@ -291,7 +187,7 @@ def main() -> int:
     for name, verdict in verdicts.items():
         # GenAI's builder has another epsilon: its tokens are reported, and held to nothing
         if not verdict["passed"] and "its builder" not in name:
-            say(f"FAILED {name}: tokens {verdict['worst_margin']:.4f} behind, bound {verdict['bound']:.4f}")
+            say(f"FAILED {name}: a token {verdict['worst_margin']:.4f} below the best, bound {verdict['bound']:.4f}")
     save()
     show(document, arguments.context, arguments.prefill)
     say(f"done, {len(failures)} failures")

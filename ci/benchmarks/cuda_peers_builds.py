@@ -25,7 +25,7 @@ class Build:
     """A command that makes the folder `name`.
 
     Attributes:
-        name: of the folder, and of the log beside it.
+        name: of the folder, and of the log next to it.
         command: what makes it.
         seconds: that it may take.
     """
@@ -107,7 +107,7 @@ def _run(build: Build, work: Path) -> Built:
         # of this process alone: getrusage would give the largest of all children
         _, status, usage = os.wait4(process.pid, 0)
         timer.cancel()
-        # it was waited for behind Popen's back
+        # Popen itself did not wait for it
         process.returncode = os.waitstatus_to_exitcode(status)
     seconds = round(time.monotonic() - began, 1)
     size = sum(path.stat().st_size for path in (work / build.name).rglob("*") if path.is_file())

@@ -1,4 +1,4 @@
-"""What ONNX Runtime GenAI's own model builder computes of a Nemotron checkpoint, beside a genai-cpu bundle.
+"""What ONNX Runtime GenAI's own model builder computes of a Nemotron checkpoint, and what a genai-cpu bundle does.
 
     python ci/benchmarks/genai_builder_epsilon.py                  # a random checkpoint and the embedded one
     python ci/benchmarks/genai_builder_epsilon.py ./Minitron-4B-Base
@@ -58,7 +58,7 @@ def epsilons(folder: Path) -> set[float]:
 
 
 def with_epsilon(folder: Path, epsilon: float, gammas: dict[str, np.ndarray] | None = None) -> str:
-    """A copy of the folder's graph beside it (its external data is found from there), with another epsilon.
+    """A copy of the folder's graph next to it (its external data is found from there), with another epsilon.
 
     Args:
         folder: what holds model.onnx.
@@ -95,7 +95,7 @@ def prompt_logits(graph: str, ids: np.ndarray, head_dim: int) -> np.ndarray:
 
 
 def genai_tokens(folder: Path, ids: np.ndarray) -> list[int]:
-    """What GenAI writes behind a prompt, greedily, the end of the sequence ruled out."""
+    """What GenAI writes after a prompt, greedily, the end of the sequence ruled out."""
     model = onnxruntime_genai.Model(str(folder))
     params = onnxruntime_genai.GeneratorParams(model)
     length = len(ids) + GREEDY_TOKENS
@@ -108,7 +108,7 @@ def genai_tokens(folder: Path, ids: np.ndarray) -> list[int]:
 
 
 def compare(name: str, source: Path, folder: Path) -> Table:
-    """One table: each artefact beside eager PyTorch."""
+    """One table: each artefact compared with eager PyTorch."""
     checkpoint = Checkpoint.open(source)
     eager = load_model(checkpoint, torch.float32)
     length = min(PROMPTS[-1] + GREEDY_TOKENS, checkpoint.config.max_position_embeddings)

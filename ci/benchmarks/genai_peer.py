@@ -1,4 +1,4 @@
-"""ONNX Runtime GenAI beside ours: its contender for the bench, and its own model builder."""
+"""ONNX Runtime GenAI: its backend for the bench, and its own model builder."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from nemotron_export.bench.backends import CONTENDERS, BenchRequest, Contender, ContenderSpec, Description
+from nemotron_export.bench.backends import BACKENDS, Backend, BackendSpec, BenchRequest, Description
 from nemotron_export.bench.backends.base import Ids
 
-__all__ = ["GenaiContender", "Peer", "builder_command", "offline"]
+__all__ = ["GenaiBackend", "Peer", "builder_command", "offline"]
 
 
-class Peer(Contender):
+class Peer(Backend):
     """Options: path, description (the fields of `Description`), and those of the kind."""
 
     @classmethod
-    def specs(cls, request: BenchRequest) -> list[ContenderSpec]:
+    def specs(cls, request: BenchRequest) -> list[BackendSpec]:
         raise AssertionError("the script names the specs of peers itself")
 
     def _description(self) -> Description:
         return Description(**self.options["description"])
 
 
-class GenaiContender(Peer):
+class GenaiBackend(Peer):
     """A folder with genai_config.json on ONNX Runtime GenAI.
 
     Options: see :class:`Peer`; provider_options of CUDA, which are set over those of the folder ({} for the CPU).
@@ -51,13 +51,14 @@ class GenaiContender(Peer):
         self._generator: Any = None
         return self._description()
 
-    def reset(self, rows: int, slots: int) -> None:
+    def reset(self, sequences: int, capacity: int) -> None:
         import onnxruntime_genai as og
 
         self._generator = None
         params = og.GeneratorParams(self._model)
         # min_length: the end of the sequence is no reason to stop
-        params.set_search_options(do_sample=False, batch_size=rows, max_length=slots + 1, min_length=slots + 1)
+        length = capacity + 1
+        params.set_search_options(do_sample=False, batch_size=sequences, max_length=length, min_length=length)
         self._generator = og.Generator(self._model, params)
 
     def prefill(self, ids_BS: Ids) -> Ids:
@@ -68,7 +69,7 @@ class GenaiContender(Peer):
         return self._next()
 
     def scores(self, ids_S: Ids) -> np.ndarray:
-        """Logits [V] behind a prompt."""
+        """Logits [V] after a prompt."""
         self.reset(1, len(ids_S))
         self._generator.append_tokens(ids_S[None].astype(np.int32))
         return self._generator.get_logits().reshape(-1, self.options["description"]["vocab_size"])[-1]
@@ -96,4 +97,4 @@ def offline() -> dict[str, str]:
     return {**os.environ, "HF_HUB_OFFLINE": "1"}
 
 
-CONTENDERS[GenaiContender.kind] = GenaiContender
+BACKENDS[GenaiBackend.kind] = GenaiBackend

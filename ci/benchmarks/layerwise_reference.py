@@ -22,9 +22,10 @@ import psutil
 import torch
 from support.raw_checkpoints import PUBLISHED, write_sparse
 
-from nemotron_export.building.preflight import available_memory, layerwise_memory
 from nemotron_export.checkpoint import Checkpoint
+from nemotron_export.installation.memory import available_memory
 from nemotron_export.installation.versions import environment
+from nemotron_export.parity.memory import layerwise_memory
 from nemotron_export.parity.reference import reference_for
 
 
@@ -56,7 +57,7 @@ def main() -> None:
     """Writes the checkpoint, makes the reference, prints the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=PUBLISHED, default="Nemotron-4-15B")
-    parser.add_argument("--steps", type=int, help="greedy steps behind each prompt; by default what build takes")
+    parser.add_argument("--steps", type=int, help="greedy steps after each prompt; by default what build takes")
     parser.add_argument("--dtype", default="float32", help="run dtype; a low one adds a pass in it")
     parser.add_argument("--reference", default="auto", help="auto, whole or layerwise")
     parser.add_argument("--folder", type=Path, help="where the sparse files go; a temporary folder by default")

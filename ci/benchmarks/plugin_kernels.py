@@ -1,14 +1,14 @@
 """Time and bandwidth of each GPU kernel at Minitron-4B's shape, and of a whole decode step of them.
 
     python ci/benchmarks/plugin_kernels.py --output kernels.json
-    python ci/benchmarks/plugin_kernels.py --output sweep.json --sweep layernorm_linear.up.r8 linear_residual.down.r8
-    python ci/benchmarks/plugin_kernels.py --output sweep.json --sweep linear_residual.o.r1 --by-step
+    python ci/benchmarks/plugin_kernels.py --output sweep.json --sweep up.r8 down.r8
+    python ci/benchmarks/plugin_kernels.py --output sweep.json --sweep o.r1 --by-step
 
-Each figure is of one CUDA graph of many launches, one behind another over different weights or caches, which together
+Each figure is of one CUDA graph of many launches, one after another over different weights or caches, which together
 are several times the L2 cache. Bytes are those that a launch must read and write once. A sweep tries block sizes: of a
-projection outputs x inputs x warps x stages, of attention (rotary_cached_attention_decode.r1) splits x slots x warps x
-stages. The figure of a projection of several rows holds the norm in front of it, and that of attention the combination
-behind it. Kernels overlap in a step: the fastest alone is not what makes the fastest step, which `--by-step` measures.
+projection outputs x inputs x warps x stages, of attention (fused.r1) splits x slots x warps x stages. The figure of a
+projection of several rows holds the norm before it, and that of attention the combination after it. Kernels overlap in
+a step: the fastest alone is not what makes the fastest step, which `--by-step` measures.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 import torch
 import triton
-from nemotron_plugins.kernel_spec import KernelSpec
 from nemotron_plugins.launches.attention import cached_attention_combine_rule
 from nemotron_plugins.launches.candidates import tournament
+from nemotron_plugins.launches.launch import Gpu
 from nemotron_plugins.launches.linear import row_bucket
-from nemotron_plugins.torch_call import run_launch
 from plugin_kernels_sweep import ATTENTION, variants
-from support.kernel_specs import MINITRON_4B
+from support.kernel_requests import MINITRON_4B, ModelSizes
+from support.torch_kernels import gpu_of, run_launch
 
 LAYERS = 32
+PROJECTIONS = ("qkv", "o", "up", "down", "head")
 # of all that the launches of one figure read: several times the L2 cache of any GPU
 _COLD_BYTES = 400e6
 _MIN_LAUNCHES = 64
@@ -45,9 +46,9 @@ Call = Callable[[], None]
 class Kernels:
     """The launches of a model on this GPU, and tensors for them. ``bytes_of`` says what a call must move."""
 
-    def __init__(self, spec: KernelSpec, architecture: int) -> None:
+    def __init__(self, spec: ModelSizes, gpu: Gpu) -> None:
         self.spec = spec
-        self.launches = spec.launches(architecture)
+        self.launches = spec.launches(gpu)
         self.dtype: torch.dtype = getattr(torch, spec.dtype)
         self.width = spec.query_heads * spec.head_dim
         self.packed = self.width + 2 * spec.kv_heads * spec.head_dim
@@ -66,14 +67,15 @@ class Kernels:
         residual = self.tensor(rows, outputs)
 
         norm = None
-        if launch.kernel == "layernorm_linear_kernel" and not launch.constexprs["HAS_NORM"]:
-            norm = self.launches["layernorm_rows"]
+        normed_first = "HAS_NORM" in launch.constexprs
+        if normed_first and not launch.constexprs["HAS_NORM"]:
+            norm = self.launches[f"{key.split('.')[0]}.norm"]
         normed = torch.empty_like(x)
 
         def make() -> Call:
             weight = self.tensor(outputs, inputs)
             arguments: tuple[Any, ...] = (x, weight, weight, residual, out, rows)
-            if launch.kernel == "layernorm_linear_kernel":
+            if normed_first:
                 arguments = (x if norm is None else normed, gamma, gamma, weight, weight, out, rows)
 
             def call() -> None:
@@ -84,11 +86,11 @@ class Kernels:
             return call
 
         weight_bytes = outputs * inputs * x.element_size()
-        return make, weight_bytes + (x.nbytes + out.nbytes) + (0 if "layernorm" in key else residual.nbytes)
+        return make, weight_bytes + (x.nbytes + out.nbytes) + (0 if normed_first else residual.nbytes)
 
     def norm(self, rows: int) -> tuple[Callable[[], Call], int]:
-        """The norm in front of a projection of several rows."""
-        launch, gamma = self.launches["layernorm_rows"], self.tensor(self.spec.hidden)
+        """The norm before a projection of several rows."""
+        launch, gamma = self.launches["qkv.norm"], self.tensor(self.spec.hidden)
 
         def make() -> Call:
             x = self.tensor(rows, self.spec.hidden)
@@ -99,7 +101,7 @@ class Kernels:
 
     def attention(self, rows: int, filled: int) -> tuple[Callable[[], Call], int]:
         """Rotation, update and attention of one token per row, over caches of their own with so many filled slots, and
-        the combination behind it."""
+        the combination after it."""
         spec = self.spec
         decode = self.launches[f"{ATTENTION}.r{row_bucket(rows)}"]
         splits, slots = int(decode.constexprs["SPLITS"]), -(-filled // 256) * 256
@@ -117,9 +119,8 @@ class Kernels:
             caches = [self.tensor(rows, spec.kv_heads, slots, spec.head_dim) for _ in "kv"]
 
             def call() -> None:
-                indices = (start, start, start)
-                arguments: tuple[Any, ...] = (qkv, table, table, *indices, *caches, out, partial, partial_lse)
-                run_launch(decode, *arguments, rows, slots, slots, B=rows, S=1)
+                arguments: tuple[Any, ...] = (qkv, table, table, start, start, *caches, out, partial, partial_lse)
+                run_launch(decode, *arguments, slots, slots, B=rows, S=1)
                 if splits > 1:
                     run_launch(combine, partial, partial_lse, out, B=rows, S=1)
 
@@ -130,7 +131,7 @@ class Kernels:
 
     def argmax(self, rows: int) -> tuple[Callable[[], Call], int]:
         """The greedy choice: both kernels."""
-        first, second = self.launches["argmax"], self.launches["argmax_combine"]
+        first, second = self.launches["Argmax.argmax"], self.launches["Argmax.argmax_combine"]
         parts = int(first.constexprs["PARTS"])
         partial = self.tensor(rows, parts, dtype=torch.float32)
         index = torch.zeros(rows, parts, dtype=torch.int64, device="cuda")
@@ -149,7 +150,7 @@ class Kernels:
 
     def candidates(self, rows: int) -> tuple[Callable[[], Call], int]:
         """The largest logits: all launches of the tournament."""
-        first, merge = self.launches["candidates"], self.launches["candidates_merge"]
+        first, merge = (self.launches[f"TopCandidates.{key}"] for key in ("candidates", "candidates_merge"))
         log_block, log_count = int(first.constexprs["LOG_BLOCK"]), int(first.constexprs["LOG_COUNT"])
         parts = tournament(self.spec.outputs, log_block, log_count)
         keys = [torch.zeros(rows, n, 1 << log_count, dtype=torch.int64, device="cuda") for n in parts]
@@ -172,13 +173,13 @@ class Kernels:
         """All kernels of a decode step, without the engine around them; nothing of one feeds the next."""
         bucket, calls, total = row_bucket(rows), [], 0
         layer = [
-            self.linear(f"layernorm_linear.qkv.r{bucket}", rows),
+            self.linear(f"qkv.r{bucket}", rows),
             self.attention(rows, filled),
-            self.linear(f"linear_residual.o.r{bucket}", rows),
-            self.linear(f"layernorm_linear.up.r{bucket}", rows),
-            self.linear(f"linear_residual.down.r{bucket}", rows),
+            self.linear(f"o.r{bucket}", rows),
+            self.linear(f"up.r{bucket}", rows),
+            self.linear(f"down.r{bucket}", rows),
         ]
-        for make, size in [*layer * LAYERS, self.linear(f"layernorm_linear.head.r{bucket}", rows), self.argmax(rows)]:
+        for make, size in [*layer * LAYERS, self.linear(f"head.r{bucket}", rows), self.argmax(rows)]:
             calls.append(make())
             total += size
 
@@ -237,10 +238,10 @@ def kernels(made: Kernels, rows: Sequence[int], contexts: Sequence[int]) -> Iter
     for count in rows:
         bucket = row_bucket(count)
         for key in made.launches:
-            if key.endswith(f".r{bucket}") and "linear" in key:
+            if key.split(".")[0] in PROJECTIONS and key.endswith(f".r{bucket}"):
                 yield figure(key, count, None, made.linear(key, count))
         if bucket > 1:
-            yield figure("layernorm_rows", count, None, made.norm(count))
+            yield figure("norm", count, None, made.norm(count))
         yield figure("argmax", count, None, made.argmax(count))
         yield figure("candidates", count, None, made.candidates(count))
         for filled in contexts:
@@ -281,7 +282,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="the JSON file")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--contexts", type=int, nargs="+", default=[512, 2048])
-    parser.add_argument("--sweep", nargs="+", default=[], metavar="KEY", help="keys of the kernel library")
+    parser.add_argument(
+        "--sweep",
+        nargs="+",
+        default=[],
+        metavar="KEY",
+        help="projection or fused attention, and its bucket of rows: up.r8",
+    )
     parser.add_argument("--by-step", action="store_true", help="measure a whole step with each of the sweep's blocks")
     parser.add_argument(
         "--blocks", nargs="+", default=[], metavar="AxBxWARPSxSTAGES",
@@ -290,8 +297,7 @@ def main() -> None:
     )  # fmt: skip
     arguments = parser.parse_args()
     properties = torch.cuda.get_device_properties(0)
-    spec = dataclasses.replace(MINITRON_4B, multiprocessors=properties.multi_processor_count)
-    made = Kernels(spec, 10 * properties.major + properties.minor)
+    made = Kernels(MINITRON_4B, gpu_of(torch.empty(0, device="cuda")))
     if arguments.sweep:
         found = sweep(made, arguments.sweep, arguments.contexts, arguments.blocks, arguments.by_step)
     else:
@@ -300,7 +306,7 @@ def main() -> None:
         "device": properties.name,
         "torch": torch.__version__,
         "triton": triton.__version__,
-        "spec": dataclasses.asdict(spec),
+        "sizes": dataclasses.asdict(MINITRON_4B),
         "figures": [],
     }
     for row in found:

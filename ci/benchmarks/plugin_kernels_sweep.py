@@ -10,7 +10,7 @@ from nemotron_plugins.launches.launch import GridAxis, Launch
 
 __all__ = ["ATTENTION", "variants"]
 
-ATTENTION = "rotary_cached_attention_decode"
+ATTENTION = "fused"
 _LINEAR_SWEEP = {
     "BLOCK_OUT": (2, 4, 8, 16, 32, 64),
     "BLOCK_IN": (64, 128, 256, 512, 1024),
@@ -29,7 +29,7 @@ def variants(key: str, launch: Launch, chosen: Sequence[Sequence[int]]) -> Itera
     """A kernel's launch with other blocks, and their names: the chosen ones, or all that make sense.
 
     Args:
-        key: of the kernel library: a projection's, or decode attention's.
+        key: a projection's, or decode attention's: ``name.variant``.
         launch: the rule's.
         chosen: of a projection outputs, inputs, warps and stages; of attention splits, slots, warps and stages.
     """

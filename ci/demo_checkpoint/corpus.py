@@ -1,5 +1,6 @@
-"""Free text that every build environment has: Python's documentation topics and docstrings (PSF), docstrings of BSD
-packages that PyTorch brings.
+"""Free text that every build environment has.
+
+It is Python's documentation topics and docstrings (PSF), and docstrings of BSD packages that PyTorch brings.
 
     python ci/demo_checkpoint/corpus.py OUTPUT_DIR
 

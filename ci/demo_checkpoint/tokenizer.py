@@ -3,7 +3,7 @@
     python ci/demo_checkpoint/tokenizer.py --corpus .carry/demo --assets nemotron_export/assets/demo
 
 writes tokenizer.model, tokenizer.json and tokenizer_config.json into the assets, and train.bin and heldout.bin
-(uint16 token ids, every document as bos … eos) beside the corpus.
+(uint16 token ids, every document as bos … eos) next to the corpus.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def tokenizer_json(processor: sentencepiece.SentencePieceProcessor) -> Tokenizer
 
 
 def tokenizer_config() -> dict[str, object]:
-    """What transformers' AutoTokenizer reads: the fast tokenizer, bos in front, nothing behind."""
+    """What transformers' AutoTokenizer reads: the fast tokenizer, bos before a text, nothing after it."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_bos_token": True,

@@ -7,7 +7,7 @@ step that fails is named and the others run; the exit code is the number of step
 step's log, the measurements as JSON, and summary.json with every step's seconds, peak memory and exit code.
 
 With `--jobs` so many of the tests and parity checks run at once: most of their time is the CPU's. What is measured runs
-alone behind them.
+alone after them.
 """
 
 from __future__ import annotations

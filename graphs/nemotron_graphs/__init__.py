@@ -1,0 +1,1 @@
+"""The ONNX dialect of Nemotron models: ops, passes, targets."""

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal
 
 from nemotron_errors import RequestError
 from nemotron_runtime.chat import ChatFormat, plain
 
-if TYPE_CHECKING:
-    from nemotron_export.auto.tokenizer import PretrainedTokenizer
+from nemotron_export.auto.tokenizer import BatchTokenizer
 
-__all__ = ["ChatTemplateCalls"]
+__all__ = ["PretrainedTokenizer"]
 
 
-class ChatTemplateCalls:
-    """What a tokenizer does with conversations.
-
-    Attributes:
-        folder: the checkpoint's folder.
-    """
-
-    folder: Path
+class PretrainedTokenizer(BatchTokenizer):
+    """The tokenizer of a checkpoint's folder, which renders conversations too."""
 
     @cached_property
     def chat_format(self) -> ChatFormat:
@@ -31,7 +23,7 @@ class ChatTemplateCalls:
         Raises:
             TokenizerError: broken files.
         """
-        return ChatFormat.from_directory(self.folder, cast("PretrainedTokenizer", self).tokenizer)
+        return ChatFormat.from_directory(self.folder, self.tokenizer)
 
     def apply_chat_template(
         self,
@@ -93,9 +85,7 @@ class ChatTemplateCalls:
             if not tokenize:
                 return texts if batched else texts[0]
             rows = [form.encoder.template(text) for text in texts]
-        batch = cast("PretrainedTokenizer", self).batch_of(
-            rows, padding=padding, return_tensors=return_tensors, single=not batched
-        )
+        batch = self.batch_of(rows, padding=padding, return_tensors=return_tensors, single=not batched)
         return batch if return_dict else batch["input_ids"]
 
 

@@ -52,7 +52,7 @@ class Lengths:
         if max_length is not None and truncation is None and padding is False:
             cuts = True
         if padding in (True, "longest") and max_length is not None and not cuts:
-            warnings.warn("max_length without truncation does nothing beside padding to the longest row", stacklevel=3)
+            warnings.warn("max_length without truncation does nothing with padding to the longest row", stacklevel=3)
         bound = max_length if max_length is not None else limit if limit <= _LARGE else None
         if cuts and bound is None:
             warnings.warn("truncation without max_length, and the model has none: nothing is cut", stacklevel=3)

@@ -4,55 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from nemotron_errors import RequestError, TokenizerError
 from nemotron_runtime.text.backend import read_json_object
 from nemotron_runtime.text.tokenizer import Tokenizer
 
 from nemotron_export.auto.batch import TokenBatch, tensor, wants_tensors
-from nemotron_export.auto.chat_template import ChatTemplateCalls
 from nemotron_export.auto.lengths import UNBOUNDED, Lengths, Padding, Truncation, side, truncate
-from nemotron_export.checkpoint import Checkpoint
 
-if TYPE_CHECKING:
-    pass
-
-__all__ = ["AutoTokenizer", "PretrainedTokenizer"]
+__all__ = ["BatchTokenizer"]
 
 
-class AutoTokenizer:
-    """Loads a tokenizer; its one method stands where transformers has it."""
-
-    @staticmethod
-    def from_pretrained(
-        path_or_id: str | Path,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        local_files_only: bool = False,
-    ) -> PretrainedTokenizer:
-        """The tokenizer of a folder or a hub id (organisation/name).
-
-        Args:
-            path_or_id: a folder or a hub id.
-            revision: a branch, tag or commit of a hub id.
-            token: an access token for the hub; None takes the one stored at login.
-            local_files_only: ask no server.
-
-        Raises:
-            CheckpointError: nothing of that name here or on the hub.
-            TokenizerError: tokenizer files that are missing or broken.
-        """
-        return PretrainedTokenizer(
-            Checkpoint.resolve(path_or_id, revision=revision, token=token, offline=local_files_only, weights=False)
-        )
-
-
-class PretrainedTokenizer(ChatTemplateCalls):
+class BatchTokenizer:
     """The tokenizer of a checkpoint's folder.
 
     Attributes:
+        folder: the checkpoint's folder.
         tokenizer: the runtime's tokenizer below it.
         padding_side: where a batch is padded unless a call says otherwise.
         truncation_side: the side that loses tokens unless a call says otherwise.

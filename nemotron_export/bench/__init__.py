@@ -1,8 +1,9 @@
-"""Speed of bundles and of what they are held against: one run, one process each, taking turns."""
+"""Speed of bundles and of what they are compared with: one run, one process each, one at a time."""
 
 from __future__ import annotations
 
-from nemotron_export.bench.results import BenchResult, ContenderResult, Measurement, Spread
-from nemotron_export.bench.run import BenchOptions, run_bench
+from nemotron_export.bench.options import BenchOptions
+from nemotron_export.bench.results import BackendResult, BenchResult, Measurement, Spread
+from nemotron_export.bench.run import run_bench
 
-__all__ = ["BenchOptions", "BenchResult", "ContenderResult", "Measurement", "Spread", "run_bench"]
+__all__ = ["BackendResult", "BenchOptions", "BenchResult", "Measurement", "Spread", "run_bench"]

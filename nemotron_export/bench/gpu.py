@@ -1,4 +1,4 @@
-"""The GPU beside the contenders: what it is, whether their weights fit, and how fast it moves its memory."""
+"""The backends' GPU: what it is, whether their weights fit, and how fast it moves its memory."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any, Self
 from nemotron_errors import ResourceError
 from nemotron_runtime.cuda import CopyBandwidth, Device
 
-from nemotron_export.bench.backends.base import ContenderSpec
+from nemotron_export.bench.backends.base import BackendSpec
 
 __all__ = ["Gpu"]
 
 
 class Gpu:
-    """Opened where a contender computes on the GPU; contenders have contexts of their own.
+    """Opened where a backend computes on the GPU; backends have contexts of their own.
 
     Call it once per round: it keeps what the probe measured.
 
     Args:
-        specs: all contenders.
+        specs: all backends.
         device: the GPU, which this closes; the first one where None.
         buffer_bytes: of the bandwidth probe's two buffers.
 
@@ -29,9 +29,7 @@ class Gpu:
         ResourceError: too little GPU memory for the weights of all.
     """
 
-    def __init__(
-        self, specs: Sequence[ContenderSpec], device: Device | None = None, buffer_bytes: int = 1 << 30
-    ) -> None:
+    def __init__(self, specs: Sequence[BackendSpec], device: Device | None = None, buffer_bytes: int = 1 << 30) -> None:
         self._device = Device() if device is None else device
         self._measured: list[float] = []
         try:
@@ -58,12 +56,12 @@ class Gpu:
             "memory_bytes": self._device.memory()[1],
         }
 
-    def _check_memory(self, specs: Sequence[ContenderSpec], buffers: int) -> None:
+    def _check_memory(self, specs: Sequence[BackendSpec], buffers: int) -> None:
         needed, (free, total) = sum(spec.weight_bytes for spec in specs) + buffers, self._device.memory()
         if needed > free:
             raise ResourceError(
                 f"{free / 1e9:.1f} GB free of {total / 1e9:.1f} GB of GPU memory",
-                f"{needed / 1e9:.1f} GB for the weights of {len(specs)} contenders, which are loaded at once, and the "
+                f"{needed / 1e9:.1f} GB for the weights of {len(specs)} backends, which are loaded at once, and the "
                 "bandwidth probe",
                 "measure fewer of them: fewer bundles, --eager-dtype bfloat16, --eager-cache static",
                 where=self._device.name,

@@ -43,14 +43,14 @@ def draw(result: BenchResult, path: Path) -> None:
     with matplotlib.rc_context({"svg.hashsalt": "nemotron-export", "svg.fonttype": "none"}):
         figure = Figure(figsize=(8, 4.8), layout="constrained")
         axes = figure.add_subplot()
-        for contender in result.contenders:
-            speeds = [m.decode_tokens_per_second for m in contender.measurements]
+        for backend in result.backends:
+            speeds = [m.decode_tokens_per_second for m in backend.measurements]
             medians = [s.median for s in speeds]
             below = [s.median - s.minimum for s in speeds]
             above = [s.maximum - s.median for s in speeds]
             axes.errorbar(
                 result.contexts, medians, yerr=(below, above), marker="o", markersize=4, capsize=3,
-                linestyle="-" if contender.kind == "bundle" else "--", label=contender.name,
+                linestyle="-" if backend.kind == "bundle" else "--", label=backend.name,
             )  # fmt: skip
         axes.set_xticks(result.contexts)
         axes.set_xlabel("prompt tokens in the KV cache")

@@ -1,4 +1,4 @@
-"""The parent's side of a contender's process."""
+"""The parent's side of a backend's process."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from typing import Any, Self
 import nemotron_errors
 from nemotron_errors import ResourceError
 
-from nemotron_export.bench.backends import CONTENDERS
-from nemotron_export.bench.backends.base import ContenderSpec, Description
+from nemotron_export.bench.backends import BACKENDS
+from nemotron_export.bench.backends.base import BackendSpec, Description
 from nemotron_export.bench.shapes import Shape, Times
 
-__all__ = ["ContenderProcess"]
+__all__ = ["BackendProcess"]
 
 _CLOSE_SECONDS = 20.0
 
 
-class ContenderProcess:
+class BackendProcess:
     """Starts the process at once; :meth:`wait_ready` and the rest wait for its answer.
 
     As a context manager it ends the process: politely at the end, by force where an exception passes.
 
     Args:
         spec: what it runs.
-        threads: CPU threads of the contender.
+        threads: CPU threads of the backend.
 
-    Every call raises the NemotronError that the contender raised; ResourceError where the system killed the process
+    Every call raises the NemotronError that the backend raised; ResourceError where the system killed the process
     (memory), and RuntimeError where it ended by a bug, whose traceback it left on stderr.
     """
 
-    def __init__(self, spec: ContenderSpec, threads: int) -> None:
+    def __init__(self, spec: BackendSpec, threads: int) -> None:
         self.spec = spec
         self.name = spec.name
         self._peak: int | None = None
         self.device_peak_bytes: int | None = None
-        cls = CONTENDERS[spec.kind]
+        cls = BACKENDS[spec.kind]
         start = {
             "path": sys.path,
-            "contender": f"{cls.__module__}:{cls.__qualname__}",
+            "backend": f"{cls.__module__}:{cls.__qualname__}",
             "options": spec.options,
             "threads": threads,
         }
@@ -65,11 +65,11 @@ class ContenderProcess:
         return self._process.pid
 
     def wait_ready(self) -> None:
-        """Waits until the contender has imported what it needs."""
+        """Waits until the backend has imported what it needs."""
         self._receive()
 
     def load(self) -> tuple[float, Description]:
-        """Loads the contender; gives the seconds that took, and what it is."""
+        """Loads the backend; gives the seconds that took, and what it is."""
         answer = self._call("load")
         return answer["seconds"], Description(**answer["description"])
 
@@ -137,7 +137,7 @@ class ContenderProcess:
         if os.name == "posix" and code == -signal.SIGKILL:
             return ResourceError(
                 "its process was killed, as systems do where memory runs out",
-                "memory for all contenders at once",
+                "memory for all backends at once",
                 "measure fewer of them in one run",
                 where=self.name,
             )

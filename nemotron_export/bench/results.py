@@ -14,7 +14,7 @@ from nemotron_export.bench.bandwidth import METHOD
 from nemotron_export.bench.shapes import Shape, Times
 from nemotron_export.bench.traffic import FORMULA, step_bytes
 
-__all__ = ["FORMAT", "BenchResult", "ContenderResult", "Measurement", "Spread"]
+__all__ = ["FORMAT", "BackendResult", "BenchResult", "Measurement", "Spread"]
 
 FORMAT = 1
 
@@ -36,14 +36,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One contender at one shape.
+    """One backend at one shape.
 
     Attributes:
         shape: what was generated.
         prefill_seconds: see :class:`Times`.
         first_token_seconds: see :class:`Times`.
-        prefill_tokens_per_second: prompt tokens of all rows over `prefill_seconds`.
-        decode_tokens_per_second: new tokens of all rows over the time of the decode steps.
+        prefill_tokens_per_second: prompt tokens of all sequences over `prefill_seconds`.
+        decode_tokens_per_second: new tokens of all sequences over the time of the decode steps.
         step_bytes: what an average decode step must read, see `bench.traffic`.
         decode_bytes_per_second: `step_bytes` times steps over their time.
         bandwidth_share: the median of that over the median bandwidth of the memory that it reads: the machine's, or
@@ -77,15 +77,15 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class ContenderResult:
-    """One contender.
+class BackendResult:
+    """One backend.
 
     Attributes:
         name: what it is called.
-        kind: its key in `CONTENDERS`.
+        kind: its key in `BACKENDS`.
         dtype: what it computes in.
         weight_bytes: of the weights that a decode step reads.
-        kv_bytes_per_token: keys and values of one token of one row.
+        kv_bytes_per_token: keys and values of one token of one sequence.
         load_seconds: from opening the files until it could compute, without imports; once, before the rounds.
         peak_bytes: high-water mark of its process's resident memory, libraries and mapped weights included.
         measurements: one per shape, shortest prompt first.
@@ -105,7 +105,7 @@ class ContenderResult:
     device_peak_bytes: int | None = None
 
     def at(self, prompt_tokens: int) -> Measurement:
-        """The measurement behind so many prompt tokens."""
+        """The measurement after so many prompt tokens."""
         return next(m for m in self.measurements if m.shape.prompt_tokens == prompt_tokens)
 
 
@@ -116,16 +116,16 @@ class BenchResult:
     Attributes:
         prompt_tokens: prompt length of the main table.
         new_tokens: decode steps of a measurement.
-        batch: rows.
-        contexts: prompt lengths that decode was measured behind.
+        batch: sequences.
+        contexts: prompt lengths that decode was measured after.
         rounds: that count.
         warmup: rounds before them.
         read_bytes_per_second: the machine's read bandwidth, one value per round.
         read_buffer_bytes: what was read for it.
         machine: processor, cores, threads used, memory, caches, system, load before the run.
         versions: of the packages that speed depends on.
-        contenders: in the order they were named.
-        gpu: where a contender computed on it: name, architecture, cuda_driver, memory_bytes.
+        backends: in the order they were named.
+        gpu: where a backend computed on it: name, architecture, cuda_driver, memory_bytes.
         gpu_bytes_per_second: bandwidth of its memory, one value per round; None without one.
     """
 
@@ -139,7 +139,7 @@ class BenchResult:
     read_buffer_bytes: int
     machine: dict[str, Any]
     versions: dict[str, str]
-    contenders: tuple[ContenderResult, ...]
+    backends: tuple[BackendResult, ...]
     gpu: dict[str, Any] | None = None
     gpu_bytes_per_second: Spread | None = None
 
@@ -148,7 +148,7 @@ class BenchResult:
         """Decode tokens per second of the fastest fp32 eager PyTorch at `prompt_tokens`; None where none ran."""
         speeds = [
             c.at(self.prompt_tokens).decode_tokens_per_second.median
-            for c in self.contenders
+            for c in self.backends
             if c.kind == "eager" and c.dtype == "float32"
         ]
         return max(speeds, default=None)
@@ -156,10 +156,12 @@ class BenchResult:
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
         document = {"format": FORMAT, "step_formula": FORMULA, "read_method": METHOD, **asdict(self)}
+        # format 1 calls them so
+        document["contenders"] = document.pop("backends")
         if self.gpu is not None:
             return {**document, "gpu_method": COPY_METHOD}
         # a run without a GPU says nothing of one
         del document["gpu"], document["gpu_bytes_per_second"]
-        for contender in document["contenders"]:
-            del contender["device"], contender["device_peak_bytes"]
+        for backend in document["contenders"]:
+            del backend["device"], backend["device_peak_bytes"]
         return document

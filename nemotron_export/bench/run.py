@@ -1,11 +1,9 @@
-"""One run: starts a process per contender, loads them one after another, measures in rounds, ends them all."""
+"""One run: starts a process per backend, loads them one after another, measures in rounds, ends them all."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,72 +11,20 @@ import psutil
 from nemotron_errors import RequestError, ResourceError
 from nemotron_runtime.bundle.folder import Bundle
 
-from nemotron_export.bench.backends import CONTENDERS
-from nemotron_export.bench.backends.base import BenchRequest, ContenderSpec
-from nemotron_export.bench.backends.eager import EAGER_CACHES
+from nemotron_export.bench.backends import BACKENDS
+from nemotron_export.bench.backends.base import BackendSpec, BenchRequest
 from nemotron_export.bench.bandwidth import ReadBandwidth, last_level_cache
 from nemotron_export.bench.gpu import Gpu
-from nemotron_export.bench.process import ContenderProcess
-from nemotron_export.bench.results import BenchResult, ContenderResult, Measurement, Spread
+from nemotron_export.bench.options import BenchOptions, default_threads
+from nemotron_export.bench.process import BackendProcess
+from nemotron_export.bench.results import BackendResult, BenchResult, Measurement, Spread
 from nemotron_export.bench.schedule import run_rounds
-from nemotron_export.bench.shapes import Shape
-from nemotron_export.building.preflight import available_memory
+from nemotron_export.installation.memory import available_memory
 from nemotron_export.installation.versions import environment
-from nemotron_export.parity.verification import quiet_about_parity
+from nemotron_export.parity.verdict import quiet_about_parity
 from nemotron_export.progress import Progress, silent
 
-__all__ = ["BenchOptions", "default_threads", "measure_specs", "run_bench"]
-
-
-@dataclass(frozen=True)
-class BenchOptions:
-    """How to measure.
-
-    Attributes:
-        prompt_tokens: tokens of a prompt.
-        new_tokens: timed decode steps behind it.
-        batch: rows, all of one length.
-        contexts: more prompt lengths, to see decode against context length.
-        rounds: rounds that count.
-        warmup: rounds before them; see :meth:`warmup_of` where None.
-        threads: CPU threads of every contender and of the bandwidth probe; one per physical core where None.
-        eager_dtypes: of eager PyTorch; float32, the bundles' own and bfloat16 where empty.
-        eager_caches: of eager PyTorch.
-        eager_device: of eager PyTorch: "cpu" or "cuda".
-    """
-
-    prompt_tokens: int = 128
-    new_tokens: int = 64
-    batch: int = 1
-    contexts: tuple[int, ...] = ()
-    rounds: int = 5
-    warmup: int | None = None
-    threads: int | None = None
-    eager_dtypes: tuple[str, ...] = ()
-    eager_caches: tuple[str, ...] = EAGER_CACHES
-    eager_device: str = "cpu"
-
-    def warmup_of(self, specs: Iterable[ContenderSpec]) -> int:
-        """Rounds before those that count: as said, or one, or three where something computes on a GPU.
-
-        There a session sets a prompt's length up at its first use and records it at its second, after a longer one may
-        have moved its cache.
-        """
-        if self.warmup is not None:
-            return self.warmup
-        return 3 if any(spec.device == "cuda" for spec in specs) else 1
-
-    @property
-    def shapes(self) -> tuple[Shape, ...]:
-        """What is measured, shortest prompt first."""
-        lengths = sorted({self.prompt_tokens, *self.contexts})
-        return tuple(Shape(length, self.new_tokens, self.batch) for length in lengths)
-
-
-def default_threads() -> int:
-    """Physical cores, as far as this process may use them."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(usable, psutil.cpu_count(logical=False) or usable)
+__all__ = ["measure_specs", "run_bench"]
 
 
 def run_bench(
@@ -91,14 +37,14 @@ def run_bench(
     options: BenchOptions | None = None,
     progress: Progress = silent,
 ) -> BenchResult:
-    """Measures bundles, and what they are held against, in one run.
+    """Measures bundles, and what they are compared with, in one run.
 
-    Every contender has a process of its own, so that load time and peak memory are its own; all are loaded before the
+    Every backend has a process of its own, so that load time and peak memory are its own; all are loaded before the
     first round, and only one of them computes at a time.
 
     Args:
         bundles: folders of bundles.
-        against: kinds of other contenders, keys of `CONTENDERS`: "eager".
+        against: kinds of other backends, keys of `BACKENDS`: "eager".
         checkpoint: for the others; the folder of the first bundle's weights where None.
         weights_dir: where the bundles' weights are, if they were moved.
         allow_unverified: measure bundles whose parity is pending.
@@ -108,43 +54,35 @@ def run_bench(
     Raises:
         RequestError: nothing to measure, an unknown kind, or numbers below 1.
         BundleError: a bundle that cannot be opened.
-        LimitError: more tokens or rows than a bundle was built for.
-        MissingDependencyError: what a contender needs is not installed.
-        ResourceError: too little memory to hold all contenders at once.
+        LimitError: more tokens or sequences than a bundle was built for.
+        MissingDependencyError: what a backend needs is not installed.
+        ResourceError: too little memory to hold all backends at once.
     """
     chosen = options or BenchOptions()
     _check(chosen, bundles, against)
     with quiet_about_parity():
         opened = tuple(Bundle.open(b, weights_dir=weights_dir, allow_unverified=allow_unverified) for b in bundles)
-    request = BenchRequest(
-        opened,
-        None if checkpoint is None else Path(checkpoint),
-        None if weights_dir is None else Path(weights_dir),
-        allow_unverified,
-        chosen.shapes,
-        chosen.eager_dtypes,
-        chosen.eager_caches,
-        chosen.eager_device,
-    )
-    specs = [spec for kind in dict.fromkeys(("bundle", *against)) for spec in CONTENDERS[kind].specs(request)]
+    source, weights = (None if folder is None else Path(folder) for folder in (checkpoint, weights_dir))
+    request = BenchRequest(opened, source, weights, allow_unverified, chosen)
+    specs = [spec for kind in dict.fromkeys(("bundle", *against)) for spec in BACKENDS[kind].specs(request)]
     return measure_specs(specs, chosen, progress)
 
 
-def measure_specs(specs: Sequence[ContenderSpec], options: BenchOptions, progress: Progress = silent) -> BenchResult:
-    """Measures contenders whose kinds are in `CONTENDERS`, in one run; see :func:`run_bench`.
+def measure_specs(specs: Sequence[BackendSpec], options: BenchOptions, progress: Progress = silent) -> BenchResult:
+    """Measures backends whose kinds are in `BACKENDS`, in one run; see :func:`run_bench`.
 
     Raises:
-        ResourceError: too little memory to hold all contenders at once.
-        NemotronError: what a contender raised.
+        ResourceError: too little memory to hold all backends at once.
+        NemotronError: what a backend raised.
     """
     _check_memory(specs)
     threads = options.threads or default_threads()
-    warmup = options.warmup_of(specs)
+    warmup = options.warmup_of(any(spec.device == "cuda" for spec in specs))
     machine = _machine(threads)
     with ExitStack() as stack:
         gpu = stack.enter_context(Gpu(specs)) if any(spec.device == "cuda" for spec in specs) else None
-        processes = [stack.enter_context(ContenderProcess(spec, threads)) for spec in specs]
-        # they import side by side, and load one after another
+        processes = [stack.enter_context(BackendProcess(spec, threads)) for spec in specs]
+        # they import at once, and load one after another
         progress("start", 0, 0)
         for process in processes:
             process.wait_ready()
@@ -166,7 +104,7 @@ def measure_specs(specs: Sequence[ContenderSpec], options: BenchOptions, progres
         buffer_bytes = read.buffer_bytes
         on_gpu = None if gpu is None else (gpu.describe(), Spread.of(gpu.measured(options.rounds)))
     bandwidth = Spread.of(probed)
-    contenders = []
+    backends = []
     for spec in specs:
         seconds, described = loaded[spec.name]
         memory = on_gpu[1] if on_gpu is not None and spec.device == "cuda" else bandwidth
@@ -174,8 +112,8 @@ def measure_specs(specs: Sequence[ContenderSpec], options: BenchOptions, progres
             Measurement.of(shape, times[spec.name, shape], described, memory.median) for shape in options.shapes
         )
         peak, device_peak = peaks[spec.name]
-        contenders.append(
-            ContenderResult(
+        backends.append(
+            BackendResult(
                 spec.name, spec.kind, described.dtype, described.weight_bytes, described.kv_bytes_per_token, seconds,
                 peak, found, spec.device, device_peak,
             )
@@ -192,7 +130,7 @@ def measure_specs(specs: Sequence[ContenderSpec], options: BenchOptions, progres
         buffer_bytes,
         machine,
         versions,
-        tuple(contenders),
+        tuple(backends),
         *(on_gpu or ()),
     )
 
@@ -210,7 +148,7 @@ def _machine(threads: int) -> dict[str, Any]:
 def _check(options: BenchOptions, bundles: Sequence[str | Path], against: Sequence[str]) -> None:
     if not bundles and not against:
         raise RequestError("nothing to measure", "a bundle, or --against", "name one", where="bench")
-    known = [kind for kind in CONTENDERS if kind != "bundle"]
+    known = [kind for kind in BACKENDS if kind != "bundle"]
     for kind in against:
         if kind not in known:
             raise RequestError(repr(kind), f"one of {', '.join(known)}", "choose one of them", where="--against")
@@ -226,14 +164,14 @@ def _check(options: BenchOptions, bundles: Sequence[str | Path], against: Sequen
                 raise RequestError(str(value), "a number of at least 1", "correct it", where=option)
 
 
-def _check_memory(specs: Sequence[ContenderSpec]) -> None:
+def _check_memory(specs: Sequence[BackendSpec]) -> None:
     # the GPU's own memory is looked at where it is opened
     specs = [spec for spec in specs if spec.device == "cpu"]
     needed, available = sum(spec.weight_bytes for spec in specs), available_memory()
     if needed > available:
         raise ResourceError(
             f"{available / 1e9:.1f} GB of memory available",
-            f"{needed / 1e9:.1f} GB for the weights of {len(specs)} contenders, which are loaded at once",
+            f"{needed / 1e9:.1f} GB for the weights of {len(specs)} backends, which are loaded at once",
             "measure fewer of them: fewer bundles, --eager-dtype bfloat16, --eager-cache static",
             where="memory",
         )

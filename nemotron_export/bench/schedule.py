@@ -1,4 +1,4 @@
-"""Rounds: within each, every contender is measured once per shape, one at a time, each round beginning with another."""
+"""Rounds: within each, every backend is measured once per shape, one at a time, each round beginning with another."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from nemotron_export.progress import Progress, silent
 
 __all__ = ["Measurable", "Probe", "run_rounds"]
 
-# thread pools spin for a while after their last task, and would take a core from the next contender
+# thread pools spin for a while after their last task, and would take a core from the next backend
 _REST_SECONDS = 0.1
 
-# Measured once per round beside the contenders: bytes per second.
+# Measured once per round before the backends: bytes per second.
 Probe = Callable[[], float]
 
 
 class Measurable(Protocol):
-    """A contender as the schedule sees it."""
+    """A backend as the schedule sees it."""
 
     name: str
 
@@ -28,7 +28,7 @@ class Measurable(Protocol):
 
 
 def run_rounds(
-    contenders: Sequence[Measurable],
+    backends: Sequence[Measurable],
     shapes: Sequence[Shape],
     *,
     rounds: int,
@@ -40,7 +40,7 @@ def run_rounds(
     """Measures everything, interleaved, so that a machine that slows down slows all of them.
 
     Args:
-        contenders: loaded and idle, with distinct names.
+        backends: loaded and idle, with distinct names.
         shapes: what to measure of each.
         rounds: that count.
         warmup: rounds before them that do not.
@@ -49,10 +49,10 @@ def run_rounds(
         rest: seconds of silence before each measurement.
 
     Returns:
-        Times by contender's name and shape, one per round, and the probe's values.
+        Times by backend's name and shape, one per round, and the probe's values.
     """
-    times: dict[tuple[str, Shape], list[Times]] = {(c.name, shape): [] for c in contenders for shape in shapes}
-    assert len(times) == len(contenders) * len(shapes), "distinct names"
+    times: dict[tuple[str, Shape], list[Times]] = {(c.name, shape): [] for c in backends for shape in shapes}
+    assert len(times) == len(backends) * len(shapes), "distinct names"
     probed: list[float] = []
     total = (warmup + rounds) * len(times)
     done = 0
@@ -62,13 +62,13 @@ def run_rounds(
         value = probe()
         if counts:
             probed.append(value)
-        first = number % max(1, len(contenders))
+        first = number % max(1, len(backends))
         for shape in shapes:
-            for contender in (*contenders[first:], *contenders[:first]):
+            for backend in (*backends[first:], *backends[:first]):
                 progress("measure", done, total)
                 time.sleep(rest)
-                found = contender.measure(shape)
+                found = backend.measure(shape)
                 if counts:
-                    times[contender.name, shape].append(found)
+                    times[backend.name, shape].append(found)
                 done += 1
     return times, probed

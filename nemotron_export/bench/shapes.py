@@ -1,4 +1,4 @@
-"""What is measured of each contender, and the times that one measurement gives."""
+"""What is measured of each backend, and the times that one measurement gives."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ __all__ = ["Shape", "Times"]
 
 @dataclass(frozen=True, order=True)
 class Shape:
-    """Greedy generation of `batch` rows: `prompt_tokens` of prefill each, then `new_tokens` decode steps."""
+    """Greedy generation of `batch` sequences: `prompt_tokens` of prefill each, then `new_tokens` decode steps."""
 
     prompt_tokens: int
     new_tokens: int
     batch: int
 
     @property
-    def slots(self) -> int:
-        """Tokens that a row of the KV cache must hold."""
+    def capacity(self) -> int:
+        """Tokens that a sequence's KV cache must hold."""
         return self.prompt_tokens + self.new_tokens
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of one measurement, by the wall clock of the contender's own process.
+    """Seconds of one measurement, by the wall clock of the backend's own process.
 
     Attributes:
         prefill: the prompts' forward passes, until the first new tokens are known on the host.

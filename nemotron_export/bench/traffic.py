@@ -1,44 +1,31 @@
 """Bytes that a decode step must read, from a config alone.
 
-    bytes = (parameters - embedding) * bytes of the run dtype + rows * filled tokens * KV bytes per token
+    bytes = (parameters - embedding) * bytes of the run dtype + sequences * filled tokens * KV bytes per token
 
-All weights are read once per step, whatever the batch; of the input embedding only the rows' own lines are, which do
+All weights are read once per step, whatever the batch; of the input embedding only a row per token is, which does
 not count. A tied lm_head is read whole. A KV cache holds 2 * layers * KV heads * head_dim values per token; over N
-steps behind P prompt tokens a row has P + (N + 1) / 2 filled tokens on average, the step's own included. Activations
-and what a cache holds beyond its filled part are not counted: this is what any implementation must read.
+steps after P prompt tokens a sequence has P + (N + 1) / 2 filled tokens on average, the step's own included.
+Activations and what a cache holds beyond its filled part are not counted: this is what any implementation must read.
 """
 
 from __future__ import annotations
 
 import math
 
+from nemotron_formats.dtypes import item_bytes
+
 from nemotron_export.bench.shapes import Shape
 from nemotron_export.checkpoint.expected import expected_tensors
 from nemotron_export.config.config import NemotronConfig
 
-__all__ = [
-    "FORMULA",
-    "ITEM_BYTES",
-    "item_bytes",
-    "kv_bytes_per_token",
-    "read_parameters",
-    "step_bytes",
-    "total_parameters",
-]
+__all__ = ["FORMULA", "kv_bytes_per_token", "read_parameters", "step_bytes", "total_parameters"]
 
 FORMULA = (
     "all weights but the input embedding, in the dtype that computes (quantized ones as codes and scales), "
     "and the filled KV cache, once per step"
 )
 
-ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-
 _EMBEDDING = "model.embed_tokens.weight"
-
-
-def item_bytes(dtype: str) -> int:
-    """Bytes of one value."""
-    return ITEM_BYTES[dtype]
 
 
 def total_parameters(config: NemotronConfig, *, tied: bool | None = None) -> int:
@@ -53,10 +40,10 @@ def read_parameters(config: NemotronConfig) -> int:
 
 
 def kv_bytes_per_token(config: NemotronConfig, dtype: str) -> int:
-    """Keys and values of one token of one row, all layers."""
+    """Keys and values of one token of one sequence, all layers."""
     return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * item_bytes(dtype)
 
 
 def step_bytes(weight_bytes: int, kv_bytes: int, shape: Shape) -> float:
-    """Bytes that an average decode step of a shape must read; `kv_bytes` per token of a row."""
+    """Bytes that an average decode step of a shape must read; `kv_bytes` per token of a sequence."""
     return weight_bytes + shape.batch * kv_bytes * (shape.prompt_tokens + (shape.new_tokens + 1) / 2)

@@ -1,6 +1,6 @@
-"""The process of one contender: calls come as lines of JSON on stdin, answers go back on stdout.
+"""The process of one backend: calls come as lines of JSON on stdin, answers go back on stdout.
 
-It starts with `{"path": sys.path, "contender": "module:Class", "options": {...}, "threads": n}` and ends when stdin
+It starts with `{"path": sys.path, "backend": "module:Class", "options": {...}, "threads": n}` and ends when stdin
 does, so that no worker outlives its parent.
 """
 
@@ -22,7 +22,7 @@ import nemotron_errors
 import numpy as np
 from nemotron_errors import NemotronError
 
-from nemotron_export.bench.backends.base import Contender, Description, Ids
+from nemotron_export.bench.backends.base import Backend, Description, Ids
 from nemotron_export.bench.shapes import Shape, Times
 from nemotron_export.installation.extras import missing_dependency
 
@@ -30,22 +30,22 @@ __all__ = ["main", "measure", "peak_memory", "prompt_ids"]
 
 
 def prompt_ids(shape: Shape, vocab_size: int) -> Ids:
-    """Random token ids [B, S]; the same for every contender of one vocabulary."""
+    """Random token ids [B, S]; the same for every backend of one vocabulary."""
     noise = np.random.Generator(np.random.Philox(7))
     return noise.integers(0, vocab_size, (shape.batch, shape.prompt_tokens))
 
 
-def measure(contender: Contender, vocab_size: int, shape: Shape) -> Times:
+def measure(backend: Backend, vocab_size: int, shape: Shape) -> Times:
     """One prefill and its decode steps, timed."""
     ids_BS = prompt_ids(shape, vocab_size)
     gc.collect()
     began = time.perf_counter()
-    contender.reset(shape.batch, shape.slots)
+    backend.reset(shape.batch, shape.capacity)
     ready = time.perf_counter()
-    tokens_B = contender.prefill(ids_BS)
+    tokens_B = backend.prefill(ids_BS)
     first = time.perf_counter()
     for _ in range(shape.new_tokens):
-        tokens_B = contender.decode(tokens_B)
+        tokens_B = backend.decode(tokens_B)
     done = time.perf_counter()
     return Times(prefill=first - ready, first_token=first - began, decode=done - first)
 
@@ -71,26 +71,26 @@ def peak_memory() -> int:
 
 class _Worker:
     def __init__(self, start: dict[str, Any]) -> None:
-        module, _, name = start["contender"].partition(":")
-        self._contender: Contender = getattr(importlib.import_module(module), name)(start["options"], start["threads"])
+        module, _, name = start["backend"].partition(":")
+        self._backend: Backend = getattr(importlib.import_module(module), name)(start["options"], start["threads"])
         self._description: Description | None = None
 
     def prepare(self) -> dict[str, Any]:
-        self._contender.prepare()
+        self._backend.prepare()
         return {}
 
     def load(self) -> dict[str, Any]:
         began = time.perf_counter()
-        self._description = self._contender.load()
+        self._description = self._backend.load()
         return {"seconds": time.perf_counter() - began, "description": asdict(self._description)}
 
     def measure(self, **shape: int) -> dict[str, Any]:
         assert self._description is not None, "load comes first"
-        return asdict(measure(self._contender, self._description.vocab_size, Shape(**shape)))
+        return asdict(measure(self._backend, self._description.vocab_size, Shape(**shape)))
 
     def close(self) -> dict[str, Any]:
-        peaks = {"peak_bytes": peak_memory(), "device_peak_bytes": self._contender.device_peak_bytes()}
-        self._contender.close()
+        peaks = {"peak_bytes": peak_memory(), "device_peak_bytes": self._backend.device_peak_bytes()}
+        self._backend.close()
         return peaks
 
 

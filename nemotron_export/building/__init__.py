@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from nemotron_export.building.limits import DEFAULT_MAX_BATCH, DEFAULT_PREFILL_CHUNK, choose_limits
 from nemotron_export.building.pipeline import build
-from nemotron_export.building.weights import WEIGHT_MODES
+from nemotron_export.building.weight_files import WEIGHT_MODES
 
 __all__ = ["DEFAULT_MAX_BATCH", "DEFAULT_PREFILL_CHUNK", "WEIGHT_MODES", "build", "choose_limits"]

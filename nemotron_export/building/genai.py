@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from nemotron_errors import RequestError
-from nemotron_graphs.targets import LoweredGraph, Target
+from nemotron_graphs.targets.lowering import Lowered
 from nemotron_runtime.bundle.limits import Limits
 
+from nemotron_export.building.builder import Builder
 from nemotron_export.checkpoint import Checkpoint
+from nemotron_export.progress import Progress
 
-__all__ = [
-    "GENAI_CONFIG",
-    "check_genai_request",
-    "genai_config",
-    "is_genai",
-    "refuse_genai_on_cuda",
-    "write_genai_config",
-]
+__all__ = ["GENAI_CONFIG", "GenaiBuilder", "genai_config"]
 
 GENAI_CONFIG = "genai_config.json"
 
@@ -36,32 +31,25 @@ _SEARCH = (
 )  # fmt: skip
 
 
-def is_genai(target: Target) -> bool:
-    """Whether a target's bundles are folders for GenAI."""
-    return bool(target.session["kind"] == "genai")
+class GenaiBuilder(Builder):
+    """Folders that ONNX Runtime GenAI loads."""
 
+    def plan(self, checkpoint: Checkpoint, dtype: str, limits: Limits) -> None:
+        """See :meth:`Builder.plan`; refuses a head that generates no text."""
+        if checkpoint.task != "causal-lm":
+            raise RequestError(
+                f"task {checkpoint.task}", f"causal-lm for target {self.target.name}, which generates text",
+                "choose --target ort-cpu, or a checkpoint with a language-model head", where="--task",
+            )  # fmt: skip
 
-def check_genai_request(target: Target, task: str, parity: bool) -> None:
-    """Refuses what a folder for GenAI cannot be.
-
-    Raises:
-        RequestError: a head that generates no text, or a proof of a graph that this runtime does not run.
-    """
-    if not is_genai(target):
-        return
-    if parity and target.session["provider"] != "CPUExecutionProvider":
-        refuse_genai_on_cuda(target.name, "add --no-parity, and run the folder with ONNX Runtime GenAI", "--parity")
-    if task != "causal-lm":
-        raise RequestError(
-            f"task {task}", f"causal-lm for target {target.name}, which generates text",
-            "choose --target ort-cpu, or a checkpoint with a language-model head", where="--task",
-        )  # fmt: skip
-
-
-def refuse_genai_on_cuda(target: str, remedy: str, where: str) -> NoReturn:
-    """Raises RequestError: a parity check of a target whose graphs the runtime does not run."""
-    expected = "no such check: the runtime runs GenAI's graphs on the CPU alone"
-    raise RequestError(f"a parity check of target {target}", expected, remedy, where=where)
+    def write(
+        self, lowered: Lowered, checkpoint: Checkpoint, limits: Limits, folder: Path, progress: Progress
+    ) -> dict[str, Any]:
+        """See :meth:`Builder.write`; adds genai_config.json."""
+        lowered.save(folder)
+        text = json.dumps(genai_config(checkpoint, limits, lowered.session), indent=2, ensure_ascii=False)
+        (folder / GENAI_CONFIG).write_text(text + "\n", encoding="utf-8")
+        return {}
 
 
 def genai_config(checkpoint: Checkpoint, limits: Limits, session: dict[str, Any]) -> dict[str, Any]:
@@ -126,9 +114,3 @@ def genai_config(checkpoint: Checkpoint, limits: Limits, session: dict[str, Any]
             "past_present_share_buffer": True,
         },
     }
-
-
-def write_genai_config(folder: Path, checkpoint: Checkpoint, limits: Limits, lowered: LoweredGraph) -> None:
-    """Writes genai_config.json into the bundle."""
-    text = json.dumps(genai_config(checkpoint, limits, lowered.session), indent=2, ensure_ascii=False)
-    (folder / GENAI_CONFIG).write_text(text + "\n", encoding="utf-8")

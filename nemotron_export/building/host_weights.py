@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from nemotron_errors import CheckpointError
-from nemotron_graphs.targets.tensorrt import WeightInput
+from nemotron_formats.tensors import FileSpan, WeightInput
 
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.tensorrt.constants import Constant
@@ -31,13 +31,12 @@ def host_constants(checkpoint: Checkpoint, weights: Sequence[WeightInput]) -> di
     """
     needed = {part.file for weight in weights for part in weight.parts}
     files = {shard.path.name: _map(shard.path) for shard in checkpoint.shards if shard.path.name in needed}
-    known: dict[tuple[tuple[str, int, int], ...], _Bytes] = {}
+    known: dict[tuple[FileSpan, ...], _Bytes] = {}
     constants = {}
     for weight in weights:
-        places = tuple((part.file, part.offset, part.length) for part in weight.parts)
-        if places not in known:
-            known[places] = _bytes(files, places)
-        constants[weight.name] = Constant(weight.dtype, weight.shape, known[places])
+        if weight.parts not in known:
+            known[weight.parts] = _bytes(files, weight.parts)
+        constants[weight.name] = Constant(weight.dtype, weight.shape, known[weight.parts])
     return constants
 
 
@@ -50,8 +49,8 @@ def _map(path: Path) -> _Bytes:
         ) from error
 
 
-def _bytes(files: Mapping[str, _Bytes], places: Sequence[tuple[str, int, int]]) -> _Bytes:
-    parts = [np.asarray(files[file][offset : offset + length]) for file, offset, length in places]
+def _bytes(files: Mapping[str, _Bytes], spans: Sequence[FileSpan]) -> _Bytes:
+    parts = [np.asarray(files[span.file][span.offset : span.offset + span.length]) for span in spans]
     if len(parts) == 1 and parts[0].ctypes.data % _ALIGNMENT == 0:
         return parts[0]
     # a new array is aligned for any dtype

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_errors import CheckpointError
+from nemotron_formats.tensors import TensorEntry
 
 from nemotron_export.checkpoint.expected import backbone_prefix, task_of_architecture
-from nemotron_export.checkpoint.files import list_folder, quote, read_json
 from nemotron_export.checkpoint.hub import resolve
 from nemotron_export.checkpoint.index import Shard, read_index
-from nemotron_export.checkpoint.safetensors_header import TensorEntry
 from nemotron_export.checkpoint.strict import fit
 from nemotron_export.config.config import NemotronConfig
+from nemotron_export.files.untrusted import list_folder, quote, read_json
 
 __all__ = ["Checkpoint"]
 
@@ -33,7 +33,7 @@ _LICENSE_FILE = re.compile(r"^(licen[cs]e|notice|copying|use_policy)", re.IGNORE
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What :meth:`open` found: the config, the required tensors in the modules' order, and the files beside them.
+    """What :meth:`open` found: the config, the required tensors in the modules' order, and the other files.
 
     `tensors` is keyed by the names of the task's state dict. `dtype` is the matrices' dtype ("bfloat16", "float16",
     "float32"). `tied` says that `lm_head.weight` is the embedding (it is then not in `tensors`).
@@ -60,16 +60,7 @@ class Checkpoint:
         """Bytes of the required tensors."""
         return sum(entry.length for entry in self.tensors.values())
 
-    @staticmethod
-    def resolve(
-        path_or_id: str | Path,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        offline: bool = False,
-        weights: bool = True,
-    ) -> Path:
-        """A local folder for a path or a hub id; see :func:`nemotron_export.checkpoint.hub.resolve`."""
-        return resolve(path_or_id, revision=revision, token=token, offline=offline, weights=weights)
+    resolve = staticmethod(resolve)
 
     @classmethod
     def open(cls, path: str | Path, *, task: str | None = "causal-lm") -> Checkpoint:

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import torch
 from nemotron_errors import RequestError, ResourceError
+from nemotron_formats.dtypes import DTYPES, RUN_DTYPES, item_bytes
+from nemotron_formats.tensors import TensorEntry
 
-from nemotron_export.building.workspace import check_output, staging
-from nemotron_export.checkpoint import Checkpoint, TensorEntry
+from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.checkpoint.file_layout import lay_out_file
-from nemotron_export.model.tensor_reader import READ_BYTES, TensorReader
+from nemotron_export.checkpoint.index import INDEX_FILE
+from nemotron_export.checkpoint.tensor_reader import READ_BYTES, TensorReader
+from nemotron_export.files.workspace import check_output, staging
 from nemotron_export.progress import Progress, silent
 
-__all__ = ["DTYPES", "convert"]
-
-DTYPES = {"float32": ("F32", torch.float32), "bfloat16": ("BF16", torch.bfloat16), "float16": ("F16", torch.float16)}
-_INDEX = "model.safetensors.index.json"
+__all__ = ["convert"]
 
 
 def convert(
@@ -51,12 +51,13 @@ def convert(
         CheckpointError: a broken checkpoint, or values that float16 cannot hold.
         ResourceError: too little disk.
     """
-    if dtype not in DTYPES:
-        raise RequestError(f"'{dtype}'", f"one of {', '.join(DTYPES)}", "choose one of them", where="--dtype")
+    if dtype not in RUN_DTYPES:
+        raise RequestError(f"'{dtype}'", f"one of {', '.join(RUN_DTYPES)}", "choose one of them", where="--dtype")
+    code = DTYPES[dtype].safetensors
     place = Path(output).absolute()
     check_output(place, overwrite=False)
     source = Checkpoint.open(Checkpoint.resolve(checkpoint, revision), task=task)
-    if source.dtype == dtype and all(entry.dtype == DTYPES[dtype][0] for entry in source.tensors.values()):
+    if source.dtype == dtype and all(entry.dtype == code for entry in source.tensors.values()):
         raise RequestError(f"a checkpoint in {dtype}", "another dtype", "use it as it is", where=str(source.directory))
     by_file: dict[str, dict[str, TensorEntry]] = {}
     for entry in source.tensors.values():
@@ -64,14 +65,14 @@ def convert(
     done = 0
     with staging(place) as folder, TensorReader(source.directory) as reader:
         for file, entries in by_file.items():
-            shapes = {name: (DTYPES[dtype][0], entry.shape) for name, entry in entries.items()}
+            shapes = {name: (code, entry.shape) for name, entry in entries.items()}
             header, places, size = lay_out_file(file, shapes, {"format": "pt"})
             try:
                 with open(folder / file, "wb") as sink:
                     sink.write(header)
                     for name, entry in entries.items():
                         progress(f"convert to {dtype}", done, len(source.tensors))
-                        _write(reader, entry, dtype, sink.fileno(), places[name].offset)
+                        _write(reader, entry, getattr(torch, dtype), sink.fileno(), places[name].offset)
                         done += 1
                     os.fsync(sink.fileno())
             except OSError as error:
@@ -81,8 +82,7 @@ def convert(
     return place
 
 
-def _write(reader: TensorReader, entry: TensorEntry, dtype: str, file: int, offset: int) -> None:
-    kind = DTYPES[dtype][1]
+def _write(reader: TensorReader, entry: TensorEntry, kind: torch.dtype, file: int, offset: int) -> None:
     rows = entry.shape[0]
     width = max(1, entry.num_elements // max(1, rows))
     step = max(1, READ_BYTES // (width * kind.itemsize))
@@ -107,8 +107,8 @@ def _write_small_files(
     for path in (generation, *source.tokenizer_files, *source.license_files):
         if path.is_file():
             shutil.copyfile(path, folder / path.name)
-    if (source.directory / _INDEX).is_file():
-        size = sum(entry.num_elements for entry in source.tensors.values()) * DTYPES[dtype][1].itemsize
+    if (source.directory / INDEX_FILE).is_file():
+        size = sum(entry.num_elements for entry in source.tensors.values()) * item_bytes(dtype)
         names = {name: file for file, entries in by_file.items() for name in entries}
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(names.items()))}
-        (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from nemotron_errors import CheckpointError
 
-if TYPE_CHECKING:
-    from nemotron_export.config.config import NemotronConfig
+from nemotron_export.config.config import NemotronConfig
 
 __all__ = ["TASKS", "backbone_prefix", "expected_tensors", "is_matrix", "task_of_architecture"]
 

@@ -6,7 +6,8 @@ import json
 import math
 from collections.abc import Mapping
 
-from nemotron_export.checkpoint.safetensors_header import DTYPE_BITS, TensorEntry
+from nemotron_formats.dtypes import SAFETENSORS_BITS
+from nemotron_formats.tensors import TensorEntry
 
 __all__ = ["lay_out_file"]
 
@@ -30,7 +31,7 @@ def lay_out_file(
     places: dict[str, tuple[int, int]] = {}
     end = 0
     for name, (dtype, shape) in tensors.items():
-        start, end = end, end + math.prod(shape) * DTYPE_BITS[dtype] // 8
+        start, end = end, end + math.prod(shape) * SAFETENSORS_BITS[dtype] // 8
         places[name] = (start, end)
     described: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     described |= {

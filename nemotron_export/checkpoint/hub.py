@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nemotron_errors import CheckpointError
 
-from nemotron_export.checkpoint.files import quote
+from nemotron_export.files.untrusted import quote
 from nemotron_export.installation.extras import require
 
 __all__ = ["resolve"]
@@ -35,8 +35,8 @@ _IGNORE = ["*/*"]
 
 def resolve(
     path_or_id: str | Path,
-    *,
     revision: str | None = None,
+    *,
     token: str | bool | None = None,
     offline: bool = False,
     weights: bool = True,
@@ -65,10 +65,7 @@ def resolve(
         raise CheckpointError(found, "a revision of a hub id", remedy, where=name)
     if not _exists(path):
         raise CheckpointError(
-            "no such folder",
-            "a checkpoint's folder, or a hub id (organisation/name)",
-            "check the spelling",
-            where=name,
+            "no such folder", "a checkpoint's folder, or a hub id (organisation/name)", "check the spelling", where=name
         )
     return path
 

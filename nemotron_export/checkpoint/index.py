@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_errors import CheckpointError
+from nemotron_formats.tensors import TensorEntry
 
-from nemotron_export.checkpoint.files import file_size, number, quote, read_json, several
-from nemotron_export.checkpoint.safetensors_header import TensorEntry, read_header
+from nemotron_export.checkpoint.safetensors_header import read_header
+from nemotron_export.files.untrusted import file_size, number, quote, read_json, several
 
 __all__ = ["INDEX_FILE", "SINGLE_FILE", "Shard", "read_index"]
 

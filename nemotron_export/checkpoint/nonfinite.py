@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+from nemotron_formats.dtypes import SAFETENSORS_BITS
 
-__all__ = ["ITEM_BYTES", "NonFiniteCounter"]
-
-ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
+__all__ = ["LARGEST_ITEM", "NonFiniteCounter"]
 
 # A value is NaN or Inf where all exponent bits are one (IEEE 754; bfloat16 has float32's exponent).
 _EXPONENT = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}
+# bytes of the largest value that is tested
+LARGEST_ITEM = 4
 # Blocks that stay in the second-level cache.
 _BLOCK_BYTES = 256 << 10
 
@@ -27,8 +28,7 @@ class NonFiniteCounter:
             data: whole little-endian elements, at any alignment.
             dtype: "BF16", "F16" or "F32".
         """
-        size = ITEM_BYTES[dtype]
-        kind = np.dtype("<u2" if size == 2 else "<u4")
+        kind = np.dtype("<u2" if SAFETENSORS_BITS[dtype] == 16 else "<u4")
         exponent = kind.type(_EXPONENT[dtype])
         values = np.frombuffer(data, kind)
         scratch = self._scratch.view(kind)

@@ -10,42 +10,20 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from nemotron_errors import CheckpointError
+from nemotron_formats.dtypes import SAFETENSORS_BITS
+from nemotron_formats.tensors import TensorEntry
 
-from nemotron_export.checkpoint.files import open_regular, parse_json, quote, several
+from nemotron_export.files.untrusted import open_regular, parse_json, quote, several
 
-__all__ = ["DTYPE_BITS", "MAX_HEADER_BYTES", "SafetensorsHeader", "TensorEntry", "read_header"]
+__all__ = ["MAX_HEADER_BYTES", "SafetensorsHeader", "read_header"]
 
 # The format's own limit.
 MAX_HEADER_BYTES = 100_000_000
-
-# Bits per element of every dtype that the format knows.
-DTYPE_BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
-    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
-    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "BF16": 16, "F16": 16, "F32": 32, "F64": 64, "C64": 64,
-}  # fmt: skip
 
 _MAX_RANK = 64
 
 _WHAT = "a safetensors file"
 _AGAIN = "download or write the file again"
-
-
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
-    """Where one tensor lies: `length` bytes at the absolute `offset` of the file `file` in its folder."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    file: str
-    offset: int
-    length: int
-
-    @property
-    def num_elements(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +113,8 @@ def _entry(path: Path, name: str, entry: Any, header_bytes: int) -> TensorEntry:
         found = f"no {' and no '.join(absent)}" if absent else f"the unknown keys {quote(sorted(entry.keys() - keys))}"
         raise CheckpointError(found, "dtype, shape and data_offsets", _AGAIN, where=where)
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise CheckpointError(f"dtype {quote(dtype)}", f"one of {', '.join(DTYPE_BITS)}", _AGAIN, where=where)
+    if not isinstance(dtype, str) or dtype not in SAFETENSORS_BITS:
+        raise CheckpointError(f"dtype {quote(dtype)}", f"one of {', '.join(SAFETENSORS_BITS)}", _AGAIN, where=where)
     # Bounded, so that the product below is: a hostile shape of a million sizes would not end.
     if not isinstance(shape, list) or len(shape) > _MAX_RANK or not all(_is_size(size) for size in shape):
         raise CheckpointError(f"shape {quote(shape)}", "a list of non-negative integers", _AGAIN, where=where)
@@ -145,7 +123,7 @@ def _entry(path: Path, name: str, entry: Any, header_bytes: int) -> TensorEntry:
     begin, end = offsets
     if begin > end:
         raise CheckpointError(f"data_offsets {quote(offsets)}", "begin <= end", _AGAIN, where=where)
-    bits = math.prod(shape) * DTYPE_BITS[dtype]
+    bits = math.prod(shape) * SAFETENSORS_BITS[dtype]
     if (end - begin) * 8 != bits:
         expected = f"{quote(bits // 8)} bytes for {dtype} of shape {quote(shape)}"
         raise CheckpointError(f"{quote(end - begin)} bytes", expected, _AGAIN, where=where)

@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_errors import CheckpointError, RequestError, ResourceError
+from nemotron_formats.dtypes import RUN_DTYPES
 
 from nemotron_export.checkpoint.expected import TASKS, backbone_prefix, expected_tensors, is_matrix
-from nemotron_export.checkpoint.files import quote, several
 from nemotron_export.checkpoint.index import INDEX_FILE, SINGLE_FILE
-from nemotron_export.checkpoint.strict import DTYPES
+from nemotron_export.config.config import NemotronConfig
+from nemotron_export.files.untrusted import quote, several
 from nemotron_export.installation.extras import require
 
 if TYPE_CHECKING:
     import torch
-
-    from nemotron_export.config.config import NemotronConfig
 
 __all__ = ["save_checkpoint"]
 
@@ -40,7 +39,7 @@ def save_checkpoint(
 ) -> Path:
     """Writes a task's state dict and its config; weights of an earlier save in the folder are replaced.
 
-    Everything is first written beside its place and config.json is moved last, so that an interrupted save leaves
+    Everything is first written to a temporary folder and config.json is moved last, so that an interrupted save leaves
     the old checkpoint, or a folder without config.json, and never a mixture.
 
     Args:
@@ -126,7 +125,7 @@ def _check(
         raise CheckpointError(several(wrong), f"the tensors of {TASKS[task][1]} for this config",
                               "save the model's own state_dict() and config", where=where)  # fmt: skip
     dtypes = {str(state[name].dtype).removeprefix("torch.") for name in expected if is_matrix(name)}
-    if len(dtypes) != 1 or not dtypes <= set(DTYPES.values()):
+    if len(dtypes) != 1 or not dtypes <= set(RUN_DTYPES):
         raise CheckpointError(f"matrices of {', '.join(sorted(dtypes))}", "one of bfloat16, float16, float32 for all",
                               "convert the model by .to(dtype)", where=where)  # fmt: skip
     return {name: state[name] for name in expected}, dtypes.pop()

@@ -15,22 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemotron_errors import CheckpointError
+from nemotron_formats.dtypes import SAFETENSORS_BITS
+from nemotron_formats.tensors import TensorEntry
 
 from nemotron_export.checkpoint.checkpoint import Checkpoint
-from nemotron_export.checkpoint.files import number, open_regular, quote, several
-from nemotron_export.checkpoint.nonfinite import ITEM_BYTES, NonFiniteCounter
-from nemotron_export.checkpoint.safetensors_header import TensorEntry
+from nemotron_export.checkpoint.nonfinite import LARGEST_ITEM, NonFiniteCounter
+from nemotron_export.files.untrusted import number, open_regular, quote, several
 
-__all__ = ["CHUNK_BYTES", "ScanCancelledError", "ScanReport", "scan"]
+__all__ = ["CHUNK_BYTES", "ScanReport", "scan"]
 
 CHUNK_BYTES = 16 << 20
 ALGORITHM = "sha256"
 _MAX_WORKERS = 4
 _CHANGED = "do not change the files while they are read, and scan again"
-
-
-class ScanCancelledError(CheckpointError):
-    """The caller's `cancelled` said so before the last chunk."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,6 @@ def scan(
     *,
     chunk_bytes: int = CHUNK_BYTES,
     progress: Callable[[int, int], None] | None = None,
-    cancelled: Callable[[], bool] | None = None,
 ) -> ScanReport:
     """Reads every byte of the weight files once, hashes each chunk and looks for NaN and Inf in the tensors.
 
@@ -74,11 +70,9 @@ def scan(
         checkpoint: an opened checkpoint; only its required tensors are tested, all bytes are hashed.
         chunk_bytes: bytes of a chunk.
         progress: told (bytes done, bytes in all) after each chunk, in this thread.
-        cancelled: asked before each chunk.
 
     Raises:
         CheckpointError: NaN or Inf, naming tensors, first flat index and count; or a file that changed.
-        ScanCancelledError: `cancelled` returned true.
     """
     if chunk_bytes < 1:
         raise CheckpointError(f"chunks of {chunk_bytes} bytes", "at least 1 byte", "choose 16 MiB", where="chunk_bytes")
@@ -86,7 +80,7 @@ def scan(
     total, done = sum(shard.size for shard in checkpoint.shards), 0
     chunks: dict[str, list[str]] = {shard.path.name: [] for shard in checkpoint.shards}
     findings: dict[str, tuple[int, int]] = {}
-    for file, part in _parts(checkpoint, chunk_bytes, cancelled or (lambda: False)):
+    for file, part in _parts(checkpoint, chunk_bytes):
         chunks[file].append(part.digest)
         for name, (count, first) in part.non_finite.items():
             # Chunks arrive in order, so the first finding of a tensor is its first index.
@@ -100,7 +94,7 @@ def scan(
     return ScanReport(chunks, chunk_bytes, ALGORITHM, total, time.perf_counter() - begin)
 
 
-def _parts(checkpoint: Checkpoint, chunk_bytes: int, cancelled: Callable[[], bool]) -> Iterator[tuple[str, _Part]]:
+def _parts(checkpoint: Checkpoint, chunk_bytes: int) -> Iterator[tuple[str, _Part]]:
     """Chunks of all files in order, with a bounded number under way."""
     workers = min(_MAX_WORKERS, os.cpu_count() or 1)
     local = threading.local()
@@ -110,8 +104,6 @@ def _parts(checkpoint: Checkpoint, chunk_bytes: int, cancelled: Callable[[], boo
             for shard in checkpoint.shards:
                 file = _File(checkpoint, shard.path, shard.size, chunk_bytes)
                 for start in range(0, shard.size, chunk_bytes):
-                    if cancelled():
-                        raise ScanCancelledError("a scan that was cancelled", "a whole pass", "scan again")
                     if len(pending) > workers:
                         name, future = pending.popleft()
                         yield name, future.result()
@@ -150,7 +142,7 @@ class _File:
 
 def _read_part(file: _File, start: int, local: threading.local) -> _Part:
     # An element that straddles the boundary belongs to the chunk in which it begins: read its last bytes too.
-    overhang = max(ITEM_BYTES.values()) - 1
+    overhang = LARGEST_ITEM - 1
     if not hasattr(local, "buffer"):
         local.buffer = memoryview(bytearray(file.chunk_bytes + overhang))
         local.counter = NonFiniteCounter()
@@ -162,7 +154,7 @@ def _read_part(file: _File, start: int, local: threading.local) -> _Part:
     for name, entry in file.tensors[max(bisect_right(file.offsets, start) - 1, 0) :]:
         if entry.offset >= stop:
             break
-        size = ITEM_BYTES[entry.dtype]
+        size = SAFETENSORS_BITS[entry.dtype] // 8
         first = max(0, math.ceil((start - entry.offset) / size))
         last = min(entry.num_elements, math.ceil((stop - entry.offset) / size))
         if first < last:

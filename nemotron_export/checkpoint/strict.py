@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from nemotron_errors import CheckpointError
+from nemotron_formats.dtypes import RUN_DTYPES, SAFETENSORS_BITS
+from nemotron_formats.tensors import TensorEntry
 
 from nemotron_export.checkpoint.expected import TASKS, backbone_prefix, expected_tensors, is_matrix
-from nemotron_export.checkpoint.files import number, quote, several
-from nemotron_export.checkpoint.safetensors_header import DTYPE_BITS, TensorEntry
 from nemotron_export.checkpoint.tied import same_bytes
+from nemotron_export.config.config import NemotronConfig
+from nemotron_export.files.untrusted import number, quote, several
 
-if TYPE_CHECKING:
-    from nemotron_export.config.config import NemotronConfig
-
-__all__ = ["DTYPES", "fit"]
-
-DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+__all__ = ["fit"]
 
 # Buffers that old checkpoints stored; they follow from the config.
 _ROTARY_BUFFER = re.compile(r"\.rotary_emb\.inv_freq$")
@@ -168,10 +164,11 @@ def _check_shapes(expected: dict[str, tuple[int, ...]], stored: dict[str, Tensor
 
 
 def _check_dtypes(stored: dict[str, TensorEntry], where: str) -> str:
-    wrong = [f"{quote(name)} of {entry.dtype}" for name, entry in stored.items() if entry.dtype not in DTYPES]
-    if wrong:
+    others = {name: entry for name, entry in stored.items() if entry.dtype_name not in RUN_DTYPES}
+    if others:
+        wrong = [f"{quote(name)} of {entry.dtype}" for name, entry in others.items()]
         quantized = "this checkpoint is quantized: use the one that it was made from"
-        narrow = all(DTYPE_BITS[entry.dtype] <= 8 for entry in stored.values() if entry.dtype not in DTYPES)
+        narrow = all(SAFETENSORS_BITS[entry.dtype] <= 8 for entry in others.values())
         remedy = quantized if narrow else "convert it to bfloat16, float16 or float32"
         found = f"{number(len(wrong), 'tensor')} of another dtype: {several(wrong)}"
         raise CheckpointError(found, "BF16, F16 or F32", remedy, where=where)
@@ -183,10 +180,10 @@ def _check_dtypes(stored: dict[str, TensorEntry], where: str) -> str:
         kinds = "; ".join(f"{len(names)} of {dtype} ({quote(names[0])})" for dtype, names in matrices.items())
         remedy = "convert the checkpoint to one dtype (save_pretrained after .to(dtype))"
         raise CheckpointError(f"matrices of several dtypes: {kinds}", "one dtype for all matrices", remedy, where=where)
-    (dtype,) = matrices
+    ((dtype, names),) = matrices.items()
     # A norm or bias of a lower precision than the matrices loses nothing; of another 16-bit format it would.
     odd = [f"{quote(n)} of {e.dtype}" for n, e in stored.items() if e.dtype not in (dtype, "F32")]
     if odd:
         found = f"{len(odd)} norms or biases of another dtype: {several(odd)}"
         raise CheckpointError(found, f"{dtype} or F32", "convert the checkpoint to one dtype", where=where)
-    return DTYPES[dtype]
+    return stored[names[0]].dtype_name

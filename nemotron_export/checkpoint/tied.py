@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from nemotron_errors import CheckpointError
+from nemotron_formats.tensors import TensorEntry
 
-from nemotron_export.checkpoint.files import open_regular
-from nemotron_export.checkpoint.safetensors_header import TensorEntry
+from nemotron_export.files.untrusted import open_regular
 
 __all__ = ["same_bytes"]
 

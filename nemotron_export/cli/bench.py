@@ -28,12 +28,12 @@ def bench(
         Path | None, typer.Option(help="For --against; by default the folder of the first bundle's weights.")
     ] = None,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 128,
-    new_tokens: Annotated[int, typer.Option(min=1, help="Timed decode steps behind it.")] = 64,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Timed decode steps after it.")] = 64,
     batch: Annotated[int, typer.Option(min=1, help="Rows at once.")] = 1,
     context: Annotated[
         str | None, typer.Option(help="More prompt lengths, for decode against context: 128,512,1024.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds that count; everything takes its turn in each.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds that count; everything is measured once in each.")] = 5,
     warmup: Annotated[
         int | None, typer.Option(min=0, help="Rounds before them; 1 by default, 3 where a GPU computes.")
     ] = None,
@@ -46,7 +46,7 @@ def bench(
     allow_unverified: AllowUnverified = False,
     json_output: JsonOutput = False,
 ) -> None:
-    """Measure bundles, and eager PyTorch beside them, in one run: each in its own process, taking turns."""
+    """Measure bundles, and eager PyTorch with them, in one run: each in its own process, one at a time."""
     from nemotron_export.bench import BenchOptions, run_bench
     from nemotron_export.bench.plot import check_plot, draw
 
@@ -74,31 +74,28 @@ def print_bench(result: BenchResult) -> None:
     baseline, at = result.baseline, result.prompt_tokens
     columns = ["what runs", "prefill ms", "tok/s", "TTFT ms", "decode tok/s", "min-max", "GB/s", "of read bw"]
     rows: list[list[object]] = []
-    for contender in result.contenders:
-        found = contender.at(at)
+    for backend in result.backends:
+        found = backend.at(at)
         speed, share = found.decode_tokens_per_second, found.bandwidth_share
         rows.append([
-            contender.name, f"{1e3 * found.prefill_seconds.median:.1f}",
+            backend.name, f"{1e3 * found.prefill_seconds.median:.1f}",
             f"{found.prefill_tokens_per_second.median:.0f}", f"{1e3 * found.first_token_seconds.median:.1f}",
             f"{speed.median:.1f}", f"{speed.minimum:.0f}-{speed.maximum:.0f}",
             f"{found.decode_bytes_per_second.median / 1e9:.2f}", f"{share:.0%}",
             *([] if baseline is None else [f"{speed.median / baseline:.2f}x"]),
-            f"{contender.load_seconds:.2f}", size_text(contender.peak_bytes),
-            *([] if result.gpu is None else [_device_memory(contender.device_peak_bytes)]),
+            f"{backend.load_seconds:.2f}", size_text(backend.peak_bytes),
+            *([] if result.gpu is None else [_device_memory(backend.device_peak_bytes)]),
         ])  # fmt: skip
-    beside = [] if baseline is None else ["vs eager fp32"]
+    ratio = [] if baseline is None else ["vs eager fp32"]
     on_gpu = [] if result.gpu is None else ["GPU memory"]
     title = f"{at} prompt tokens, {result.new_tokens} new, batch {result.batch} (median of {result.rounds} rounds)"
-    print_table(title, [*columns, *beside, "load s", "peak memory", *on_gpu], rows)
+    print_table(title, [*columns, *ratio, "load s", "peak memory", *on_gpu], rows)
     if len(result.contexts) > 1:
         typer.echo()
         print_table(
-            "Decode tok/s behind so many prompt tokens",
+            "Decode tok/s after so many prompt tokens",
             ["what runs", *map(str, result.contexts)],
-            [
-                [c.name, *(f"{m.decode_tokens_per_second.median:.1f}" for m in c.measurements)]
-                for c in result.contenders
-            ],
+            [[c.name, *(f"{m.decode_tokens_per_second.median:.1f}" for m in c.measurements)] for c in result.backends],
         )
     _print_conditions(result)
 
@@ -119,10 +116,10 @@ def _print_conditions(result: BenchResult) -> None:
         typer.echo(
             f"{result.gpu['name']}, {size_text(result.gpu['memory_bytes'])}, driver for CUDA "
             f"{result.gpu['cuda_driver']}: {moved.median / 1e9:.0f} GB/s ({moved.minimum / 1e9:.0f} - "
-            f"{moved.maximum / 1e9:.0f}; {COPY_METHOD}), which shares of contenders on it are of."
+            f"{moved.maximum / 1e9:.0f}; {COPY_METHOD}), which shares of backends on it are of."
         )
     cache = machine["last_level_cache_bytes"]
-    if cache and any(c.weight_bytes < cache for c in result.contenders if c.device == "cpu"):
+    if cache and any(c.weight_bytes < cache for c in result.backends if c.device == "cpu"):
         typer.echo(f"Weights smaller than the last-level cache ({size_text(cache)}) may be read faster than memory.")
     typer.echo(
         f"\n{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, "

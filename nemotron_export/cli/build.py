@@ -15,8 +15,7 @@ __all__ = ["build"]
 
 def build(
     checkpoint: Annotated[
-        str,
-        typer.Argument(metavar="CHECKPOINT", help="A folder with config.json and .safetensors files, or a hub id."),
+        str, typer.Argument(metavar="CHECKPOINT", help="A folder with config.json and .safetensors files, or a hub id.")
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The bundle's folder; must not exist.")],
     target: Annotated[str, typer.Option(help="Where the bundle runs; `doctor` lists the targets.")] = "ort-cpu",
@@ -44,7 +43,7 @@ def build(
     reference: Reference = "auto",
     reference_steps: ReferenceSteps = None,
     quantize: Annotated[
-        str | None, typer.Option(help="int8 or int4: quantize the projections' weights; judged by perplexity.")
+        str | None, typer.Option(help="int8 or int4: quantize the projections' weights; checked by perplexity.")
     ] = None,
     group_size: Annotated[
         int | None,
@@ -56,8 +55,8 @@ def build(
     architectures: Annotated[
         str | None,
         typer.Option(
-            help="GPU architectures, as sm_80,sm_89: beside this GPU's, what a tensorrt bundle has kernels for; what a "
-            "tensorrt-rtx bundle has engines for (sm_86, sm_89 and sm_120 by default)."
+            help="GPU architectures, as sm_80,sm_89: besides this GPU's, what a tensorrt bundle has kernels for; what "
+            "a tensorrt-rtx bundle has engines for (sm_86, sm_89 and sm_120 by default)."
         ),
     ] = None,
     plugins: Annotated[
@@ -83,8 +82,8 @@ def build(
     """Trace a checkpoint, lower it to a target, write a bundle and prove its numbers against eager PyTorch."""
     from nemotron_export.building import build as run_build
     from nemotron_export.cli.check import print_report
-    from nemotron_export.inspection.summary import bundle_size, inspect_bundle
-    from nemotron_export.parity import ParityFailedError
+    from nemotron_export.inspection.summary import inspect_bundle
+    from nemotron_export.parity.failure import ParityFailedError
 
     try:
         with show_progress() as progress:
@@ -104,10 +103,16 @@ def build(
         raise
     if json_output:
         print_json(inspect_bundle(path))
-        return
+    else:
+        _print_built(path, target)
+
+
+def _print_built(path: Path, target: str) -> None:
     from nemotron_runtime.bundle.manifest import Manifest
 
-    from nemotron_export.parity.verification import read_report
+    from nemotron_export.cli.check import print_report
+    from nemotron_export.inspection.summary import bundle_size
+    from nemotron_export.parity.verdict import read_report
 
     report = read_report(path)
     if report is not None:

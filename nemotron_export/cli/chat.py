@@ -13,17 +13,8 @@ import typer
 from nemotron_errors import RequestError
 
 from nemotron_export.cli.conversation import Conversation
-from nemotron_export.cli.loading import AllowUnverified, BundleArgument, Threads, WeightsDir
-from nemotron_export.cli.sampling import (
-    MinP,
-    RepetitionPenalty,
-    Seed,
-    Stop,
-    Temperature,
-    TopK,
-    TopP,
-    given_params,
-)
+from nemotron_export.cli.loading import AllowUnverified, BundleArgument, Threads, WeightsDir, open_model
+from nemotron_export.cli.sampling import MinP, RepetitionPenalty, Seed, Stop, Temperature, TopK, TopP, given_params
 
 __all__ = ["chat"]
 
@@ -59,7 +50,6 @@ def chat(
     Where stdin is no terminal, each of its lines is a message, and the answers go to stdout. Ctrl-D and /quit leave
     with exit code 0, Ctrl-C at the prompt with 130.
     """
-    import nemotron_runtime
     from nemotron_runtime.chat import read_template
 
     prompt: dict[str, Any] = {
@@ -72,10 +62,8 @@ def chat(
         repetition_penalty=repetition_penalty, seed=seed, stop=stop,
     )  # fmt: skip
     interactive = sys.stdin.isatty()
-    with nemotron_runtime.load(
-        bundle, weights_dir=weights_dir, allow_unverified=allow_unverified, threads=threads
-    ) as model:
-        # what cannot chat is refused before anybody has typed
+    with open_model(bundle, weights_dir, allow_unverified, threads) as model:
+        # what cannot chat is refused before the first message
         model.chat_prompt([{"role": "user", "content": "?"}], **prompt)
         conversation = Conversation(model, system, interactive=interactive, prompt=prompt, params=params)
         conversation.run(_typed() if interactive else iter(sys.stdin))

@@ -41,7 +41,7 @@ def verify(
     json_output: JsonOutput = False,
 ) -> None:
     """Replay the bundle's stored reference here, without torch. Exit code 1 where the numbers differ."""
-    from nemotron_export.parity.verification import report_document, verify_bundle
+    from nemotron_export.parity.verdict import report_document, verify_bundle
 
     held = _read_baseline(bundle, baseline)
     with show_progress() as progress:
@@ -77,9 +77,9 @@ def parity(
     baseline_factor: BaselineFactor = 2.0,
     json_output: JsonOutput = False,
 ) -> None:
-    """Run PyTorch and the bundle on the same prompts again and judge. Exit code 1 where the numbers differ."""
-    from nemotron_export.parity import check_parity
-    from nemotron_export.parity.verification import amend, report_document
+    """Run PyTorch and the bundle on the same prompts again and compare. Exit code 1 where the numbers differ."""
+    from nemotron_export.parity.check import check_parity
+    from nemotron_export.parity.verdict import amend, report_document
 
     if report_file is not None and not report_file.absolute().parent.is_dir():
         raise RequestError(
@@ -154,13 +154,13 @@ def print_bisection(found: Bisection) -> None:
 
 
 def _read_baseline(bundle: Path, path: Path | None) -> Baseline | None:
-    """Read before the bundle is judged: it may be the bundle's own parity.json, which that replaces."""
+    """Read before the check, which replaces the bundle's own parity.json."""
     if path is None:
         return None
     from nemotron_runtime.bundle.manifest import Manifest
 
     from nemotron_export.parity.baseline import read_baseline
-    from nemotron_export.parity.verification import bundle_identity
+    from nemotron_export.parity.verdict import bundle_identity
 
     return read_baseline(path, bundle_identity(Manifest.read(bundle)))
 

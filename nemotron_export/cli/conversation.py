@@ -61,7 +61,7 @@ class Conversation:
         """Answers line by line until there is none, or one says /quit.
 
         Raises:
-            NemotronError: a line that cannot be answered, where nobody is there to type another one.
+            NemotronError: a line that cannot be answered, where input is no terminal.
         """
         for line in lines:
             try:

@@ -19,7 +19,7 @@ def demo(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads, for PyTorch and the bundle alike.")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Build the embedded checkpoint for the CPU, prove it, generate text, and measure it beside eager PyTorch."""
+    """Build the embedded checkpoint for the CPU, prove it, generate text, and measure it next to eager PyTorch."""
     from nemotron_export.cli.bench import print_bench
     from nemotron_export.cli.check import print_report
     from nemotron_export.demo import run_demo

@@ -11,9 +11,7 @@ from nemotron_export.cli.console import print_json, print_table, size_text
 __all__ = ["doctor"]
 
 
-def doctor(
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-) -> None:
+def doctor(json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> None:
     """Say what is installed, which targets work here, and what would make the others work.
 
     Ends with exit code 3 where something is broken (a missing extra alone is not).

@@ -9,17 +9,8 @@ import typer
 from nemotron_errors import RequestError
 
 from nemotron_export.cli.console import print_json
-from nemotron_export.cli.loading import AllowUnverified, BundleArgument, JsonOutput, Threads, WeightsDir
-from nemotron_export.cli.sampling import (
-    MinP,
-    RepetitionPenalty,
-    Seed,
-    Stop,
-    Temperature,
-    TopK,
-    TopP,
-    given_params,
-)
+from nemotron_export.cli.loading import AllowUnverified, BundleArgument, JsonOutput, Threads, WeightsDir, open_model
+from nemotron_export.cli.sampling import MinP, RepetitionPenalty, Seed, Stop, Temperature, TopK, TopP, given_params
 
 __all__ = ["generate"]
 
@@ -48,17 +39,13 @@ def generate(
     json_output: JsonOutput = False,
 ) -> None:
     """Generate text from a bundle, without torch. The text streams to stdout."""
-    import nemotron_runtime
-
     text = _prompt_text(prompt, prompt_option)
     given = given_params(
         max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         repetition_penalty=repetition_penalty, seed=seed, stop=stop,
     )  # fmt: skip
     given |= {"ignore_eos": ignore_eos, "add_special_tokens": special_tokens}
-    with nemotron_runtime.load(
-        bundle, weights_dir=weights_dir, allow_unverified=allow_unverified, threads=threads
-    ) as model:
+    with open_model(bundle, weights_dir, allow_unverified, threads) as model:
         if json_output:
             result = model.generate(text, **given)
             print_json(

@@ -51,22 +51,24 @@ def _show_passes(
 
     lowered = inspect_passes(path, target=target, dtype=dtype, dump_graphs=dump_graphs)
     if json_output:
-        print_json([asdict(record) for record in lowered.passes])
+        print_json([{"graph": name, **asdict(r)} for name, graph in lowered.graphs.items() for r in graph.passes])
         return
-    rows = [
-        (
-            number,
-            record.name,
-            _change(record.nodes),
-            _change(record.inputs),
-            _change(record.initializers),
-            _ops(record.added, "+") or "-",
-            _ops(record.removed, "-") or "-",
-        )
-        for number, record in enumerate(lowered.passes, start=1)
-    ]
     columns = ("", "pass", "nodes", "inputs", "initializers", "more of", "fewer of")
-    print_table(f"{len(rows)} passes: the dialect graph to {lowered.session['graph']}", columns, rows)
+    for graph in lowered.graphs.values():
+        rows = [
+            (
+                number,
+                record.name,
+                _change(record.nodes),
+                _change(record.inputs),
+                _change(record.initializers),
+                _ops(record.added, "+") or "-",
+                _ops(record.removed, "-") or "-",
+            )
+            for number, record in enumerate(graph.passes, start=1)
+        ]
+        if rows:
+            print_table(f"{len(rows)} passes: the dialect graph to {graph.file}", columns, rows)
 
 
 def _change(pair: tuple[int, int]) -> str:

@@ -1,11 +1,14 @@
-"""The options that several commands take."""
+"""What several commands take, and the bundle that they open."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:  # numpy, which the command line starts without
+    from nemotron_runtime import Model
 
 __all__ = [
     "AllowUnverified",
@@ -15,6 +18,7 @@ __all__ = [
     "ReferenceSteps",
     "Threads",
     "WeightsDir",
+    "open_model",
 ]
 
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that `build` made.")]
@@ -35,5 +39,12 @@ Reference = Annotated[
 ]
 ReferenceSteps = Annotated[
     int | None,
-    typer.Option(min=1, help="Greedy tokens behind each prompt of a new reference; 64, or 8 where it is layerwise."),
+    typer.Option(min=1, help="Greedy tokens after each prompt of a new reference; 64, or 8 where it is layerwise."),
 ]
+
+
+def open_model(bundle: Path, weights_dir: Path | None, allow_unverified: bool, threads: int | None) -> Model:
+    """The bundle on the runtime, by the options of the command."""
+    import nemotron_runtime
+
+    return nemotron_runtime.load(bundle, weights_dir=weights_dir, allow_unverified=allow_unverified, threads=threads)

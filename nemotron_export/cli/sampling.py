@@ -7,16 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = [
-    "MinP",
-    "RepetitionPenalty",
-    "Seed",
-    "Stop",
-    "Temperature",
-    "TopK",
-    "TopP",
-    "given_params",
-]
+__all__ = ["MinP", "RepetitionPenalty", "Seed", "Stop", "Temperature", "TopK", "TopP", "given_params"]
 
 Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
 TopK = Annotated[int | None, typer.Option(help="Sample among the k most likely tokens.")]

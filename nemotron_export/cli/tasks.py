@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from nemotron_export.cli.console import print_json, print_table
-from nemotron_export.cli.loading import AllowUnverified, BundleArgument, JsonOutput, Threads, WeightsDir
+from nemotron_export.cli.loading import AllowUnverified, BundleArgument, JsonOutput, Threads, WeightsDir, open_model
 
 __all__ = ["answer", "classify", "embed", "tag"]
 
@@ -26,11 +26,7 @@ def classify(
     json_output: JsonOutput = False,
 ) -> None:
     """Score a text by a sequence-classification bundle: class and probability, the likeliest first."""
-    import nemotron_runtime
-
-    with nemotron_runtime.load(
-        bundle, weights_dir=weights_dir, allow_unverified=allow_unverified, threads=threads
-    ) as model:
+    with open_model(bundle, weights_dir, allow_unverified, threads) as model:
         found = model.classify(_read(text))
     if json_output:
         print_json({**asdict(found), "logits": [float(value) for value in found.logits]})
@@ -51,11 +47,7 @@ def tag(
     json_output: JsonOutput = False,
 ) -> None:
     """Give each token of a text a class by a token-classification bundle."""
-    import nemotron_runtime
-
-    with nemotron_runtime.load(
-        bundle, weights_dir=weights_dir, allow_unverified=allow_unverified, threads=threads
-    ) as model:
+    with open_model(bundle, weights_dir, allow_unverified, threads) as model:
         tags = model.tag(_read(text), merge=merge)
     if json_output:
         print_json([asdict(each) for each in tags])
@@ -75,11 +67,7 @@ def answer(
     json_output: JsonOutput = False,
 ) -> None:
     """Find the answer to a question in a text by a question-answering bundle."""
-    import nemotron_runtime
-
-    with nemotron_runtime.load(
-        bundle, weights_dir=weights_dir, allow_unverified=allow_unverified, threads=threads
-    ) as model:
+    with open_model(bundle, weights_dir, allow_unverified, threads) as model:
         found = model.answer(question, _read(context), max_answer_tokens=max_answer_tokens)
     if json_output:
         print_json(asdict(found))
@@ -100,12 +88,9 @@ def embed(
     threads: Threads = None,
 ) -> None:
     """Write a text's hidden states by a feature-extraction bundle."""
-    import nemotron_runtime
     import numpy as np
 
-    with nemotron_runtime.load(
-        bundle, weights_dir=weights_dir, allow_unverified=allow_unverified, threads=threads
-    ) as model:
+    with open_model(bundle, weights_dir, allow_unverified, threads) as model:
         found = model.embed(_read(text), pooling=pooling, normalize=normalize)
     if output is None:
         print_json({"shape": list(found.shape), "values": found.tolist()})

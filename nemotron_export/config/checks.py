@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from nemotron_errors import ConfigError
+from nemotron_formats.dtypes import RUN_DTYPES
 
-if TYPE_CHECKING:
-    from nemotron_export.config.config import NemotronConfig
+from nemotron_export.files.untrusted import quote
 
-__all__ = [
-    "HARMLESS_KEYS",
-    "check_architecture",
-    "check_fields",
-    "check_unknown_keys",
-    "count_labels",
-    "load_json_object",
-]
+__all__ = ["HARMLESS_KEYS", "check_architecture", "check_fields", "check_unknown_keys", "count_labels"]
 
 # Keys that describe, label or default, and change no number that the model computes.
 HARMLESS_KEYS = frozenset(
@@ -43,8 +34,6 @@ HARMLESS_KEYS = frozenset(
 # Keys that change the maths by being off.
 _ALWAYS_ON = ("is_causal", "tie_last_hidden_states", "token_classification_bias")
 
-_DTYPES = ("float32", "bfloat16", "float16")
-
 _READ_ELSEWHERE = frozenset(
     """
     model_type architectures dtype torch_dtype kv_channels rope_parameters rope_theta partial_rotary_factor
@@ -54,61 +43,16 @@ _READ_ELSEWHERE = frozenset(
 
 _ARCHITECTURES = frozenset(
     f"Nemotron{kind}"
-    for kind in (
-        "Model",
-        "ForCausalLM",
-        "ForSequenceClassification",
-        "ForQuestionAnswering",
-        "ForTokenClassification",
-    )
+    for kind in "Model ForCausalLM ForSequenceClassification ForQuestionAnswering ForTokenClassification".split()
 )
 
-_POSITIVE = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "head_dim",
-    "num_key_value_heads",
-    "max_position_embeddings",
-)
+_POSITIVE = """
+    vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads head_dim num_key_value_heads
+    max_position_embeddings
+    """.split()
 _RESOLVED = ("head_dim", "num_key_value_heads")
 # far above every published model, far below what overflows an allocation size
 _LARGEST = 2**31 - 1
-
-
-def load_json_object(path: Path) -> dict[str, Any]:
-    """Reads a JSON file that holds one object, refusing keys that stand twice.
-
-    Raises:
-        ConfigError: missing, unreadable, no JSON, no object, a key twice.
-    """
-    where = str(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"an unreadable file ({error})", "a JSON file", "check the path and its rights", where=where
-        ) from None
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found:
-                raise ConfigError(f"the key '{key}' twice", "each key once", "remove one of the two", where=where)
-            found[key] = value
-        return found
-
-    try:
-        values = json.loads(text, object_pairs_hook=once)
-    except ConfigError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"broken JSON ({error})", "a JSON object", "restore the file", where=where) from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"a JSON {type(values).__name__}", "a JSON object", "restore the file", where=where)
-    return values
 
 
 def check_architecture(values: Mapping[str, Any], where: str) -> None:
@@ -135,21 +79,14 @@ def check_architecture(values: Mapping[str, Any], where: str) -> None:
         )
 
 
-def check_unknown_keys(values: Mapping[str, Any], where: str) -> None:
-    """Refuses keys that are unknown here and switched on, since they may change the maths."""
-    from nemotron_export.config.config import NemotronConfig
-
+def check_unknown_keys(values: Mapping[str, Any], fields: Collection[str], where: str) -> None:
+    """Refuses keys that are no field, unknown here and switched on, since they may change the maths."""
     for key in _ALWAYS_ON:
         if values.get(key) not in (None, True):
             raise ConfigError(
                 f"{key} = {values[key]!r}", "true, as in every model of this family", "remove the key", where=where
             )
-    known = (
-        {f.name for f in dataclasses.fields(NemotronConfig)} - {"extra"}
-        | _READ_ELSEWHERE
-        | HARMLESS_KEYS
-        | {*_ALWAYS_ON}
-    )
+    known = {*fields, *_READ_ELSEWHERE, *HARMLESS_KEYS, *_ALWAYS_ON}
     unknown = sorted(str(k) for k, v in values.items() if k not in known and v not in (None, False, 0, "", {}, []))
     if unknown:
         raise ConfigError(
@@ -168,8 +105,6 @@ def count_labels(extra: Mapping[str, Any], where: str) -> int:
     Raises:
         ConfigError: an ``id2label`` that is no object or empty, a ``num_labels`` that is no positive whole number.
     """
-    from nemotron_export.checkpoint.files import quote  # checkpoints read configs
-
     labels, number = extra.get("id2label"), extra.get("num_labels")
     if labels is not None:
         if not isinstance(labels, dict) or not labels:
@@ -184,43 +119,43 @@ def count_labels(extra: Mapping[str, Any], where: str) -> int:
     return number
 
 
-def check_fields(config: NemotronConfig, where: str) -> None:
-    """Checks the type and range of every field."""
+def check_fields(values: Mapping[str, Any], where: str) -> None:
+    """Checks the type and range of every field of a config."""
 
     def refuse(name: str, expected: str) -> None:
-        raise ConfigError(f"{name} = {getattr(config, name)!r}", expected, "correct the config", where=where)
+        raise ConfigError(f"{name} = {values[name]!r}", expected, "correct the config", where=where)
 
     for name in _POSITIVE:
-        value = getattr(config, name)
+        value = values[name]
         if value is None and name in _RESOLVED:
             continue
         if type(value) is not int or not 0 < value <= _LARGEST:
             refuse(name, f"a whole number from 1 to {_LARGEST}")
     for name in ("initializer_range", "norm_eps", "attention_dropout"):
-        value = getattr(config, name)
+        value = values[name]
         if type(value) not in (int, float) or not math.isfinite(value) or value < 0:
             refuse(name, "a finite number, 0 or more")
-    if config.norm_eps == 0:
+    if values["norm_eps"] == 0:
         refuse("norm_eps", "a number above 0")
-    if config.attention_dropout >= 1:
+    if values["attention_dropout"] >= 1:
         refuse("attention_dropout", "a probability below 1")
     for name in ("use_cache", "tie_word_embeddings", "attention_bias", "mlp_bias"):
-        if type(getattr(config, name)) is not bool:
+        if type(values[name]) is not bool:
             refuse(name, "true or false")
-    vocabulary = f"a token id from 0 to {config.vocab_size - 1}"
+    vocabulary = f"a token id from 0 to {values['vocab_size'] - 1}"
 
     def is_id(value: Any) -> bool:
-        return type(value) is int and 0 <= value < config.vocab_size
+        return type(value) is int and 0 <= value < values["vocab_size"]
 
     for name in ("pad_token_id", "bos_token_id"):
-        if getattr(config, name) is not None and not is_id(getattr(config, name)):
+        if values[name] is not None and not is_id(values[name]):
             refuse(name, f"{vocabulary}, or null")
-    ids = config.eos_token_id
+    ids = values["eos_token_id"]
     if ids is not None and not all(map(is_id, ids if isinstance(ids, list) else [ids])):
         refuse("eos_token_id", f"{vocabulary}, a list of such, or null")
-    if config.dtype is not None and config.dtype not in _DTYPES:
-        refuse("dtype", f"one of {', '.join(_DTYPES)}")
-    if config.hidden_act != "relu2":
+    if values["dtype"] is not None and values["dtype"] not in RUN_DTYPES:
+        refuse("dtype", f"one of {', '.join(RUN_DTYPES)}")
+    if values["hidden_act"] != "relu2":
         refuse("hidden_act", "'relu2', the activation of this family")
-    if not isinstance(config.rope_parameters, dict):
+    if not isinstance(values["rope_parameters"], dict):
         refuse("rope_parameters", "an object")

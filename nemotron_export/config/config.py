@@ -17,9 +17,9 @@ from nemotron_export.config.checks import (
     check_fields,
     check_unknown_keys,
     count_labels,
-    load_json_object,
 )
 from nemotron_export.config.rope import check_rotary_width, normalize_rope_parameters
+from nemotron_export.files.untrusted import read_json
 
 __all__ = ["NemotronConfig"]
 
@@ -73,7 +73,7 @@ class NemotronConfig:
         partial_rotary_factor: float | None,
         rope_scaling: dict[str, Any] | None,
     ) -> None:
-        check_fields(self, where)
+        check_fields(vars(self), where)
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
@@ -142,8 +142,9 @@ class NemotronConfig:
                 layouts that disagree, values of a wrong type or range.
         """
         check_architecture(values, where)
-        check_unknown_keys(values, where)
-        names = {f.name for f in dataclasses.fields(cls)} - {"extra", "rope_parameters", "dtype", "architectures"}
+        fields = {f.name for f in dataclasses.fields(cls)} - {"extra"}
+        check_unknown_keys(values, fields, where)
+        names = fields - {"rope_parameters", "dtype", "architectures"}
         known = {key: value for key, value in values.items() if key in names}
         if known.get("head_dim") is None and values.get("kv_channels") is not None:
             known["head_dim"] = values["kv_channels"]
@@ -172,7 +173,7 @@ class NemotronConfig:
         Raises:
             ConfigError: where the file is missing, is no JSON object, or as :meth:`from_dict`.
         """
-        return cls.from_dict(load_json_object(Path(path)), where=str(path))
+        return cls.from_dict(read_json(Path(path), "a model's config", ConfigError), where=str(path))
 
     def to_dict(self) -> dict[str, Any]:
         """What a ``config.json`` holds; transformers reads it back to the same model."""

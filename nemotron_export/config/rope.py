@@ -15,33 +15,21 @@ DEFAULT_PARTIAL_ROTARY_FACTOR = 0.5
 
 _COMMON = {"rope_type", "rope_theta", "partial_rotary_factor"}
 
-# rope type → (required, optional) beside the common keys
+# rope type → (required, optional) besides the common keys
 ROPE_TYPES: dict[str, tuple[frozenset[str], frozenset[str]]] = {
-    "default": (frozenset(), frozenset()),
-    "linear": (frozenset({"factor"}), frozenset()),
-    "dynamic": (frozenset({"factor"}), frozenset({"original_max_position_embeddings"})),
-    "yarn": (
-        frozenset({"factor"}),
-        frozenset(
-            {
-                "original_max_position_embeddings",
-                "attention_factor",
-                "beta_fast",
-                "beta_slow",
-                "mscale",
-                "mscale_all_dim",
-                "truncate",
-            }
+    name: (frozenset(required.split()), frozenset(optional.split()))
+    for name, required, optional in (
+        ("default", "", ""),
+        ("linear", "factor", ""),
+        ("dynamic", "factor", "original_max_position_embeddings"),
+        (
+            "yarn",
+            "factor",
+            "original_max_position_embeddings attention_factor beta_fast beta_slow mscale mscale_all_dim truncate",
         ),
-    ),
-    "longrope": (
-        frozenset({"short_factor", "long_factor"}),
-        frozenset({"original_max_position_embeddings", "attention_factor", "factor"}),
-    ),
-    "llama3": (
-        frozenset({"factor", "low_freq_factor", "high_freq_factor"}),
-        frozenset({"original_max_position_embeddings"}),
-    ),
+        ("longrope", "short_factor long_factor", "original_max_position_embeddings attention_factor factor"),
+        ("llama3", "factor low_freq_factor high_freq_factor", "original_max_position_embeddings"),
+    )
 }
 
 _PARTIAL_ALIASES = ("partial_rotary_factor", "rope_percent", "rope_percentage")
@@ -56,7 +44,7 @@ def normalize_rope_parameters(values: Mapping[str, Any], max_positions: int, whe
         where: names the config in errors.
 
     Returns:
-        A dict with ``rope_type``, ``rope_theta``, ``partial_rotary_factor`` and what the type needs beside them.
+        A dict with ``rope_type``, ``rope_theta``, ``partial_rotary_factor`` and what the type needs besides them.
 
     Raises:
         ConfigError: layouts that disagree, an unknown type, missing, unknown or senseless parameters.

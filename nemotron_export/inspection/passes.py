@@ -6,13 +6,14 @@ from pathlib import Path
 
 import onnx_ir as ir
 from nemotron_errors import BundleError
-from nemotron_graphs.targets import LoweredGraph, get_target
+from nemotron_graphs.targets import get_target
+from nemotron_graphs.targets.lowering import Lowered
 from nemotron_runtime.bundle.folder import Bundle
 
-from nemotron_export.building.graph import make_graph
+from nemotron_export.building.graph import make_graphs
 from nemotron_export.building.limits import choose_limits
 from nemotron_export.checkpoint import Checkpoint
-from nemotron_export.parity.verification import quiet_about_parity
+from nemotron_export.parity.verdict import quiet_about_parity
 
 __all__ = ["inspect_passes"]
 
@@ -21,7 +22,7 @@ _DEFAULT_TARGET = "ort-cpu"
 
 def inspect_passes(
     path: str | Path, *, target: str | None = None, dtype: str | None = None, dump_graphs: Path | None = None
-) -> LoweredGraph:
+) -> Lowered:
     """Traces and lowers the model of a checkpoint or a bundle; no weight is read.
 
     Args:
@@ -48,13 +49,15 @@ def inspect_passes(
         run_dtype = dtype or chosen.dtypes[0]
     chosen.check_dtype(run_dtype)
     if dump_graphs is None:
-        return make_graph(checkpoint, chosen, run_dtype, limits)
+        return make_graphs(checkpoint, chosen, run_dtype, limits)
     if dump_graphs.exists() and (not dump_graphs.is_dir() or any(dump_graphs.iterdir())):
         remedy = "choose another folder, or remove what is there"
         raise BundleError("something that is there already", "a new or empty folder", remedy, where=str(dump_graphs))
     dump_graphs.mkdir(parents=True, exist_ok=True)
 
-    def dump(number: int, name: str, model: ir.Model) -> None:
-        ir.save(model, dump_graphs / f"{number:02d}-{name}.onnx")
+    def dump(graph: str, number: int, name: str, model: ir.Model) -> None:
+        folder = dump_graphs if len(chosen.graphs) == 1 else dump_graphs / graph
+        folder.mkdir(exist_ok=True)
+        ir.save(model, folder / f"{number:02d}-{name}.onnx")
 
-    return make_graph(checkpoint, chosen, run_dtype, limits, on_stage=dump)
+    return make_graphs(checkpoint, chosen, run_dtype, limits, on_stage=dump)

@@ -62,7 +62,7 @@ def inspect_bundle(path: str | Path) -> dict[str, Any]:
     """Manifest, graph and sizes of a bundle; its small files are checked, no weight is read."""
     from nemotron_runtime.bundle.folder import Bundle
 
-    from nemotron_export.parity.verification import quiet_about_parity
+    from nemotron_export.parity.verdict import quiet_about_parity
 
     with quiet_about_parity():
         bundle = Bundle.open(path, allow_unverified=True)

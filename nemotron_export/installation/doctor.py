@@ -11,25 +11,13 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
 
+from nemotron_graphs.targets import TARGETS, Target
+
 from nemotron_export.installation.extras import EXTRAS, PROVEN, install_command
 
 __all__ = ["Machine", "Package", "Report", "TargetState", "cpu_name", "driver_version", "examine"]
 
 _BASE = ("numpy", "safetensors", "tokenizers", "sentencepiece", "typer", "rich", "psutil")
-
-# Target -> the extra that its session needs. Every target needs the extra `build` to be made.
-_SESSION_EXTRA = {
-    "onnx": "ort", "ort-cpu": "ort", "ort-cuda": "ort-gpu", "genai-cpu": "genai", "genai-cuda": "genai-cuda",
-    "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx",
-}  # fmt: skip
-
-# Targets that are built by what runs them, so that they need its extra too.
-_BUILT_BY_SESSION = ("tensorrt", "tensorrt-rtx")
-# Targets that are built and run on a GPU alone; and those whose bundles NVIDIA's own runtime runs.
-_NEED_GPU = ("tensorrt",)
-# Targets that are built anywhere and run on a GPU.
-_RUN_ON_GPU = ("ort-cuda",)
-_RUN_ELSEWHERE = ("tensorrt-rtx",)
 
 # Extra -> groups of packages, of each of which one must be there. A GPU build holds the CPU provider too.
 _SESSION_PACKAGES = {
@@ -119,7 +107,7 @@ def examine() -> Report:
     # other distributions that bring the same modules
     others = {name for groups in _SESSION_PACKAGES.values() for group in groups for name in group} - set(installed)
     installed |= {name: _version(name) for name in others}
-    targets = tuple(_target(name, extra, installed, bool(machine.gpus)) for name, extra in _SESSION_EXTRA.items())
+    targets = tuple(_target(target, installed, bool(machine.gpus)) for target in TARGETS.values())
     return Report(tuple(packages), targets, machine, tuple(_problems(installed)))
 
 
@@ -130,23 +118,19 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _target(name: str, extra: str, installed: dict[str, str | None], gpu: bool) -> TargetState:
+def _target(target: Target, installed: dict[str, str | None], gpu: bool) -> TargetState:
     builds = all(installed[dist] for dist in EXTRAS["build"].values())
-    runs = all(any(installed[dist] for dist in group) for group in _SESSION_PACKAGES[extra])
-    missing = [e for e, there in (("build", builds), (extra, runs)) if not there]
+    runs = all(any(installed[dist] for dist in group) for group in _SESSION_PACKAGES[target.extra])
+    missing = [e for e, there in (("build", builds), (target.extra, runs)) if not there]
     remedies = [install_command(*missing)] if missing else []
-    if name in _BUILT_BY_SESSION:
-        builds = builds and runs
-    if name in _NEED_GPU and not gpu:
-        builds = runs = False
-        remedies.append("an NVIDIA GPU and its driver")
-    if name in _RUN_ON_GPU and not gpu:
+    builds = builds and (runs or not target.builds_with)
+    if not target.extra_runs:
         runs = False
+        remedies.append(f"{target.runner} runs its bundles")
+    elif target.device == "cuda" and not gpu:
+        builds, runs = builds and target.builds_with != "device", False
         remedies.append("an NVIDIA GPU and its driver")
-    if name in _RUN_ELSEWHERE:
-        runs = False
-        remedies.append("NVIDIA's TensorRT for RTX runs its engines")
-    return TargetState(name, builds, runs, "; ".join(remedies) or None)
+    return TargetState(target.name, builds, runs, "; ".join(remedies) or None)
 
 
 def _problems(installed: dict[str, str | None]) -> list[str]:

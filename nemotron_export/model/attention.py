@@ -1,6 +1,6 @@
 """Grouped-query attention in two paths over the same weights: ``hf`` (the reference) and ``dialect`` (what is traced).
 
-Shapes: B rows, S new tokens, K keys, T cache slots, H query heads, G key/value heads, D head_dim, E hidden_size,
+Shapes: B sequences, S new tokens, K keys, T capacity, H query heads, G key/value heads, D head_dim, E hidden_size,
 R rotary_dim.
 """
 
@@ -50,14 +50,14 @@ def _sdpa(
     enable_gqa = grouped and mask is None and D <= 256
     if grouped and not enable_gqa:
         if S == 1:
-            # one token per row: the group's heads take the place of tokens, so no key is repeated
+            # one token per sequence: the group's heads take the place of tokens, so no key is repeated
             q = q.reshape(B, G, H // G, D)
             mask = mask if mask is None or mask.shape[1] == 1 else mask.reshape(B, G, H // G, -1)
         else:
             k, v = _repeat_heads(k, H // G), _repeat_heads(v, H // G)
     causal = mask is None and S > 1
     if causal and k.shape[2] > S:
-        # an empty fixed cache: only the slots just written count, and equal lengths take the fast kernel
+        # an empty fixed cache: only the keys just written count, and equal lengths take the fast kernel
         k, v = k[:, :, :S], v[:, :, :S]
     out = F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale, is_causal=causal, enable_gqa=enable_gqa

@@ -1,6 +1,6 @@
 """KV caches of the reference path: growing and fixed.
 
-Shapes: B rows, G key/value heads, T slots, S tokens, D head_dim.
+Shapes: B sequences, G key/value heads, T capacity, S tokens, D head_dim.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class StaticCache:
     """A cache of fixed length, written in place.
 
     Args:
-        max_cache_len: slots per row, T.
+        max_cache_len: capacity, T.
     """
 
     fixed = True
@@ -59,11 +59,11 @@ class StaticCache:
         return self._lengths[layer_idx] if layer_idx < len(self._lengths) else 0
 
     def kv_length(self, new_tokens: int) -> int:
-        """Key length that attention will see: all slots."""
+        """Key length that attention will see: the whole capacity."""
         return self.max_cache_len
 
     def update(self, k_BGSD: torch.Tensor, v_BGSD: torch.Tensor, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes new keys and values behind those held; gives the layer's whole buffers.
+        """Writes new keys and values after those held; gives the layer's whole buffers.
 
         Raises:
             LimitError: where they do not fit.
@@ -89,20 +89,20 @@ class StaticCache:
 
 
 class RowCache:
-    """A cache whose rows hold different numbers of tokens, written in place; one forward's writes are placed first.
+    """A cache whose sequences hold different numbers of tokens, written in place where :meth:`place` said before.
 
-    Where all rows stand at the same slot, a forward sees exactly what a DynamicCache would show it.
+    Where all sequences hold equally many tokens, a forward sees exactly what a DynamicCache would show it.
 
     Args:
-        rows: B.
-        slots: T, per row.
+        sequences: B.
+        capacity: T, of each.
     """
 
     fixed = False
 
-    def __init__(self, rows: int, slots: int) -> None:
-        self.rows = rows
-        self.slots = slots
+    def __init__(self, sequences: int, capacity: int) -> None:
+        self.sequences = sequences
+        self.capacity = capacity
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
         self._start = 0
@@ -113,46 +113,46 @@ class RowCache:
         """Says where the next forward's tokens go.
 
         Args:
-            starts: the first slot of each row.
-            lengths: real tokens of each row; those after them are not written.
+            starts: tokens that each sequence holds, where its new ones go.
+            lengths: real tokens of each sequence; those after them are not written.
             new_tokens: S.
             device: of the model.
 
         Returns:
-            Whether all rows stand at one slot with S real tokens each, so that plain causality holds.
+            Whether all sequences start at one position with S real tokens each, so that plain causality holds.
         """
         ends = [start + max(length, 1) for start, length in zip(starts, lengths, strict=True)]
-        assert len(starts) == self.rows
-        assert max(ends) <= self.slots
+        assert len(starts) == self.sequences
+        assert max(ends) <= self.capacity
         self._start, self._end = starts[0], max(ends)
         if len(set(starts)) == 1 and set(lengths) == {new_tokens}:
             self._targets = None
             return True
         written = [(b, n, starts[b] + n) for b, length in enumerate(lengths) for n in range(length)]
-        row, token, slot = torch.tensor(written, dtype=torch.int64, device=device).reshape(-1, 3).unbind(1)
-        self._targets = row, token, slot
+        sequence, token, position = torch.tensor(written, dtype=torch.int64, device=device).reshape(-1, 3).unbind(1)
+        self._targets = sequence, token, position
         return False
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """The slot where the next tokens go; means nothing where rows differ."""
+        """The position where the next tokens go; means nothing where sequences differ."""
         return self._start
 
     def kv_length(self, new_tokens: int) -> int:
-        """Key length that attention will see: up to the longest row's end."""
+        """Key length that attention will see: up to the longest sequence's end."""
         return self._end
 
     def update(self, k_BGSD: torch.Tensor, v_BGSD: torch.Tensor, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Writes new keys and values where :meth:`place` said; gives the filled part of the layer's buffers."""
         if layer_idx == len(self.keys):
-            shape = (self.rows, k_BGSD.shape[1], self.slots, k_BGSD.shape[3])
+            shape = (self.sequences, k_BGSD.shape[1], self.capacity, k_BGSD.shape[3])
             self.keys.append(k_BGSD.new_zeros(shape))
             self.values.append(v_BGSD.new_zeros(shape))
         for buffer_BGTD, new_BGSD in ((self.keys[layer_idx], k_BGSD), (self.values[layer_idx], v_BGSD)):
             if self._targets is None:
                 buffer_BGTD[:, :, self._start : self._end] = new_BGSD
             else:
-                row, token, slot = self._targets
-                buffer_BGTD[row, :, slot] = new_BGSD[row, :, token]
+                sequence, token, position = self._targets
+                buffer_BGTD[sequence, :, position] = new_BGSD[sequence, :, token]
         return self.keys[layer_idx][:, :, : self._end], self.values[layer_idx][:, :, : self._end]
 
 

@@ -1,6 +1,6 @@
 """The causal language model.
 
-Shapes: B rows, S new tokens, K positions that get logits, E hidden_size, V vocab_size.
+Shapes: B sequences, S new tokens, K positions that get logits, E hidden_size, V vocab_size.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ def _keep_positions(hidden_BSE: torch.Tensor, kept: int | torch.Tensor) -> torch
 class NemotronForCausalLM(NemotronPreTrainedModel):
     """The language model: base model and lm_head (no bias), tied to the embedding where the config says so."""
 
+    task = "causal-lm"
+
     def __init__(self, config: NemotronConfig, attn_implementation: str = "sdpa") -> None:
-        super().__init__(config)
+        super().__init__(config, attn_implementation)
         self.model = NemotronModel(config, attn_implementation)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         nn.init.normal_(self.lm_head.weight, 0.0, config.initializer_range)
@@ -77,7 +79,7 @@ class NemotronForCausalLM(NemotronPreTrainedModel):
         Args:
             labels: [B, S], -100 where no loss is wanted; the loss is next-token cross-entropy in fp32.
             logits_to_keep: logits for the last so many positions (0: all); or for the positions given as [K], as
-                [B, K], or as a boolean [B, S], which flattens rows and positions to one axis.
+                [B, K], or as a boolean [B, S], which flattens sequences and positions to one axis.
         """
         out = self.model(
             input_ids,
@@ -99,5 +101,5 @@ class NemotronForCausalLM(NemotronPreTrainedModel):
     def generate(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **params: Any
     ) -> torch.Tensor:
-        """Continues each row by the runtime's loop; see :func:`nemotron_export.model.generation.generate`."""
+        """Continues each sequence by the runtime's loop; see :func:`nemotron_export.model.generation.generate`."""
         return generate(self, input_ids, attention_mask, **params)

@@ -18,25 +18,22 @@ class MLP(nn.Module):
     """down(relu(up(x))²); ``mlp_bias`` covers both projections.
 
     Attributes:
-        wide: compute the square and ``down_proj`` in fp32, whatever the dtype: in fp16 the square overflows where the
+        fp32: compute the square and ``down_proj`` in fp32, whatever the dtype: in fp16 the square overflows where the
             rectified value exceeds 255.9.
     """
 
     def __init__(self, config: NemotronConfig) -> None:
         super().__init__()
-        self.wide = False
+        self.fp32 = False
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x_BSE: torch.Tensor) -> torch.Tensor:
         rectified = F.relu(self.up_proj(x_BSE))
-        if self.wide:
+        if self.fp32:
             rectified = rectified.float()
-            bias = self.down_proj.bias
-            wide = F.linear(
-                rectified * rectified, self.down_proj.weight.float(), None if bias is None else bias.float()
-            )
-            return wide.to(x_BSE.dtype)
+            bias = None if self.down_proj.bias is None else self.down_proj.bias.float()
+            return F.linear(rectified * rectified, self.down_proj.weight.float(), bias).to(x_BSE.dtype)
         return self.down_proj(rectified * rectified)
 
 

@@ -1,6 +1,6 @@
 """The traced path of every class: embedding, decoder layers on the dialect's ops, the head at chosen positions.
 
-Shapes: B rows, S new tokens, K positions that get an output, T cache slots, E hidden_size, C outputs of the head,
+Shapes: B sequences, S new tokens, K positions that get an output, T capacity, E hidden_size, C outputs of the head,
 h = R/2.
 """
 
@@ -18,7 +18,7 @@ __all__ = ["DialectPath"]
 
 
 class DialectPath(nn.Module):
-    """A backbone (embed_tokens, layers, norm) and what comes behind it.
+    """A backbone (embed_tokens, layers, norm) and what comes after it.
 
     Attributes:
         base_model_prefix: the attribute that holds the backbone, and the prefix of its state-dict keys.
@@ -56,13 +56,14 @@ class DialectPath(nn.Module):
         k_caches: Sequence[torch.Tensor],
         v_caches: Sequence[torch.Tensor],
     ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
-        """The traced path, by the row contract: right-padded rows behind what their caches hold.
+        """The traced path, by the contract of all targets: right-padded sequences after what their caches hold.
 
         Args:
             input_ids: [B, S].
-            query_start: [B], tokens already in the row's cache.
-            query_length: [B], real new tokens. The maths does not need it: what padding writes lies behind the row's
-                end, is hidden by causality and is replaced later. Targets whose attention wants lengths read it.
+            query_start: [B], tokens already in the sequence's cache.
+            query_length: [B], real new tokens. The maths does not need it: what padding writes lies after the
+                sequence's end, is hidden by causality and is overwritten later. Targets whose attention wants lengths
+                read it.
             logits_index: [B, K], positions within S that get an output.
             cos, sin: [P, h].
             k_caches, v_caches: per layer [B, G, T, D].

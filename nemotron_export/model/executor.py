@@ -5,8 +5,6 @@ Shapes: B sequences, S new tokens, K positions whose logits are wanted, T keys, 
 
 from __future__ import annotations
 
-from typing import Any, Protocol
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -15,29 +13,10 @@ from nemotron_runtime.bundle.limits import Limits
 from nemotron_runtime.executors.batch import Ids
 from nemotron_runtime.executors.padded import PaddedExecutor
 
-from nemotron_export.config.config import NemotronConfig
 from nemotron_export.model.cache import RowCache
+from nemotron_export.model.pretrained import NemotronPreTrainedModel
 
-__all__ = ["CausalModel", "EagerExecutor"]
-
-
-class CausalModel(Protocol):
-    """What is needed of :class:`~nemotron_export.model.causal.NemotronForCausalLM`."""
-
-    config: NemotronConfig
-    model: Any
-    training: bool
-
-    @property
-    def device(self) -> torch.device:
-        """Where its weights are."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What they are."""
-
-    def __call__(self, **inputs: Any) -> Any:
-        """Its forward pass."""
+__all__ = ["EagerExecutor"]
 
 
 class EagerExecutor(PaddedExecutor):
@@ -56,7 +35,7 @@ class EagerExecutor(PaddedExecutor):
     """
 
     def __init__(
-        self, model: CausalModel, max_batch: int, max_seq_len: int, prefill_chunk: int | None = None
+        self, model: NemotronPreTrainedModel, max_batch: int, max_seq_len: int, prefill_chunk: int | None = None
     ) -> None:
         super().__init__(model.config.vocab_size, Limits(max_seq_len, max_batch, prefill_chunk or max_seq_len))
         if model.training:
@@ -99,7 +78,7 @@ class EagerExecutor(PaddedExecutor):
         assert self._cache is not None
         key_T = torch.arange(self._cache.kv_length(position_BS.shape[1]), device=position_BS.device)
         visible_B1ST = (key_T <= position_BS[..., None])[:, None]
-        if self.model.model.attn_implementation != "eager":
+        if self.model.attn_implementation != "eager":
             return visible_B1ST
         dtype = self.model.dtype
         return torch.zeros(visible_B1ST.shape, dtype=dtype, device=visible_B1ST.device).masked_fill_(

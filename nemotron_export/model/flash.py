@@ -1,6 +1,6 @@
 """Attention by PyTorch's flash kernel alone: what that kernel does not take is refused, never given to another.
 
-Shapes: B rows, S new tokens, K keys, T cache slots, H query heads, G key/value heads, D head_dim.
+Shapes: B sequences, S new tokens, K keys, T capacity, H query heads, G key/value heads, D head_dim.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def flash_attention(
         k_BGTD: keys, the new tokens' included.
         v_BGTD: values.
         mask: what is visible (boolean, or additive in q's dtype), broadcast to [B, H, S, T]; where None, each token
-            sees the filled slots up to its own, which is the last S-th of them and on.
+            sees the filled part of the cache up to its own place; the new tokens are the last S of it.
         scale: of the scores, before the softmax.
         dropout: probability of dropping a weight.
-        filled: slots that hold a token, K; those behind them are cut off where there is no mask.
+        filled: tokens that the cache holds, K; what comes after them is cut off where there is no mask.
 
     Returns:
         [B, H, S, D].
@@ -49,17 +49,17 @@ def flash_attention(
     grouped = q_BHSD.shape[1] != k_BGTD.shape[1]
     if q_BHSD.device.type == "cuda":
         _ask_cuda(q_BHSD, k_BGTD, v_BGTD, dropout, grouped)
-    # a chunk behind a past: is_causal would align it with the first keys, not with the last
-    behind = mask is None and 1 < S < k_BGTD.shape[2]
+    # a chunk after a past: is_causal would align it with the first keys, not with the last
+    after_past = mask is None and 1 < S < k_BGTD.shape[2]
     try:
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
             return F.scaled_dot_product_attention(
                 q_BHSD,
                 k_BGTD,
                 v_BGTD,
-                attn_mask=_lower_right(S, k_BGTD.shape[2]) if behind else mask,
+                attn_mask=_lower_right(S, k_BGTD.shape[2]) if after_past else mask,
                 dropout_p=dropout,
-                is_causal=mask is None and S > 1 and not behind,
+                is_causal=mask is None and S > 1 and not after_past,
                 scale=scale,
                 enable_gqa=grouped,
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from nemotron_errors import RequestError
@@ -13,7 +13,8 @@ from nemotron_runtime.engine.generation import GenerationParams, MakeDecoder
 from nemotron_runtime.engine.generation import generate as run
 from nemotron_runtime.text.tokenizer import Tokenizer
 
-from nemotron_export.model.executor import CausalModel, EagerExecutor
+from nemotron_export.model.executor import EagerExecutor
+from nemotron_export.model.pretrained import NemotronPreTrainedModel
 from nemotron_export.model.streaming import StepStream
 
 __all__ = ["generate"]
@@ -26,14 +27,8 @@ _SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p")
 _STORED = (*_SAMPLING_ONLY, "repetition_penalty", "min_new_tokens")
 
 
-class GenerativeModel(CausalModel, Protocol):
-    """A causal model with the settings of its checkpoint's generation_config.json."""
-
-    generation_config: dict[str, Any]
-
-
 def generate(
-    model: GenerativeModel,
+    model: NemotronPreTrainedModel,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
     *,

@@ -1,6 +1,6 @@
 """Classification heads over the base model: sequences, tokens, answer spans.
 
-Shapes: B rows, S new tokens, C classes, E hidden_size.
+Shapes: B sequences, S new tokens, C classes, E hidden_size.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class _NemotronWithHead(NemotronPreTrainedModel):
     def __init__(
         self, config: NemotronConfig, attn_implementation: str, head: str, classes: int, *, bias: bool
     ) -> None:
-        super().__init__(config)
+        super().__init__(config, attn_implementation)
         setattr(self, self.base_model_prefix, NemotronModel(config, attn_implementation))
         projection = nn.Linear(config.hidden_size, classes, bias=bias)
         nn.init.normal_(projection.weight, 0.0, config.initializer_range)
@@ -84,11 +84,12 @@ class _NemotronWithHead(NemotronPreTrainedModel):
 
 
 class NemotronForSequenceClassification(_NemotronWithHead):
-    """One class, number or set of labels per row, from its right-most token that is no padding.
+    """One class, number or set of labels per sequence, from its right-most token that is no padding.
 
     ``score`` has no bias.
     """
 
+    task = "sequence-classification"
     score: nn.Linear
 
     def __init__(self, config: NemotronConfig, attn_implementation: str = "sdpa") -> None:
@@ -112,13 +113,13 @@ class NemotronForSequenceClassification(_NemotronWithHead):
             Logits [B, C]. With inputs_embeds, padding cannot be seen, and the last token is pooled.
 
         Raises:
-            RequestError: several rows without a pad token in the config.
+            RequestError: several sequences without a pad token in the config.
         """
         inputs = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
         out, hidden_BSE = self._hidden(*inputs, options)
         logits_BSC = self.head(hidden_BSE)
-        rows = torch.arange(len(logits_BSC), device=logits_BSC.device)
-        pooled_BC = logits_BSC[rows, self._pooled(input_ids, logits_BSC)]
+        each = torch.arange(len(logits_BSC), device=logits_BSC.device)
+        pooled_BC = logits_BSC[each, self._pooled(input_ids, logits_BSC)]
         loss = None
         if labels is not None:
             loss = classification_loss(pooled_BC, labels, self.config.extra.get("problem_type"))
@@ -144,6 +145,7 @@ class NemotronForSequenceClassification(_NemotronWithHead):
 class NemotronForTokenClassification(_NemotronWithHead):
     """A class per token: dropout (``classifier_dropout``, 0.1), then ``score`` with a bias."""
 
+    task = "token-classification"
     score: nn.Linear
 
     def __init__(self, config: NemotronConfig, attn_implementation: str = "sdpa") -> None:
@@ -175,6 +177,7 @@ class NemotronForTokenClassification(_NemotronWithHead):
 class NemotronForQuestionAnswering(_NemotronWithHead):
     """Start and end of an answer's span; the base model's prefix is ``transformer``."""
 
+    task = "question-answering"
     base_model_prefix: ClassVar[str] = "transformer"
     qa_outputs: nn.Linear
 

@@ -1,6 +1,6 @@
 """The losses of all heads, as transformers computes them.
 
-Shapes: B rows, S tokens, C classes, V vocab_size.
+Shapes: B sequences, S tokens, C classes, V vocab_size.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The causal mask of the reference path, made or left out by the rules that keep it bit-equal to transformers.
 
-Shapes: B rows, S new tokens, K keys that attention sees.
+Shapes: B sequences, S new tokens, K keys that attention sees.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def causal_mask(
     """The mask for one forward.
 
     Args:
-        hidden_BSE: gives rows, tokens, dtype and device.
+        hidden_BSE: gives sequences, tokens, dtype and device.
         attention_mask: [B, past + S], 0 at padding; or a ready mask [B, 1, S, K].
         cache: the cache before it takes the new tokens.
         position_ids: [1 or B, S]; without cache and mask, positions that do not count up mark packed sequences.
@@ -30,7 +30,7 @@ def causal_mask(
 
     Returns:
         None where plain causality says it all (the attention then sets ``is_causal``; "flash_attention" cuts the
-        keys behind the tokens off and lets a chunk see its past, too), else [B, 1, S, K]: boolean (True = visible)
+        keys after the tokens off and lets a chunk see its past, too), else [B, 1, S, K]: boolean (True = visible)
         or additive (0 and the dtype's lowest number).
     """
     if attention_mask is not None and attention_mask.ndim == 4:
@@ -76,7 +76,7 @@ def _causality_says_it_all(padding: torch.Tensor | None, S: int, keys: int, offs
         padding = padding[:, :keys]
     if (S == 1 or keys == S) and (padding is None or bool(padding.all())):
         return True
-    # an empty fixed cache: the slots behind the tokens are empty, and causality hides them
+    # an empty fixed cache: the keys after the tokens are empty, and causality hides them
     return offset == 0 and (padding is None or (bool(padding[:, :S].all()) and not bool(padding[:, S:].any())))
 
 

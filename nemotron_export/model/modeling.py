@@ -1,6 +1,6 @@
 """The base model: embedding, decoder layers, final norm. State-dict keys are Hugging Face's.
 
-Shapes: B rows, S new tokens, E hidden_size.
+Shapes: B sequences, S new tokens, E hidden_size.
 """
 
 from __future__ import annotations
@@ -22,16 +22,12 @@ __all__ = ["NemotronModel"]
 
 
 class NemotronModel(NemotronPreTrainedModel):
-    """Embedding, decoder layers, final norm.
+    """Embedding, decoder layers, final norm."""
 
-    Args:
-        config: the model's config.
-        attn_implementation: "sdpa", "eager" or "flash_attention".
-    """
+    task = "feature-extraction"
 
     def __init__(self, config: NemotronConfig, attn_implementation: str = "sdpa") -> None:
-        super().__init__(config)
-        self.attn_implementation = attn_implementation
+        super().__init__(config, attn_implementation)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList(
             NemotronDecoderLayer(config, index, attn_implementation) for index in range(config.num_hidden_layers)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 
+from nemotron_export.config.config import NemotronConfig
 from nemotron_export.model.cache import Cache
-
-if TYPE_CHECKING:
-    from nemotron_export.config.config import NemotronConfig
 
 __all__ = [
     "BaseModelOutputWithPast",
@@ -64,15 +62,8 @@ class CausalLMOutputWithPast(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
-@dataclass
-class SequenceClassifierOutputWithPast(ModelOutput):
+class SequenceClassifierOutputWithPast(CausalLMOutputWithPast):
     """Output of the sequence classifier."""
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass

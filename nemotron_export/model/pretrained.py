@@ -1,17 +1,21 @@
-"""What all model classes share: config, initialisation, embeddings."""
+"""What all model classes share: config, loading and saving, initialisation, embeddings."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from nemotron_errors import RequestError
 from torch import nn
 
+from nemotron_export.checkpoint import TASKS, Checkpoint
+from nemotron_export.checkpoint.save import save_checkpoint
+from nemotron_export.checkpoint.tensor_reader import TensorReader
 from nemotron_export.config.config import NemotronConfig
 from nemotron_export.model.dialect import DialectPath
 from nemotron_export.model.layernorm import LayerNorm1P
+from nemotron_export.model.placement import find_device, find_dtype
 
 __all__ = ["NemotronPreTrainedModel"]
 
@@ -19,14 +23,21 @@ __all__ = ["NemotronPreTrainedModel"]
 class NemotronPreTrainedModel(DialectPath):
     """A Nemotron of any head.
 
+    Args:
+        config: the model's config.
+        attn_implementation: "sdpa", "eager" or "flash_attention".
+
     Attributes:
+        task: the class's key in :data:`TASKS`.
         config: the model's config.
         generation_config: the checkpoint's settings for ``generate``; empty where there are none.
     """
 
-    def __init__(self, config: NemotronConfig) -> None:
+    task: ClassVar[str] = ""
+
+    def __init__(self, config: NemotronConfig, attn_implementation: str = "sdpa") -> None:
         super().__init__()
-        self.config = config
+        self.config, self.attn_implementation = config, attn_implementation
         self.generation_config: dict[str, Any] = {}
 
     @classmethod
@@ -41,21 +52,68 @@ class NemotronPreTrainedModel(DialectPath):
         token: str | bool | None = None,
         local_files_only: bool = False,
     ) -> Self:
-        """Loads a folder or a hub id; see :func:`nemotron_export.model.pretrained_loading.from_pretrained`."""
-        from nemotron_export.model.pretrained_loading import from_pretrained
+        """Loads a checkpoint into this class.
 
-        model = from_pretrained(
-            cls,
-            path_or_id,
-            dtype=dtype,
-            device_map=device_map,
-            attn_implementation=attn_implementation,
-            revision=revision,
-            token=token,
-            local_files_only=local_files_only,
-        )
-        assert isinstance(model, cls)
+        Args:
+            path_or_id: a folder or a hub id (organisation/name).
+            dtype: a torch dtype or its name; "auto" is the config's, or else the weights'.
+            device_map: one device, as a name, a number, a torch.device or {"": device}; "auto" is
+                :func:`infer_device`'s; None is the CPU.
+            attn_implementation: "eager", "sdpa" (None) or "flash_attention", PyTorch's flash kernel alone.
+            revision: a branch, tag or commit of a hub id.
+            token: an access token for the hub; None takes the one stored at login.
+            local_files_only: ask no server.
+
+        Returns:
+            The model in eval mode, with the checkpoint's generation settings in ``generation_config``.
+
+        Raises:
+            CheckpointError, ConfigError: a checkpoint that is missing, broken or not of this class.
+            RequestError: a dtype or device map that is not supported.
+            MissingDependencyError: a device that this machine does not have.
+        """
+        device = find_device(device_map)
+        find_dtype(dtype, "float32")  # a wrong one is refused before anything is downloaded
+        folder = Checkpoint.resolve(path_or_id, revision=revision, token=token, offline=local_files_only)
+        checkpoint = Checkpoint.open(folder, task=cls._checked_task())
+        run_dtype = find_dtype(dtype, checkpoint.config.dtype or checkpoint.dtype)
+        model = cls.from_checkpoint(checkpoint, run_dtype, attn_implementation or "sdpa", device)
+        model.generation_config = dict(checkpoint.generation_config)
         return model
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        attn_implementation: str = "sdpa",
+        device: str | torch.device = "cpu",
+    ) -> Self:
+        """Builds the model on the meta device and fills it, one tensor at a time.
+
+        Args:
+            checkpoint: opened for this class's task.
+            dtype: what the model runs in; every tensor is cast to it, as transformers does.
+            attn_implementation: "eager", "sdpa" or "flash_attention".
+            device: where the weights go.
+
+        Returns:
+            The model in eval mode. Memory: one copy of the weights in ``dtype``.
+
+        Raises:
+            CheckpointError: a file that is shorter than when the checkpoint was opened, or weights that ``dtype``
+                cannot hold.
+        """
+        with torch.device("meta"):
+            model = cls(checkpoint.config, attn_implementation)
+        with TensorReader(checkpoint.directory) as reader:
+            state = {name: reader.tensor(entry, dtype, device) for name, entry in checkpoint.tensors.items()}
+        if checkpoint.tied:
+            state["lm_head.weight"] = state["model.embed_tokens.weight"]
+        model.load_state_dict(state, strict=True, assign=True)
+        # load_state_dict made one parameter per name
+        model.tie_weights()
+        return model.eval()
 
     def save_pretrained(self, directory: str | Path, max_shard_size: int | str = "5GB") -> Path:
         """Writes config and weights, which transformers reads; see :func:`nemotron_export.checkpoint.save_checkpoint`.
@@ -67,17 +125,17 @@ class NemotronPreTrainedModel(DialectPath):
         Raises:
             CheckpointError, RequestError, ResourceError: see there.
         """
-        from nemotron_export.checkpoint.save import save_checkpoint
-        from nemotron_export.model.pretrained_loading import task_of
-
         return save_checkpoint(
-            directory,
-            self.config,
-            self.state_dict(),
-            task=task_of(type(self)),
-            max_shard_size=max_shard_size,
+            directory, self.config, self.state_dict(), task=self._checked_task(), max_shard_size=max_shard_size,
             generation_config=self.generation_config or None,
-        )
+        )  # fmt: skip
+
+    @classmethod
+    def _checked_task(cls) -> str:
+        if cls.task not in TASKS:
+            classes = ", ".join(name for _, name in TASKS.values())
+            raise RequestError(cls.__name__, f"one of {classes}", "use one of these classes")
+        return cls.task
 
     @property
     def device(self) -> torch.device:

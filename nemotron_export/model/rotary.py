@@ -4,7 +4,7 @@ Formulas: RoPE (Su et al. 2021, arXiv 2104.09864); linear interpolation (Chen et
 (its public description of 2023); YaRN (Peng et al. 2023, 2309.00071); LongRoPE (Ding et al. 2024, 2402.13753);
 llama3's wavelength bands (Llama 3 report, 2407.21783).
 
-Shapes: B rows, S tokens, R rotary_dim, P positions.
+Shapes: B sequences, S tokens, R rotary_dim, P positions.
 """
 
 from __future__ import annotations
@@ -152,10 +152,10 @@ def apply_rotary(x_BHSD: torch.Tensor, cos_BSR: torch.Tensor, sin_BSR: torch.Ten
     """Rotates the first R lanes (half-split pairs), passes the rest."""
     cos, sin = cos_BSR.unsqueeze(1), sin_BSR.unsqueeze(1)
     width = cos.shape[-1]
-    turned, tail = x_BHSD[..., :width], x_BHSD[..., width:]
+    rotated, tail = x_BHSD[..., :width], x_BHSD[..., width:]
     half = width // 2
-    quarter_turn = torch.cat((-turned[..., half:], turned[..., :half]), dim=-1)
-    return torch.cat((turned * cos + quarter_turn * sin, tail), dim=-1)
+    quarter_turn = torch.cat((-rotated[..., half:], rotated[..., :half]), dim=-1)
+    return torch.cat((rotated * cos + quarter_turn * sin, tail), dim=-1)
 
 
 class Rotation(nn.Module):
@@ -174,7 +174,7 @@ def rope_tables(
         config: the model's config.
         num_positions: P.
         dtype: the dtype of the activations.
-        max_seq_len: the longest sequence that will run; P may be larger, for slots that hold no token.
+        max_seq_len: the longest sequence that will run; P may be larger, for positions that hold no token.
 
     Raises:
         GraphError: a RoPE type whose frequencies depend on the run-time length, and a ``max_seq_len`` past the length

@@ -1,4 +1,4 @@
-"""Holds a judgement against an older one of the same model, target and dtype: what got worse, though it may pass."""
+"""Compares a verdict with an older one of the same model, target and dtype: what got worse, though it may pass."""
 
 from __future__ import annotations
 
@@ -68,10 +68,10 @@ def read_baseline(path: str | Path, identity: Mapping[str, str | None]) -> Basel
 
     Args:
         path: the file.
-        identity: :func:`nemotron_export.parity.verification.bundle_identity` of the bundle that is judged now.
+        identity: :func:`nemotron_export.parity.verdict.bundle_identity` of the bundle that is checked now.
 
     Raises:
-        BundleError: no such file, not a judgement, or one of another model, target, task or dtype.
+        BundleError: no such file, not a verdict, or one of another model, target, task or dtype.
     """
     where = str(path)
     again = "keep the parity.json that `verify`, `parity` or `build` of this version wrote into the older bundle"
@@ -83,7 +83,7 @@ def read_baseline(path: str | Path, identity: Mapping[str, str | None]) -> Basel
     except OSError as error:
         raise BundleError(str(error.strerror or error), "an older parity.json", again, where=where) from error
     except KeyError as error:
-        raise BundleError(f"no {error} in it", "a judgement that names its bundle", again, where=where) from error
+        raise BundleError(f"no {error} in it", "a verdict that names its bundle", again, where=where) from error
     except (ValueError, TypeError, AttributeError) as error:
         raise BundleError(f"a broken file ({error})", "an older parity.json", again, where=where) from error
     for name, label in _NAMES.items():

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from nemotron_formats.weights import format_named
 from nemotron_runtime.bundle.folder import Bundle
 
 from nemotron_export.model.pretrained import NemotronPreTrainedModel
@@ -25,8 +26,6 @@ __all__ = ["Bisection", "PointError", "bisect"]
 
 # A value that fp32 computes in another order is off by some 1e-7 of its range; a mistake is off by far more.
 FP32_TOLERANCE = 1e-5
-# What rounding the weights to so many bits may do to a value: a mistake does more, or is not told from rounding.
-QUANTIZED_TOLERANCE = {8: 0.1, 4: 0.5}
 # In a lower precision, so many times PyTorch's own error in it.
 LOW_PRECISION_FACTOR = 3.0
 _POSITIONS = 12
@@ -37,7 +36,7 @@ class PointError:
     """One compared value.
 
     Attributes:
-        stage: "prefill" (the prompt but its last token) or "decode" (that token behind a cache).
+        stage: "prefill" (the prompt but its last token) or "decode" (that token after a cache).
         point: module path and op.
         layer: decoder layer, or None.
         computed_by: type of the artefact's node.
@@ -84,12 +83,11 @@ class Bisection:
 
     def to_dict(self) -> dict[str, Any]:
         """What parity.json holds; an error that is not finite becomes null."""
-        first = None if self.first is None else self.first.to_dict()
         return {
             "tokens": self.tokens,
             "layers": [error.to_dict() for error in self.layers],
             "inside": [error.to_dict() for error in self.inside],
-            "first": first,
+            "first": self.first and self.first.to_dict(),
             "before": self.before,
             "ops": list(self.ops),
         }
@@ -104,8 +102,7 @@ class _Stage:
         self.bundle, self.models, self.threads = bundle, models, threads
         self.parts = {"prefill": (ids[:-1], 0), "decode": (ids[-1:], len(ids) - 1)}
         self.names = Probe(bundle, 1).names
-        quantization = bundle.manifest.quantization
-        self.floor = FP32_TOLERANCE if quantization is None else QUANTIZED_TOLERANCE[quantization.bits]
+        self.floor = _tolerance_of(bundle)
 
     def compare(self, stage: str, points: Sequence[Point]) -> list[PointError]:
         """Errors of those points that the artefact has."""
@@ -174,6 +171,14 @@ def bisect(
     return Bisection(len(ids), tuple(walked), (), None, max(error.error for error in walked), ())
 
 
+def _tolerance_of(bundle: Bundle) -> float:
+    """What a value may be off by that PyTorch computes without an error of its own."""
+    stored = bundle.manifest.quantization
+    if stored is None:
+        return FP32_TOLERANCE
+    return format_named(stored.format, str(bundle.directory)).budget.value
+
+
 def _error(found: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]) -> float:
     if not np.isfinite(found).all():
         return float("nan")
@@ -182,7 +187,7 @@ def _error(found: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]) -
 
 
 def _tolerance(point: Point, reference: Values, low: Sequence[Values], floor: float) -> float:
-    # a layer that computes in fp32 behind its first projection calls down_proj by another way than its module
+    # a layer that computes in fp32 after its first projection calls down_proj by another way than its module
     own = max(
         (_error(values[point.name], reference[point.name]) for values in low if point.name in values), default=0.0
     )

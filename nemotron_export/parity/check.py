@@ -1,4 +1,4 @@
-"""`parity`: PyTorch computes a bundle's reference again, and both the stored reference and the bundle are judged."""
+"""`parity`: PyTorch computes a bundle's reference again, and both the stored reference and the bundle are checked."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from pathlib import Path
 
 import numpy as np
 from nemotron_errors import BundleError, RequestError
-from nemotron_runtime.bundle.folder import Bundle, write_manifest
+from nemotron_graphs.targets import get_target
+from nemotron_runtime.bundle.folder import Bundle, file_record, write_manifest
 from nemotron_runtime.checks.perplexity import perplexity
 from nemotron_runtime.checks.reference import REFERENCE_FILE, Reference, read_reference, write_reference
 from nemotron_runtime.checks.report import ParityReport, ParityRow
 from nemotron_runtime.checks.verification import check_bundle
 
-from nemotron_export.building.file_record import file_record
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.parity.device import default_device
+from nemotron_export.parity.heldout import held_out_texts, score_texts
+from nemotron_export.parity.memory import choose_reference
 from nemotron_export.parity.prompts import PromptPlan
+from nemotron_export.parity.provider import check_runs_here
 from nemotron_export.parity.reference import reference_for
-from nemotron_export.parity.verification import quiet_about_parity, record
+from nemotron_export.parity.verdict import quiet_about_parity, record
 from nemotron_export.progress import Progress, silent
 
 __all__ = ["check_parity", "compare_references"]
@@ -35,7 +38,7 @@ def check_parity(
     reference_device: str | None = None,
     progress: Progress = silent,
 ) -> ParityReport:
-    """Computes the reference again with torch, compares it with the stored one, judges the bundle, records it all.
+    """Computes the reference again with torch, compares it with the stored one, checks the bundle, records it all.
 
     A bundle built without a reference gets one.
 
@@ -45,7 +48,7 @@ def check_parity(
         weights_dir: where the weights are, if they were moved.
         threads: CPU threads of the bundle's session.
         reference: "whole", "layerwise" or "auto": how the reference is computed, see :func:`reference_for`.
-        reference_steps: greedy tokens behind each prompt, for a bundle that has no reference yet.
+        reference_steps: greedy tokens after each prompt, for a bundle that has no reference yet.
         reference_device: "cpu", "cuda" or "auto"; what :func:`default_device` says where None.
         progress: told (stage, done, total).
 
@@ -58,13 +61,11 @@ def check_parity(
         MissingDependencyError: a bundle for ONNX Runtime on CUDA, where that does not start.
         RequestError: a folder for GenAI on CUDA, which the runtime does not run.
     """
-    # this module needs this package whole
-    from nemotron_export.building.cuda_provider import check_bundle_provider
-
     with quiet_about_parity():
         opened = Bundle.open(bundle, weights_dir=weights_dir, allow_unverified=True)
     # a reference may take minutes
-    check_bundle_provider(opened)
+    target = get_target(opened.manifest.target)
+    check_runs_here(target, str(opened.directory), building=False)
     source = Checkpoint.open(
         opened.weights_directory if checkpoint is None else Path(checkpoint), task=opened.manifest.task
     )
@@ -79,8 +80,10 @@ def check_parity(
         plan=None if stored is None else _plan_of(stored, reference_steps),
         mode=reference,
         greedy_steps=reference_steps,
-        wide={"wide_layers": list(opened.manifest.model.wide_layers)} if opened.manifest.model.wide_layers else None,
-        device=reference_device or default_device(opened.manifest.session.kind, opened.manifest.session.provider),
+        wide={"wide_layers": list(opened.manifest.model.fp32_mlp_layers)}
+        if opened.manifest.model.fp32_mlp_layers
+        else None,
+        device=reference_device or default_device(target),
     )
     if opened.manifest.quantization is not None:
         fresh = _with_texts(fresh, stored, source, opened, reference, progress)
@@ -122,11 +125,7 @@ def compare_references(stored: Reference, fresh: Reference) -> tuple[ParityRow, 
 def _with_texts(
     fresh: Reference, stored: Reference | None, source: Checkpoint, bundle: Bundle, mode: str, progress: Progress
 ) -> Reference:
-    """The fresh reference with the held-out text that a quantized bundle is judged by: the stored one's, if any."""
-    # these modules need this package whole
-    from nemotron_export.building.preflight import choose_reference
-    from nemotron_export.quantization.heldout import held_out_texts, score_texts
-
+    """The fresh reference with the held-out text that a quantized bundle is checked with: the stored one's, if any."""
     mode = choose_reference(mode, source.config, source.num_parameters)
     if stored is None:
         held_out = held_out_texts(source, bundle.manifest.limits.max_seq_len, mode=mode)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from nemotron_errors import MissingDependencyError, RequestError, ResourceError
-from nemotron_runtime.executors.onnxruntime.cuda import CUDA_PROVIDER
+from nemotron_graphs.targets import Target
 
 __all__ = ["REFERENCE_DEVICES", "choose_device", "default_device", "device_name", "true_fp32"]
 
@@ -20,23 +20,17 @@ REFERENCE_DEVICES = ("auto", "cpu", "cuda")
 _ROOM = 2_000_000_000
 
 
-def default_device(session_kind: str, provider: str | None = None) -> str:
-    """What the reference of a bundle computes on where nobody chose.
+def default_device(target: Target) -> str:
+    """What the reference of a bundle of that target computes on where nobody chose.
 
-    A bundle for a GPU is held against PyTorch on the same GPU, where there is one: its rounding in low precision is
+    A bundle for a GPU is compared with PyTorch on the same GPU, where there is one: its rounding in low precision is
     what the bundle's is measured by. Others run on the CPU, and so does their reference.
-
-    Args:
-        session_kind: of the bundle's session.
-        provider: ONNX Runtime's, where that runs the bundle.
     """
-    # folders for GenAI are checked on the CPU alone
-    on_cuda = session_kind == "onnxruntime" and provider == CUDA_PROVIDER
-    return "auto" if session_kind == "tensorrt" or on_cuda else "cpu"
+    return "auto" if target.device == "cuda" else "cpu"
 
 
 def choose_device(wanted: str, num_parameters: int) -> str:
-    """ "cpu" or "cuda" for a model that is held in fp32; where "auto" must do without a GPU, that is logged.
+    """Chooses "cpu" or "cuda" for a model that is held in fp32; where "auto" must do without a GPU, that is logged.
 
     Args:
         wanted: one of REFERENCE_DEVICES.

@@ -121,7 +121,7 @@ def measure_drift(
     )
     margins, flips = np.zeros(0, np.float32), []
     if language_model:
-        # the judge's margin, of which it lets few tokens be past; none in fp32
+        # the check's margin, which it lets few tokens exceed; none in fp32
         bound = FLIP_MARGIN * float(np.sqrt(np.mean(np.square(np.concatenate(own))))) if low else 0.0  # type: ignore[arg-type]
         margins = np.concatenate([_margins(right) for right in reference])
         for ids, at, found, right in zip(prompts, positions, measured, reference, strict=True):

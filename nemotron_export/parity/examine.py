@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,13 @@ from nemotron_runtime.engine.engine import Engine
 from nemotron_runtime.executors.open import open_executor
 from nemotron_runtime.text.tokenizer import Tokenizer
 
-from nemotron_export.building.preflight import available_memory
 from nemotron_export.checkpoint import Checkpoint
-from nemotron_export.model.load import load_task_model
-from nemotron_export.model.wide import widen_mlp
+from nemotron_export.installation.memory import available_memory
+from nemotron_export.model.fp32_mlp import set_fp32_mlp
+from nemotron_export.model.load import load_model
 from nemotron_export.parity.bisect import Bisection, bisect
 from nemotron_export.parity.drift import Decode, Drift, measure_drift
-from nemotron_export.parity.verification import quiet_about_parity
+from nemotron_export.parity.verdict import quiet_about_parity
 from nemotron_export.progress import Progress, silent
 
 __all__ = ["Examination", "examine"]
@@ -55,7 +55,7 @@ def examine(
     threads: int | None = None,
     progress: Progress = silent,
 ) -> Examination:
-    """Walks a bundle's values against eager PyTorch's, behind its longest reference prompt.
+    """Walks a bundle's values against eager PyTorch's, with its longest reference prompt.
 
     Args:
         bundle: the bundle's folder, whatever its parity state.
@@ -80,28 +80,28 @@ def examine(
     dtypes = list(dict.fromkeys(("float32", opened.manifest.dtype)))
     _check_memory(source, dtypes)
     progress("load the reference", 0, 0)
-    models = [load_task_model(source, getattr(torch, dtype)) for dtype in dtypes]
+    models = [load_model(source, getattr(torch, dtype)) for dtype in dtypes]
     for low in models[1:]:
-        widen_mlp(low, opened.manifest.model.wide_layers)
+        set_fp32_mlp(low, opened.manifest.model.fp32_mlp_layers)
     found = None
     if drift:
         progress("drift by position", 0, 0)
         language_model = opened.manifest.task == "causal-lm"
         with Engine(open_executor(opened, threads)) as engine:
             found = measure_drift(engine, models, prompts, _decoder(opened), language_model=language_model)
-    longest = max(prompts, key=len)
-    bisection = bisect(opened, models, longest, threads, progress)
-    config = source.config
-    about = {
-        "name": opened.directory.name,
-        "target": opened.manifest.target,
-        "task": opened.manifest.task,
-        "dtype": opened.manifest.dtype,
-        "limits": {
-            "max_seq_len": opened.manifest.limits.max_seq_len,
-            "max_batch": opened.manifest.limits.max_batch,
-            "prefill_chunk": opened.manifest.limits.prefill_chunk,
-        },
+    bisection = bisect(opened, models, max(prompts, key=len), threads, progress)
+    return Examination(bisection, found, _described(opened, source))
+
+
+def _described(bundle: Bundle, source: Checkpoint) -> dict[str, Any]:
+    """What the report's head says of the bundle."""
+    manifest, config = bundle.manifest, source.config
+    return {
+        "name": bundle.directory.name,
+        "target": manifest.target,
+        "task": manifest.task,
+        "dtype": manifest.dtype,
+        "limits": asdict(manifest.limits),
         "model": {
             "parameters": source.num_parameters,
             "layers": config.num_hidden_layers,
@@ -113,7 +113,6 @@ def examine(
             "vocab_size": config.vocab_size,
         },
     }
-    return Examination(bisection, found, about)
 
 
 def _check_memory(checkpoint: Checkpoint, dtypes: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""A judgement as JUnit XML, which continuous integration shows: one test case for each check."""
+"""A verdict as JUnit XML, which continuous integration shows: one test case for each check."""
 
 from __future__ import annotations
 

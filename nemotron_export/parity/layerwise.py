@@ -1,8 +1,8 @@
 """Eager PyTorch with one decoder layer in memory at a time, for checkpoints that memory does not hold.
 
-All rows go through a layer before the next one is read, by the same modules as the whole model, each row alone and in
-its own shapes: results are the whole model's bit for bit, but for the last bit of what a head in slices gives on a CPU
-whose matrix kernels round by the shape. Where several tokens of a row are known beforehand (a run fed with the
+All sequences go through a layer before the next one is read, by the modules of the whole model, each alone and in its
+own shapes: results are the whole model's bit for bit, but for the last bit of what a head in slices gives on a CPU
+whose matrix kernels round by the shape. Where several tokens of a sequence are known beforehand (a run fed with the
 reference's own tokens), they go through a layer one after the other, so that one pass over the file is enough.
 
 Shapes: S new tokens, k positions with outputs, E hidden_size, V outputs of the head.
@@ -13,27 +13,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from nemotron_formats.tensors import TensorEntry
 from torch import nn
 
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.checkpoint.expected import backbone_prefix
+from nemotron_export.checkpoint.tensor_reader import TensorReader
 from nemotron_export.model.cache import DynamicCache
 from nemotron_export.model.decoder import NemotronDecoderLayer
 from nemotron_export.model.layernorm import LayerNorm1P
 from nemotron_export.model.load import MODEL_CLASSES
 from nemotron_export.model.masks import causal_mask
 from nemotron_export.model.rotary import RotaryEmbedding
-from nemotron_export.model.tensor_reader import TensorReader
 
-if TYPE_CHECKING:
-    from nemotron_export.checkpoint import TensorEntry
-
-__all__ = ["Feed", "LayerwiseModel", "OnLayer"]
+__all__ = ["Feed", "LayerwiseModel", "OnStep"]
 
 _IMPLEMENTATION = "sdpa"
 
@@ -43,12 +41,12 @@ _IMPLEMENTATION = "sdpa"
 _HEAD_SLICE_BYTES = 128 << 20
 _HEAD_SLICE_ROWS = 64
 
-OnLayer = Callable[[int, int], None]
+OnStep = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Feed:
-    """Tokens that a row is fed at once, and where outputs are wanted among them: int64 [S] and [k]."""
+    """Tokens that a sequence is fed at once, and where outputs are wanted among them: int64 [S] and [k]."""
 
     ids: np.ndarray
     positions: np.ndarray
@@ -60,7 +58,7 @@ class Feed:
 
 
 @dataclass
-class _Row:
+class _Sequence:
     rotary: RotaryEmbedding
     cache: DynamicCache = field(default_factory=DynamicCache)
     length: int = 0
@@ -70,7 +68,7 @@ class _Row:
 class _Piece:
     """A feed on its way through the layers: hidden [1, S, E], position_ids [1, S]."""
 
-    row: _Row
+    sequence: _Sequence
     feed: Feed
     hidden: torch.Tensor
     position_ids: torch.Tensor
@@ -79,26 +77,26 @@ class _Piece:
 
 
 class LayerwiseModel:
-    """Rows behind dynamic caches, through a model of any task that is read layer by layer. A context manager.
+    """Sequences after dynamic caches, through a model of any task that is read layer by layer. A context manager.
 
-    Memory: one decoder layer and a slice of lm_head in `dtype`, the rows' hidden states, keys and values, and the
+    Memory: one decoder layer and a slice of lm_head in `dtype`, the sequences' hidden states, keys and values, and the
     embedding's rows that are looked up.
 
     Args:
         checkpoint: an opened checkpoint.
         dtype: what the model runs in.
-        rows: independent sequences.
+        sequences: independent ones.
         head_slice_rows: rows of lm_head that are multiplied at once, a multiple of 64; by their size where None.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, dtype: torch.dtype, rows: int, *, head_slice_rows: int | None = None
+        self, checkpoint: Checkpoint, dtype: torch.dtype, sequences: int, *, head_slice_rows: int | None = None
     ) -> None:
         self._checkpoint, self._dtype = checkpoint, dtype
         self._config = config = checkpoint.config
         self._prefix = backbone_prefix(checkpoint.task)
         self._reader = TensorReader(checkpoint.directory)
-        self._rows = [_Row(RotaryEmbedding(config)) for _ in range(rows)]
+        self._sequences = [_Sequence(RotaryEmbedding(config)) for _ in range(sequences)]
         row_bytes = config.hidden_size * dtype.itemsize
         by_size = max(1, _HEAD_SLICE_BYTES // row_bytes // _HEAD_SLICE_ROWS) * _HEAD_SLICE_ROWS
         self._head_rows = by_size if head_slice_rows is None else head_slice_rows
@@ -107,7 +105,7 @@ class LayerwiseModel:
             layer = NemotronDecoderLayer(config, 0, _IMPLEMENTATION)
             norm = LayerNorm1P(config.hidden_size, eps=config.norm_eps)
             # its backbone stays empty: the head alone is used
-            self._model = MODEL_CLASSES[checkpoint.task](config, _IMPLEMENTATION).eval()  # type: ignore[call-arg]
+            self._model = MODEL_CLASSES[checkpoint.task](config, _IMPLEMENTATION).eval()
         self._layer, self._norm = (self._made(module) for module in (layer, norm))
 
     def _made(self, module: nn.Module) -> nn.Module:
@@ -124,13 +122,13 @@ class LayerwiseModel:
 
     @torch.inference_mode()
     def feed(
-        self, feeds: Sequence[Sequence[Feed]], on_layer: OnLayer = lambda done, total: None
+        self, feeds: Sequence[Sequence[Feed]], on_step: OnStep = lambda done, total: None
     ) -> list[list[torch.Tensor]]:
-        """Feeds every row its tokens, in one pass over the file.
+        """Feeds every sequence its tokens, in one pass over the file.
 
         Args:
-            feeds: for each row, what it is fed, one after the other.
-            on_layer: told (layers done, layers in all).
+            feeds: for each sequence, what it is fed, one after the other.
+            on_step: told (layers done, layers in all).
 
         Returns:
             Outputs [k, V] of each feed.
@@ -138,31 +136,33 @@ class LayerwiseModel:
         Raises:
             CheckpointError: files that changed, or weights that the dtype cannot hold.
         """
-        pieces_by_row = [
-            [self._piece(row, feed) for feed in row_feeds] for row, row_feeds in zip(self._rows, feeds, strict=True)
+        pieces_by_sequence = [
+            [self._piece(sequence, feed) for feed in own] for sequence, own in zip(self._sequences, feeds, strict=True)
         ]
-        pieces = [piece for row_pieces in pieces_by_row for piece in row_pieces]
+        pieces = [piece for own in pieces_by_sequence for piece in own]
         layers = self._config.num_hidden_layers
         for index in range(layers):
-            on_layer(index, layers)
+            on_step(index, layers)
             self._fill(self._layer, f"{self._prefix}layers.{index}.")
             self._layer.self_attn.layer_idx = index  # type: ignore[union-attr, assignment]
             for piece in pieces:
                 if index == 0:
-                    piece.mask = causal_mask(piece.hidden, None, piece.row.cache, piece.position_ids, _IMPLEMENTATION)
-                piece.hidden, _ = self._layer(piece.hidden, piece.rotary, piece.mask, piece.row.cache)
+                    piece.mask = causal_mask(
+                        piece.hidden, None, piece.sequence.cache, piece.position_ids, _IMPLEMENTATION
+                    )
+                piece.hidden, _ = self._layer(piece.hidden, piece.rotary, piece.mask, piece.sequence.cache)
         self._fill(self._norm, f"{self._prefix}norm.")
         normed = {id(p): self._norm(p.hidden)[:, torch.from_numpy(p.feed.positions)] for p in pieces}
-        on_layer(layers, layers)
+        on_step(layers, layers)
         outputs = dict(zip(normed, self._head(list(normed.values())), strict=True))
-        return [[outputs[id(piece)][0] for piece in row_pieces] for row_pieces in pieces_by_row]
+        return [[outputs[id(piece)][0] for piece in own] for own in pieces_by_sequence]
 
-    def _piece(self, row: _Row, feed: Feed) -> _Piece:
+    def _piece(self, sequence: _Sequence, feed: Feed) -> _Piece:
         entry = self._checkpoint.tensors[f"{self._prefix}embed_tokens.weight"]
         hidden = self._reader.rows(entry, torch.from_numpy(feed.ids), self._dtype)[None]
-        position_ids = (torch.arange(len(feed.ids)) + row.length)[None]
-        row.length += len(feed.ids)
-        return _Piece(row, feed, hidden, position_ids, row.rotary(hidden, position_ids))
+        position_ids = (torch.arange(len(feed.ids)) + sequence.length)[None]
+        sequence.length += len(feed.ids)
+        return _Piece(sequence, feed, hidden, position_ids, sequence.rotary(hidden, position_ids))
 
     def _fill(self, module: nn.Module, prefix: str) -> None:
         for name, parameter in module.named_parameters():

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from nemotron_formats.cache import CACHES, GENAI_CACHES
+
 from nemotron_export.checkpoint.expected import backbone_prefix
 
 __all__ = ["PACKED", "Point", "head_points", "layer_outputs", "layer_points"]
 
 Layout = Literal["tokens", "cache"]
-# how the packed projections' value is called, behind the attention's path
+# what the packed projections' value is called, after the attention's path
 PACKED = "qkv_proj.Linear"
 
 
@@ -69,15 +71,9 @@ def layer_points(task: str, layer: int) -> list[Point]:
         return Point(attention, op, (f"{path}.{value}",), layer, hooked=f"{attention}.rotate_{side}")
 
     def cache(kind: Literal["key", "value"]) -> Point:
-        side = kind[0]
-        return Point(
-            attention,
-            f"KVCacheUpdate ({side})",
-            (f"{side}_cache_out.{layer}", f"present.{layer}.{kind}"),
-            layer,
-            "cache",
-            kind,
-        )
+        side: Literal["k", "v"] = "k" if kind == "key" else "v"
+        values = CACHES.output.format(layer=layer, kind=side), GENAI_CACHES.output.format(layer=layer, kind=kind)
+        return Point(attention, f"KVCacheUpdate ({side})", values, layer, "cache", kind)
 
     def before(module: str, named: str, op: str, *values: str) -> Point:
         return Point(named, op, values, layer, hook="input", hooked=f"{path}.{module}")

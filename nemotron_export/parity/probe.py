@@ -1,6 +1,6 @@
 """Values inside an artefact: its graph opened once more, with the values that are wanted as outputs.
 
-Shapes: n tokens, k chosen positions, f values of each, G key/value heads, T cache slots, D head_dim.
+Shapes: n tokens, k chosen positions, f values of each, G key/value heads, T capacity, D head_dim.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+from nemotron_formats.cache import CACHES, GENAI_CACHES, cache_specs, find_cache
 from nemotron_runtime.bundle.folder import Bundle
 from nemotron_runtime.executors.onnxruntime.graph import open_graph
 
@@ -29,20 +30,19 @@ class Probe:
 
     Args:
         bundle: an ONNX Runtime bundle.
-        slots: T.
+        capacity: T.
         threads: threads within an op.
     """
 
-    def __init__(self, bundle: Bundle, slots: int, threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, capacity: int, threads: int | None = None) -> None:
         self._bundle, self._threads = bundle, threads
-        record, model = bundle.manifest.session, bundle.manifest.model
-        self._model = onnx.load(bundle.file(record.graph), load_external_data=False)
+        session, model = bundle.manifest.session, bundle.manifest.model
+        self._model = onnx.load(bundle.file(session.graph), load_external_data=False)
         self._own_outputs = [value.name for value in self._model.graph.output]
-        self._caches = {
-            name: np.zeros((1, model.num_kv_heads, slots, model.head_dim), record.cache_dtype)
-            for name in record.inputs
-            if _updated(name) != name
-        }
+        names = CACHES if any(find_cache(name) for name in session.inputs) else GENAI_CACHES
+        specs = cache_specs(model.num_layers, model.num_kv_heads, model.head_dim, session.cache_dtype, names)
+        # by the name of the graph's output, which is the input's memory
+        self._caches = {spec.output_name: (spec, np.zeros(spec.shape(1, capacity), spec.dtype)) for spec in specs}
         self._producers = {name: node for node in self._model.graph.node for name in node.output}
 
     @property
@@ -60,7 +60,7 @@ class Probe:
     def feed(
         self, ids: npt.NDArray[np.int64], start: int, points: Sequence[Point], positions: npt.NDArray[np.int64]
     ) -> Values:
-        """Runs new tokens behind ``start`` earlier ones.
+        """Runs new tokens after ``start`` earlier ones.
 
         Args:
             ids: int64 [n].
@@ -83,12 +83,12 @@ class Probe:
         }
         binding = session.io_binding()
         for value in session.get_inputs():
-            array = self._caches[value.name] if value.name in self._caches else inputs[value.name]
-            binding.bind_cpu_input(value.name, np.ascontiguousarray(array))
-        for name, cache in self._caches.items():
+            if value.name in inputs:
+                binding.bind_cpu_input(value.name, np.ascontiguousarray(inputs[value.name]))
+        for spec, cache in self._caches.values():
             where = ("cpu", 0, cache.dtype.type, cache.shape, cache.ctypes.data)
-            binding.bind_input(name, *where)
-            binding.bind_output(_updated(name), *where)
+            binding.bind_input(spec.input_name, *where)
+            binding.bind_output(spec.output_name, *where)
         free = [self._bundle.manifest.head.output, *dict.fromkeys(extra)]
         for name in free:
             binding.bind_output(name, "cpu")
@@ -108,10 +108,10 @@ class Probe:
         tokens: int,
     ) -> npt.NDArray[np.float32]:
         if point.layout == "cache":
-            cache_GTD = next(cache for name, cache in self._caches.items() if _updated(name) == value)[0]
+            cache_GTD = self._caches[value][1][0]
             rows = cache_GTD[:, start + positions].swapaxes(0, 1)
         else:
-            # values behind logits_index hold the chosen positions alone
+            # values after logits_index hold the chosen positions alone
             rows = found[value][0]
             rows = rows[positions] if len(rows) == tokens else rows
             if value.endswith(PACKED):
@@ -130,8 +130,3 @@ class Probe:
         # no type is needed: ONNX Runtime infers it
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra)
         return open_graph(self._bundle, model.SerializeToString(), self._threads)
-
-
-def _updated(name: str) -> str:
-    """The output that a cache's input is updated to; other inputs' own name."""
-    return name.replace("_cache.", "_cache_out.").replace("past_key_values.", "present.")

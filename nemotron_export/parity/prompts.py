@@ -1,4 +1,4 @@
-"""The prompts that a bundle is judged by: short ones of different lengths, and one past 1,000 positions."""
+"""The prompts that a bundle is checked with: short ones of different lengths, and one past 1,000 positions."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def plan_prompts(
         vocab_size: ids are below it.
         max_seq_len: prompt and greedy tokens together stay within it.
         encode: the tokenizer's; random ids by a fixed seed without one.
-        greedy_steps: wanted behind each prompt; 0 where the task makes no text.
+        greedy_steps: wanted after each prompt; 0 where the task makes no text.
 
     Returns:
         Prompts in ascending length, each int64 [n], and the number of greedy steps.

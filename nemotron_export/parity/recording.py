@@ -22,7 +22,7 @@ Values = dict[str, npt.NDArray[np.float32]]
 
 
 class Recorder:
-    """A model and its dynamic cache; each :meth:`feed` goes on behind what was fed before."""
+    """A model and its dynamic cache; each :meth:`feed` continues after what was fed before."""
 
     def __init__(self, model: NemotronPreTrainedModel) -> None:
         self._model = model

@@ -52,7 +52,7 @@ class PromptRecorder:
         return self._greedy[-1]
 
     def stepped(self, output_V: torch.Tensor) -> None:
-        """Takes the output behind the token that was chosen last."""
+        """Takes the output after the token that was chosen last."""
         self._last_V = output_V
         if len(self._greedy) - 1 in self._step_positions:
             self._step_logits.append(output_V.numpy().copy())

@@ -2,20 +2,7 @@
 
 from __future__ import annotations
 
-from nemotron_export.quantization.heldout import HeldOut, held_out_texts, score_texts
 from nemotron_export.quantization.layout import QUANTIZED_FILE, QuantizedLayout, lay_out
-from nemotron_export.quantization.scheme import SCHEMES, Scheme, choose_scheme
 from nemotron_export.quantization.writer import write_quantized
 
-__all__ = [
-    "QUANTIZED_FILE",
-    "SCHEMES",
-    "HeldOut",
-    "QuantizedLayout",
-    "Scheme",
-    "choose_scheme",
-    "held_out_texts",
-    "lay_out",
-    "score_texts",
-    "write_quantized",
-]
+__all__ = ["QUANTIZED_FILE", "QuantizedLayout", "lay_out", "write_quantized"]

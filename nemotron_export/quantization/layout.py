@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nemotron_graphs.weights import QuantizedWeight
-from nemotron_runtime.bundle.manifest import QuantizationRecord, WeightsFile
+from nemotron_formats.dtypes import DTYPES, item_bytes
+from nemotron_formats.tensors import EncodedWeight, TensorEntry
+from nemotron_formats.weights import WeightFormat
+from nemotron_runtime.bundle.records import QuantizationRecord, WeightsFile
 
-from nemotron_export.checkpoint import Checkpoint, TensorEntry
+from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.checkpoint.expected import backbone_prefix
 from nemotron_export.checkpoint.file_layout import lay_out_file
-from nemotron_export.quantization.scheme import Scheme
 
 __all__ = ["QUANTIZED_FILE", "QuantizedLayout", "QuantizedTensor", "lay_out"]
 
@@ -20,11 +21,10 @@ QUANTIZED_FILE = "quantized/quantized.safetensors"
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """A weight [O, K] and its parts: `packed` uint8 [O, n, b], `scales` float32 [O, n] for n groups of b bytes."""
+    """A weight [O, I], and where each operand of its format lies."""
 
     source: TensorEntry
-    packed: TensorEntry
-    scales: TensorEntry
+    operands: dict[str, TensorEntry]
 
 
 @dataclass(frozen=True)
@@ -32,60 +32,46 @@ class QuantizedLayout:
     """The whole file, before anything is computed.
 
     Attributes:
-        scheme: bits and group size.
+        format: of every tensor.
         tensors: what is quantized.
-        kept: matrices that stay as the checkpoint stores them, and why.
+        skipped: matrices that stay as the checkpoint stores them, and why.
         header: the file's first bytes.
         size: its length in bytes.
     """
 
-    scheme: Scheme
+    format: WeightFormat
     tensors: tuple[QuantizedTensor, ...]
-    kept: dict[str, str]
+    skipped: dict[str, str]
     header: bytes
     size: int
 
     @property
     def entries(self) -> dict[str, TensorEntry]:
         """The file's tensors by name, for binding."""
-        return {entry.name: entry for tensor in self.tensors for entry in (tensor.packed, tensor.scales)}
+        return {entry.name: entry for tensor in self.tensors for entry in tensor.operands.values()}
 
     @property
-    def weights(self) -> dict[str, QuantizedWeight]:
-        """The checkpoint's name of each weight → its parts, for the graph."""
-        scheme = self.scheme
-        return {
-            t.source.name: QuantizedWeight(
-                scheme.bits, scheme.group_size, scheme.accuracy_level, t.packed.name, t.packed.shape, t.scales.name
-            )
-            for t in self.tensors
-        }
+    def encoded(self) -> dict[str, EncodedWeight]:
+        """The checkpoint's name of each weight → its operands, for the graphs."""
+        return {tensor.source.name: EncodedWeight(self.format, tensor.operands) for tensor in self.tensors}
 
     def record(self, file: WeightsFile) -> QuantizationRecord:
         """What the manifest says of it."""
-        return QuantizationRecord(
-            bits=self.scheme.bits,
-            group_size=self.scheme.group_size,
-            symmetric=True,
-            method=self.scheme.method,
-            accuracy_level=self.scheme.accuracy_level,
-            tensors=tuple(tensor.source.name for tensor in self.tensors),
-            kept=self.kept,
-            file=file,
-        )
+        names = tuple(tensor.source.name for tensor in self.tensors)
+        return QuantizationRecord(self.format.name, self.format.method, names, self.skipped, file)
 
 
-def lay_out(checkpoint: Checkpoint, scheme: Scheme) -> QuantizedLayout:
+def lay_out(checkpoint: Checkpoint, format: WeightFormat) -> QuantizedLayout:
     """Chooses the tensors and their places; nothing is read.
 
     Quantized are the projections of all layers and lm_head. Of a tied embedding, lm_head's codes are data of their own
-    and the lookup goes on reading the stored rows. Kept are the embedding, of which a step reads one row, and the few
-    outputs of a classifier or an answer's span.
+    and the lookup goes on reading the stored rows. Skipped are the embedding, of which a step reads one row, and the
+    few outputs of a classifier or an answer's span.
     """
     prefix = backbone_prefix(checkpoint.task)
     embedding = f"{prefix}embed_tokens.weight"
     sources: dict[str, TensorEntry] = {}
-    kept: dict[str, str] = {}
+    skipped: dict[str, str] = {}
     for name, entry in checkpoint.tensors.items():
         if len(entry.shape) != 2:
             continue
@@ -93,19 +79,17 @@ def lay_out(checkpoint: Checkpoint, scheme: Scheme) -> QuantizedLayout:
         if tied_head or name == "lm_head.weight" or name.startswith(f"{prefix}layers."):
             sources[name] = entry
         if name == embedding:
-            kept[name] = "a step reads one row of it"
+            skipped[name] = "a step reads one row of it"
         elif name not in sources:
-            kept[name] = "a head of few outputs"
-    shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
-    # four-byte items first keep them aligned; safetensors allows no holes
-    for name, entry in sources.items():
-        rows, features = entry.shape
-        shapes[f"{name}.scales"] = ("F32", (rows, scheme.groups(features)))
-    for name, entry in sources.items():
-        rows, features = entry.shape
-        shapes[f"{name}.packed"] = ("U8", (rows, scheme.groups(features), scheme.group_bytes))
+            skipped[name] = "a head of few outputs"
+    operands = {name: format.operands(*entry.shape) for name, entry in sources.items()}
+    every = [(name, operand) for name, found in operands.items() for operand in found]
+    # large items first keep all aligned; safetensors allows no holes
+    every.sort(key=lambda each: -item_bytes(each[1].dtype))
+    shapes = {f"{name}.{each.name}": (DTYPES[each.dtype].safetensors, each.shape) for name, each in every}
     header, entries, size = lay_out_file(QUANTIZED_FILE, shapes)
     tensors = tuple(
-        QuantizedTensor(entry, entries[f"{name}.packed"], entries[f"{name}.scales"]) for name, entry in sources.items()
+        QuantizedTensor(entry, {each.name: entries[f"{name}.{each.name}"] for each in operands[name]})
+        for name, entry in sources.items()
     )
-    return QuantizedLayout(scheme, tensors, kept, header, size)
+    return QuantizedLayout(format, tensors, skipped, header, size)

@@ -15,13 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from nemotron_errors import ResourceError
-from nemotron_runtime.bundle.manifest import WeightsFile
+from nemotron_runtime.bundle.records import WeightsFile
 
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.checkpoint.scan import ALGORITHM, CHUNK_BYTES
-from nemotron_export.model.tensor_reader import TensorReader
+from nemotron_export.checkpoint.tensor_reader import TensorReader
 from nemotron_export.quantization.layout import QUANTIZED_FILE, QuantizedLayout, QuantizedTensor
-from nemotron_export.quantization.rounding import quantize_rows
 
 __all__ = ["write_quantized"]
 
@@ -85,13 +84,13 @@ def _quantize(
             local.reader = TensorReader(checkpoint.directory)
             readers.append(local.reader)
         tensor, first, rows = block
-        weight_RK = torch.empty((rows, tensor.source.shape[1]))
-        local.reader.into(tensor.source, weight_RK, first)
-        packed, scales = quantize_rows(weight_RK.numpy(), layout.scheme)
-        for entry, part in ((tensor.packed, packed), (tensor.scales, scales)):
+        weight_RI = torch.empty((rows, tensor.source.shape[1]))
+        local.reader.into(tensor.source, weight_RI, first)
+        for name, part in layout.format.encode(weight_RI.numpy()).items():
+            entry = tensor.operands[name]
             row_bytes = entry.length // entry.shape[0]
             _write(file, np.ascontiguousarray(part), entry.offset + first * row_bytes)
-        return weight_RK.numel()
+        return weight_RI.numel()
 
     total, done = sum(tensor.source.num_elements for tensor in layout.tensors), 0
     blocks = _blocks(layout, values)

@@ -9,13 +9,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from nemotron_plugins.launches.rotary import ITEM_BYTES
+from nemotron_formats.dtypes import DTYPES, item_bytes
 
 from nemotron_export.tensorrt.messages import EngineError
 
 __all__ = ["Constant", "embed_constants"]
-
-_TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
 
 
 @dataclass(frozen=True)
@@ -33,9 +31,9 @@ class Constant:
     data: npt.NDArray[np.uint8]
 
     def __post_init__(self) -> None:
-        assert len(self.data) == math.prod(self.shape) * ITEM_BYTES[self.dtype]
+        assert len(self.data) == math.prod(self.shape) * item_bytes(self.dtype)
         assert self.data.flags.c_contiguous
-        assert self.address % ITEM_BYTES[self.dtype] == 0
+        assert self.address % item_bytes(self.dtype) == 0
 
     @property
     def address(self) -> int:
@@ -81,7 +79,7 @@ def _constant(
     trt: Any, network: Any, name: str, replaced: Any, constant: Constant,
     made: dict[tuple[int, str, tuple[int, ...]], Any], what: str,
 ) -> Any:  # fmt: skip
-    kind, shape = getattr(trt.DataType, _TYPES[constant.dtype]), tuple(replaced.shape)
+    kind, shape = getattr(trt.DataType, DTYPES[constant.dtype].tensorrt), tuple(replaced.shape)
     if shape != constant.shape or replaced.dtype != kind:
         raise _refused(f"{name} of {replaced.dtype} {list(shape)} for {constant.dtype} {list(constant.shape)}", what)
     key = (constant.address, constant.dtype, constant.shape)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from nemotron_errors import MissingDependencyError, ResourceError
+from nemotron_formats.dtypes import item_bytes
 from nemotron_runtime.bundle.limits import Limits
 from nemotron_runtime.cuda import Device
 
@@ -17,7 +18,6 @@ from nemotron_export.tensorrt.shapes import pass_ranges
 
 __all__ = ["DeviceEstimate", "Gpu", "check_device_memory", "current_gpu", "estimate_device", "find_gpu"]
 
-_ITEM_BYTES = {"float16": 2, "bfloat16": 2}
 # kernels that CUDA and TensorRT load, staging, and what the allocators round up
 _BASE = 600_000_000
 
@@ -84,7 +84,7 @@ class DeviceEstimate:
 
     Attributes:
         weights: of the checkpoint.
-        caches: keys and values of all rows and slots.
+        caches: keys and values of all sequences at their capacity.
         workspace: activations of a prefill pass, and its logits.
     """
 
@@ -107,7 +107,7 @@ def estimate_device(config: NemotronConfig, weight_bytes: int, limits: Limits, d
         limits: of the bundle.
         dtype: run dtype.
     """
-    item = _ITEM_BYTES[dtype]
+    item = item_bytes(dtype)
     E, F, D = config.hidden_size, config.intermediate_size, config.head_dim
     H, G = config.num_attention_heads, config.num_key_value_heads
     caches = 2 * config.num_hidden_layers * G * D * limits.max_seq_len * limits.max_batch * item

@@ -42,7 +42,7 @@ class Messages:
 
     def take(self) -> str:
         """The first errors since the last call, each once, as one line."""
-        # the first is the cause of those behind it
+        # the first is the cause of the others
         lines = list(dict.fromkeys(" ".join(text.split()) for text in self.errors))
         self.errors.clear()
         return "; ".join(lines[:_KEPT])

@@ -89,10 +89,7 @@ class BuildWatch:
 
     def _fraction(self, parent: str | None) -> float:
         inner = [(name, phase) for name, phase in self._phases.items() if phase.parent == parent]
-        return max(
-            (min(1.0, (phase.done + self._fraction(name)) / phase.steps) for name, phase in inner),
-            default=0.0,
-        )
+        return max((min(1.0, (phase.done + self._fraction(name)) / phase.steps) for name, phase in inner), default=0.0)
 
 
 def run_cancellable(work: Callable[[], _Result], cancel: Callable[[], None]) -> _Result:

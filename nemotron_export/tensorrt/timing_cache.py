@@ -22,7 +22,7 @@ def default_cache_folder() -> Path:
 
 
 class TimingCacheFile:
-    """One file: a SHA-256 and the cache behind it. Nothing that goes wrong with it stops a build.
+    """One file: a SHA-256, then the cache. Nothing that goes wrong with it stops a build.
 
     Args:
         folder: made where it does not exist.

@@ -1,5 +1,5 @@
 """Tracing: the reference model, on meta tensors, to an ONNX graph in the ``nemotron`` dialect."""
 
-from nemotron_export.tracing.trace import trace, trace_whole
+from nemotron_export.tracing.trace import trace
 
-__all__ = ["trace", "trace_whole"]
+__all__ = ["trace"]

@@ -82,7 +82,7 @@ def trace_module(
             values[node] = weights.setdefault(name, writer.input(name, node.meta["val"]))
     outputs: list[ir.Value] = []
     for node in graph_nodes:
-        # what nobody reads: torch's own checks, and sizes that a constant target replaced
+        # unused values: torch's own checks, and sizes that a constant target replaced
         if node.op == "call_function" and node.users:
             values[node] = _translate(writer, node, values)
         elif node.op == "output":

@@ -1,26 +1,28 @@
 """The reference model of any task → its dialect graph.
 
-Dims: batch rows, tokens (new ones per row), positions (that get logits), cache_len (slots), table (RoPE positions).
+Dims: batch (sequences), tokens (new ones of each), positions (that get logits), cache_len (capacity), table (RoPE's
+positions).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import onnx_ir as ir
 import torch
+from nemotron_formats.cache import CacheSpec, cache_specs
 from nemotron_graphs.ops import DOMAIN, DOMAIN_VERSION
 
 from nemotron_export.checkpoint.expected import backbone_prefix
 from nemotron_export.config.config import NemotronConfig
 from nemotron_export.model.decoder import NemotronDecoderLayer
+from nemotron_export.model.fp32_mlp import set_fp32_mlp
 from nemotron_export.model.load import MODEL_CLASSES
 from nemotron_export.model.pretrained import NemotronPreTrainedModel
-from nemotron_export.model.wide import widen_mlp
 from nemotron_export.tracing.exporter import OPSET, ExampleInput, TracedPart, trace_module
 from nemotron_export.tracing.stamp import GraphBuilder
 
-__all__ = ["output_name", "trace", "trace_whole"]
+__all__ = ["output_name", "trace"]
 
 
 class _Embed(torch.nn.Module):
@@ -52,33 +54,12 @@ class _Head(torch.nn.Module):
         return self.model.dialect_head(*args)
 
 
-class _Whole(torch.nn.Module):
-    def __init__(self, model: NemotronPreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-        self.layers = len(model.base_model.layers)
-
-    def forward(self, *args: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        input_ids, query_start, query_length, logits_index, cos, sin, *caches = args
-        logits, keys, values = self.model.forward_dialect(
-            input_ids,
-            query_start,
-            query_length,
-            logits_index,
-            cos,
-            sin,
-            caches[: self.layers],
-            caches[self.layers :],
-        )
-        return (logits, *keys, *values)
-
-
 def _meta_model(
-    config: NemotronConfig, dtype: torch.dtype, layers: int, task: str, wide_layers: Collection[int] = ()
+    config: NemotronConfig, dtype: torch.dtype, layers: int, task: str, fp32_mlp_layers: Collection[int] = ()
 ) -> NemotronPreTrainedModel:
     with torch.device("meta"):
-        made = MODEL_CLASSES[task](config.replace(num_hidden_layers=layers)).to(dtype).eval()  # type: ignore[call-arg]
-    widen_mlp(made, wide_layers)
+        made = MODEL_CLASSES[task](config.replace(num_hidden_layers=layers)).to(dtype).eval()
+    set_fp32_mlp(made, fp32_mlp_layers)
     return made
 
 
@@ -105,11 +86,26 @@ def _inputs(config: NemotronConfig, dtype: torch.dtype) -> dict[str, ExampleInpu
     return {i.name: i for i in described}
 
 
-_ROW_INPUTS = ("input_ids", "query_start", "query_length", "logits_index", "cos", "sin")
+_GRAPH_INPUTS = ("input_ids", "query_start", "query_length", "logits_index", "cos", "sin")
+_LAYER_INPUTS = ("hidden", "cos", "sin", "position_ids", "query_start", "k_cache", "v_cache")
+
+
+def _caches(config: NemotronConfig, dtype: torch.dtype) -> tuple[CacheSpec, ...]:
+    """The keys of all layers, then the values, as the graph has them."""
+    name = str(dtype).removeprefix("torch.")
+    found = cache_specs(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, name)
+    return (*found[::2], *found[1::2])
+
+
+def _part(
+    module: torch.nn.Module, described: Mapping[str, ExampleInput], inputs: tuple[str, ...], outputs: tuple[str, ...]
+) -> TracedPart:
+    wrapped = next(name for name, _ in module.named_children())
+    return trace_module(module, [described[n] for n in inputs], outputs, wrapped=wrapped)
 
 
 def trace(
-    config: NemotronConfig, dtype: torch.dtype, task: str = "causal-lm", wide_layers: Collection[int] = ()
+    config: NemotronConfig, dtype: torch.dtype, task: str = "causal-lm", fp32_mlp_layers: Collection[int] = ()
 ) -> ir.Model:
     """Traces embedding, one decoder layer and head, and stamps the layer ``num_hidden_layers`` times.
 
@@ -119,7 +115,7 @@ def trace(
         config: the checkpoint's config.
         dtype: the dtype that the graph computes in.
         task: a key of ``MODEL_CLASSES``.
-        wide_layers: layers whose MLP computes in fp32 behind its first projection; see :class:`MLP`.
+        fp32_mlp_layers: layers whose MLP computes in fp32 after its first projection; see :class:`MLP`.
 
     Returns:
         The dialect graph. Inputs: ``input_ids`` int64 [batch, tokens], ``query_start`` and ``query_length`` int64
@@ -129,85 +125,37 @@ def trace(
         ``k_cache_out.{l}``, ``v_cache_out.{l}``.
     """
     model = _meta_model(config, dtype, 1, task)
-    prefix = backbone_prefix(task)
     described = _inputs(config, dtype)
-
-    def part(module: torch.nn.Module, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> TracedPart:
-        wrapped = next(name for name, _ in module.named_children())
-        return trace_module(module, [described[n] for n in inputs], outputs, wrapped=wrapped)
-
-    embed = part(_Embed(model), ("input_ids", "query_start"), ("hidden_out", "position_ids_out"))
+    embed = _part(_Embed(model), described, ("input_ids", "query_start"), ("hidden_out", "position_ids_out"))
     layers = {}
     # one trace for each kind of layer that there is
-    for wide in {index in wide_layers for index in range(config.num_hidden_layers)}:
-        widen_mlp(model, [0] if wide else [])
-        layers[wide] = part(
-            _Layer(model),
-            ("hidden", "cos", "sin", "position_ids", "query_start", "k_cache", "v_cache"),
-            ("hidden_out", "k_cache_out", "v_cache_out"),
-        )
-    head = part(_Head(model), ("hidden", "logits_index"), ("logits",))
+    for fp32_mlp in {index in fp32_mlp_layers for index in range(config.num_hidden_layers)}:
+        set_fp32_mlp(model, [0] if fp32_mlp else [])
+        layers[fp32_mlp] = _part(_Layer(model), described, _LAYER_INPUTS, ("hidden_out", "k_cache_out", "v_cache_out"))
+    head = _part(_Head(model), described, ("hidden", "logits_index"), ("logits",))
 
     builder = GraphBuilder({"": OPSET, DOMAIN: DOMAIN_VERSION})
     ir_dtype = embed.model.graph.outputs[0].dtype
     assert ir_dtype is not None
-    rows = {
+    given = {
         n: builder.input(n, ir_dtype if n in ("cos", "sin") else ir.DataType.INT64, described[n].dims)
-        for n in _ROW_INPUTS
+        for n in _GRAPH_INPUTS
     }
-    caches = {
-        f"{kind}_cache.{index}": builder.input(f"{kind}_cache.{index}", ir_dtype, described["k_cache"].dims)
-        for kind in ("k", "v")
-        for index in range(config.num_hidden_layers)
-    }
-
-    hidden, position_ids = builder.stamp(
-        embed.model.graph,
-        [rows["input_ids"], rows["query_start"]],
-        {name: _tied(config, name) for name in embed.weights},
-        "",
-    )
-    updated: dict[str, ir.Value] = {}
+    caches = _caches(config, dtype)
+    given |= {c.input_name: builder.input(c.input_name, ir_dtype, described["k_cache"].dims) for c in caches}
+    embedded = {name: _tied(config, name) for name in embed.weights}
+    hidden, position_ids = builder.stamp(embed.model.graph, [given["input_ids"], given["query_start"]], embedded, "")
+    updated: dict[int, list[ir.Value]] = {}
     for index in range(config.num_hidden_layers):
-        path, layer = f"{prefix}layers.{index}", layers[index in wide_layers]
-        hidden, updated[f"k_cache_out.{index}"], updated[f"v_cache_out.{index}"] = builder.stamp(
-            layer.model.graph,
-            [
-                hidden,
-                rows["cos"],
-                rows["sin"],
-                position_ids,
-                rows["query_start"],
-                caches[f"k_cache.{index}"],
-                caches[f"v_cache.{index}"],
-            ],
-            {name: f"{path}.{name}" for name in layer.weights},
-            f"{path}.",
-        )
+        layer, path = layers[index in fp32_mlp_layers], f"{backbone_prefix(task)}layers.{index}."
+        own = [given[c.input_name] for c in caches if c.layer == index]
+        inputs = [hidden, given["cos"], given["sin"], position_ids, given["query_start"], *own]
+        named = {name: f"{path}{name}" for name in layer.weights}
+        hidden, *updated[index] = builder.stamp(layer.model.graph, inputs, named, path)
     head_weights = {name: _tied(config, name) for name in head.weights}
-    (logits,) = builder.stamp(head.model.graph, [hidden, rows["logits_index"]], head_weights, "")
-    keys_then_values = dict(sorted(updated.items(), key=lambda item: item[0][0]))
-    return builder.finish({output_name(task): logits, **keys_then_values})
-
-
-def trace_whole(
-    config: NemotronConfig, dtype: torch.dtype, task: str = "causal-lm", wide_layers: Collection[int] = ()
-) -> ir.Model:
-    """Traces all layers in one go: what :func:`trace` must equal. Cost grows with depth."""
-    model = _meta_model(config, dtype, config.num_hidden_layers, task, wide_layers)
-    described = _inputs(config, dtype)
-    inputs = [described[n] for n in _ROW_INPUTS]
-    outputs = [output_name(task)]
-    for kind in ("k", "v"):
-        for index in range(config.num_hidden_layers):
-            inputs.append(ExampleInput(f"{kind}_cache.{index}", described["k_cache"].dims, dtype))
-            outputs.append(f"{kind}_cache_out.{index}")
-    traced = trace_module(_Whole(model), inputs, outputs, wrapped="model")
-    for value in traced.model.graph.inputs[len(inputs) :]:
-        assert value.name
-        value.name = _tied(config, value.name)
-    traced.model.opset_imports[DOMAIN] = DOMAIN_VERSION
-    return traced.model
+    (logits,) = builder.stamp(head.model.graph, [hidden, given["logits_index"]], head_weights, "")
+    outputs = {c.output_name: updated[c.layer].pop(0) for c in caches}
+    return builder.finish({output_name(task): logits, **outputs})
 
 
 def _tied(config: NemotronConfig, name: str) -> str:

@@ -8,18 +8,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
+from nemotron_formats.dtypes import DTYPES
 
 __all__ = ["Arg", "GraphWriter"]
 
 Arg = Any  # an ir.Value, a number, a list of them or None
-
-_DTYPES = {
-    torch.float32: ir.DataType.FLOAT,
-    torch.float16: ir.DataType.FLOAT16,
-    torch.bfloat16: ir.DataType.BFLOAT16,
-    torch.int64: ir.DataType.INT64,
-    torch.bool: ir.DataType.BOOL,
-}
 
 
 class GraphWriter:
@@ -38,7 +31,7 @@ class GraphWriter:
 
     def input(self, name: str, like: torch.Tensor) -> ir.Value:
         """A graph input with a fake tensor's shape and dtype."""
-        return ir.Value(name=name, shape=self._shape(like), type=ir.TensorType(_DTYPES[like.dtype]))
+        return ir.Value(name=name, shape=self._shape(like), type=ir.TensorType(_ir_dtype(like.dtype)))
 
     def enter(self, node: torch.fx.Node) -> None:
         """Says which FX node the next nodes are for: their module path and the result's shape."""
@@ -69,12 +62,13 @@ class GraphWriter:
 
     def cast(self, value: ir.Value, dtype: torch.dtype) -> ir.Value:
         """The value in another dtype; itself where it has that already."""
-        return value if value.dtype == _DTYPES[dtype] else self.node("Cast", [value], to=int(_DTYPES[dtype]))
+        wanted = _ir_dtype(dtype)
+        return value if value.dtype == wanted else self.node("Cast", [value], to=int(wanted))
 
     def finish(self, value: ir.Value) -> None:
         """Gives the FX node's value its shape and dtype."""
         if isinstance(self._result, torch.Tensor):
-            value.shape, value.type = self._shape(self._result), ir.TensorType(_DTYPES[self._result.dtype])
+            value.shape, value.type = self._shape(self._result), ir.TensorType(_ir_dtype(self._result.dtype))
         else:
             value.shape, value.type = ir.Shape([]), ir.TensorType(ir.DataType.INT64)
 
@@ -99,3 +93,7 @@ class GraphWriter:
 
     def _shape(self, tensor: torch.Tensor) -> ir.Shape:
         return ir.Shape([int(d) if isinstance(d, int) else self._dims.get(str(d), str(d)) for d in tensor.shape])
+
+
+def _ir_dtype(dtype: torch.dtype) -> ir.DataType:
+    return ir.DataType(DTYPES[str(dtype).removeprefix("torch.")].onnx)

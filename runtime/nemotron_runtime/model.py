@@ -12,7 +12,7 @@ from nemotron_errors import RequestError
 
 from nemotron_runtime.bundle.folder import Bundle
 from nemotron_runtime.bundle.limits import Limits
-from nemotron_runtime.bundle.manifest import ParityRecord
+from nemotron_runtime.bundle.records import ParityRecord
 from nemotron_runtime.chat import ChatCalls
 from nemotron_runtime.closing import Closing
 from nemotron_runtime.engine.engine import Engine

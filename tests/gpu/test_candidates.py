@@ -67,7 +67,7 @@ def test_equal_logits_infinities_and_nan() -> None:
 
 
 def test_launches_that_start_early_wait_for_what_they_read() -> None:
-    from nemotron_plugins.torch_candidates import candidates
+    from support.torch_kernels import candidates
 
     logits = [torch.from_numpy(random_logits(2, 256000, seed=seed)).cuda() for seed in range(20)]
     # no host waits between them

@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from nemotron_graphs.ops import rotary_kv_cache_update
 from support.linear_kernels import LinearCase, definition, linear_inputs, run_argmax, run_kernel
-from support.plugin_kernels import RotaryCase, rotary_inputs
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0),
@@ -96,10 +94,11 @@ def test_projections_in_fp32_are_not_tf32(rows: int) -> None:
         assert _rmse(run_kernel(case, inputs), exact) <= 2e-6 * float(exact.abs().max())
 
 
-def test_a_chain_of_kernels_reads_what_the_one_in_front_wrote() -> None:
-    """Launched one behind another, each starts before the one in front has ended; still each waits for its result."""
-    from nemotron_plugins.torch_linear import layernorm_linear, linear_residual
+def test_a_chain_of_kernels_reads_what_the_one_before_wrote() -> None:
+    """Launched one after another, each starts before the one before has ended; still each waits for its result."""
+    from support.torch_kernels import run_op
 
+    attributes = {"epsilon": 1e-5, "activation": "relu_squared", "output": "same"}
     torch.manual_seed(0)
     layers = [
         [torch.randn(shape, device="cuda", dtype=torch.bfloat16) * 0.02 for shape in ((1024, 1024), (1024, 1024))]
@@ -109,10 +108,10 @@ def test_a_chain_of_kernels_reads_what_the_one_in_front_wrote() -> None:
 
     def run(x: torch.Tensor, *, wait: bool) -> torch.Tensor:
         for up, down in layers:
-            between = layernorm_linear(x, zeros, zeros, up, epsilon=1e-5, activation="relu_squared")
+            (between,) = run_op("LayerNormLinear", (x, zeros, zeros, up), attributes)
             if wait:
                 torch.cuda.synchronize()
-            x = linear_residual(between, down, x)
+            (x,) = run_op("LinearResidual", (between, down, x))
             if wait:
                 torch.cuda.synchronize()
         return x
@@ -122,19 +121,15 @@ def test_a_chain_of_kernels_reads_what_the_one_in_front_wrote() -> None:
         expected = run(x, wait=True)
         for _ in range(20):
             assert torch.equal(run(x, wait=False), expected)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("tokens", [1, 70])
-def test_packed_rotation_equals_its_definition_bit_for_bit(tokens: int, dtype: torch.dtype) -> None:
-    from nemotron_plugins.torch_rotary import packed_rotary_kv_cache_update as kernel
-
-    case = RotaryCase(H=24, G=8, D=128, R=64, S=tokens, starts=(1030, 0, 77), T=1100)
-    inputs: Any = rotary_inputs(case, dtype, "cuda")
-    expected = rotary_kv_cache_update.eager(*inputs)
-    q_out = kernel(*case.packed(inputs), num_heads=case.H, num_kv_heads=case.G)
-    for got, wanted in zip((q_out, inputs[6], inputs[7]), expected, strict=True):
-        assert torch.equal(got, wanted)
+        # in a graph no host stands between two launches
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = run(x, wait=False)
+        for _ in range(20):
+            out.zero_()
+            graph.replay()
+            torch.cuda.synchronize()
+            assert torch.equal(out, expected)
 
 
 @pytest.mark.parametrize("vocab", [7, 5003, 256000])

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from nemotron_graphs.ops import rotary_kv_cache_update
 from support.plugin_kernels import (
     AttentionCase,
     RotaryCase,
     attention_inputs,
     reference_attention,
-    rotary_inputs,
+    run_attention,
     run_fused,
+    run_update,
 )
 
 pytestmark = pytest.mark.skipif(
@@ -40,17 +40,13 @@ def _rmse(got: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float32], ids=str)
 @pytest.mark.parametrize("tokens", [1, 37])
 @pytest.mark.parametrize("model", MODELS)
-def test_rotary_kv_cache_update_equals_its_definition_bit_for_bit(model: str, tokens: int, dtype: torch.dtype) -> None:
-    from nemotron_plugins.torch_rotary import rotary_kv_cache_update as kernel
-
+def test_packed_rotary_kv_cache_update_equals_its_definition_bit_for_bit(
+    model: str, tokens: int, dtype: torch.dtype
+) -> None:
     H, G, D, R = MODELS[model]
-    for permuted in (False, True):
-        case = RotaryCase(H=H, G=G, D=D, R=R, S=tokens, starts=(1030, 0, 77), T=1100, permuted=permuted)
-        inputs: Any = rotary_inputs(case, dtype, "cuda")
-        expected = rotary_kv_cache_update.eager(*inputs)
-        q_out = kernel(*inputs)
-        for got, wanted in zip((q_out, inputs[6], inputs[7]), expected, strict=True):
-            assert torch.equal(got, wanted)
+    case = RotaryCase(H=H, G=G, D=D, R=R, S=tokens, starts=(1030, 0, 77), T=1100)
+    for got, expected in run_update(case, dtype, "cuda").values():
+        assert torch.equal(got, expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -63,35 +59,29 @@ def test_rotary_kv_cache_update_equals_its_definition_bit_for_bit(model: str, to
 def test_cached_attention_is_as_near_to_fp32_as_its_definition(
     model: str, tokens: int, starts: tuple[int, ...], dtype: torch.dtype
 ) -> None:
-    from nemotron_plugins.torch_attention import cached_attention as kernel
-
     H, G, D, _ = MODELS[model]
-    case = AttentionCase(H=H, G=G, D=D, S=tokens, starts=starts, T=2100, permuted=len(starts) > 1)
+    case = AttentionCase(H=H, G=G, D=D, S=tokens, starts=starts, T=2100)
     inputs: Any = attention_inputs(case, dtype, "cuda")
     exact = reference_attention(inputs, torch.float32)
-    got = kernel(*inputs)
+    got = run_attention(inputs)
     assert not got.isnan().any()
     assert _rmse(got, exact) <= RATIO * _rmse(reference_attention(inputs, dtype), exact)
 
 
 @pytest.mark.parametrize("tokens", [1, 70])
 def test_cached_attention_in_fp32_is_not_tf32(tokens: int) -> None:
-    from nemotron_plugins.torch_attention import cached_attention as kernel
-
     case = AttentionCase(H=6, G=2, D=96, S=tokens, starts=(1000, 5), T=1100)
     inputs: Any = attention_inputs(case, torch.float32, "cuda")
     exact = reference_attention(inputs, torch.float64)
-    assert _rmse(kernel(*inputs), exact) <= 1e-6
+    assert _rmse(run_attention(inputs), exact) <= 1e-6
 
 
 @pytest.mark.parametrize("splits", [1, 2, 16, 64])
 def test_any_number_of_splits_gives_the_same_attention(splits: int) -> None:
-    from nemotron_plugins.torch_attention import cached_attention as kernel
-
     case = AttentionCase(H=24, G=8, D=128, S=1, starts=(900, 0, 40), T=1024)
     inputs: Any = attention_inputs(case, torch.bfloat16, "cuda")
     exact = reference_attention(inputs, torch.float32)
-    assert _rmse(kernel(*inputs, splits=splits), exact) <= RATIO * _rmse(
+    assert _rmse(run_attention(inputs, splits), exact) <= RATIO * _rmse(
         reference_attention(inputs, torch.bfloat16), exact
     )
 
@@ -101,8 +91,8 @@ def test_any_number_of_splits_gives_the_same_attention(splits: int) -> None:
 @pytest.mark.parametrize("starts", [(0,), (511,), (1030, 0, 77), (2047, 1024, 1025, 3)], ids=str)
 def test_rotation_update_and_attention_in_one_launch(model: str, starts: tuple[int, ...], dtype: torch.dtype) -> None:
     H, G, D, R = MODELS[model]
-    for permuted, splits in ((False, None), (True, None), (False, 1), (True, 64)):
-        case = RotaryCase(H=H, G=G, D=D, R=R, S=1, starts=starts, T=2100, permuted=permuted)
+    for splits in (None, 1, 64):
+        case = RotaryCase(H=H, G=G, D=D, R=R, S=1, starts=starts, T=2100)
         outputs = run_fused(case, dtype, "cuda", splits)
         got, same, exact = outputs.pop("out")
         assert not got.isnan().any()

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 from nemotron_errors import BundleError
-from nemotron_runtime.bundle.folder import Bundle, write_manifest
+from nemotron_export.parity.verification import verify_bundle
+from nemotron_runtime.bundle.folder import Bundle, file_record, write_manifest
 from nemotron_runtime.bundle.manifest import Manifest
 from nemotron_runtime.cuda import Device
 from nemotron_runtime.engine.engine import Engine
@@ -23,8 +24,6 @@ from support.gpu_models import write_random
 
 from nemotron_export.building import build
 from nemotron_export.building import tensorrt as building
-from nemotron_export.building.file_record import file_record
-from nemotron_export.parity.verification import verify_bundle
 from nemotron_export.tensorrt.timing_cache import TimingCacheFile
 
 pytest.importorskip("tensorrt")

@@ -1,6 +1,7 @@
-"""Each plugin in an engine of TensorRT, beside the definition of its op.
+"""Each plugin in an engine of TensorRT, compared with the definition of its op.
 
-Shapes: B rows, S new tokens, T cache slots, H query heads, G key/value heads, D head_dim, R rotary_dim, P positions.
+Shapes: B sequences, S new tokens, T cache capacity, H query heads, G key/value heads, D head_dim, R rotary_dim, P
+positions.
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ from typing import Any
 import pytest
 import torch
 from nemotron_graphs.ops import packed_rotary_cached_attention, packed_rotary_kv_cache_update
-from nemotron_plugins.kernel_spec import KernelSpec
 from support.linear_kernels import LinearCase, definition, linear_inputs
-from support.plugin_engines import NodeEngine, compiled_library
+from support.plugin_engines import NodeEngine
 from support.plugin_kernels import AttentionCase, RotaryCase, attention_inputs, reference_attention, rotary_inputs
 
 pytest.importorskip("tensorrt", reason="needs TensorRT's Python bindings", exc_type=ImportError)
@@ -23,10 +23,10 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="engines r
 DTYPES = (torch.bfloat16, torch.float16)
 # of the definition's own RMSE against fp32
 RATIO = 1.05
-SLOTS, ROWS = 1600, 8
+CAPACITY, SEQUENCES = 1600, 8
 # query heads, key/value heads, head_dim, rotary_dim
 HEADS = {"64": (12, 4, 64, 32), "128": (24, 8, 128, 64), "192": (24, 2, 192, 96)}
-# new tokens, and the tokens that each row has already; slots
+# new tokens, the tokens that each sequence has already, and the capacity
 CALLS: tuple[tuple[int, tuple[int, ...], int], ...] = (
     (1, (1030,), 1100),
     (1, (0, 511, 1500), 1600),
@@ -35,11 +35,7 @@ CALLS: tuple[tuple[int, tuple[int, ...], int], ...] = (
     (130, (0, 1001), 1300),
     (1, (7,), 8),
 )
-RANGES = {"B": (1, 1, ROWS), "S": (1, 1, 256), "T": (1, SLOTS, SLOTS)}
-SPEC = KernelSpec(
-    query_heads=24, kv_heads=8, head_dim=128, rotary_dim=64, hidden=1000, intermediate=776, outputs=1056, epsilon=1e-5,
-    dtype="bfloat16", max_batch=ROWS, max_seq_len=SLOTS, multiprocessors=132,
-)  # fmt: skip
+RANGES = {"B": (1, 1, SEQUENCES), "S": (1, 1, 256), "T": (1, CAPACITY, CAPACITY)}
 
 
 @pytest.fixture(autouse=True)
@@ -59,12 +55,6 @@ def _rmse(got: torch.Tensor, expected: torch.Tensor) -> float:
     return float((got.double() - expected.double()).square().mean().sqrt())
 
 
-def _spec(heads: str, dtype: torch.dtype) -> KernelSpec:
-    H, G, D, R = HEADS[heads]
-    name = str(dtype).removeprefix("torch.")
-    return dataclasses.replace(SPEC, query_heads=H, kv_heads=G, head_dim=D, rotary_dim=R, dtype=name)
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("heads", HEADS)
 def test_packed_rotary_kv_cache_update_equals_its_definition_bit_for_bit(heads: str, dtype: torch.dtype) -> None:
@@ -74,15 +64,15 @@ def test_packed_rotary_kv_cache_update_equals_its_definition_bit_for_bit(heads: 
               (torch.int64, ("B",))]  # fmt: skip
     engine = NodeEngine(
         "PackedRotaryKVCacheUpdate",
-        compiled_library(_spec(heads, dtype), "packed_rotary"),
+        dtype,
         inputs,
         [(dtype, ("B", "S", H, D)), cache, cache],
-        {**RANGES, "P": (1, SLOTS, SLOTS)},
+        {**RANGES, "P": (1, CAPACITY, CAPACITY)},
         {"num_heads": H, "num_kv_heads": G},
     )
     for S, starts, T in CALLS:
         case = RotaryCase(H=H, G=G, D=D, R=R, S=S, starts=starts, T=T)
-        tensors: Any = case.packed(rotary_inputs(case, dtype, "cuda"))[:7]
+        tensors: Any = rotary_inputs(case, dtype, "cuda")
         before = [tensor.clone() for tensor in tensors]
         expected = packed_rotary_kv_cache_update.eager(*before, num_heads=H, num_kv_heads=G)
         q_out = torch.empty(len(starts), S, H, D, dtype=dtype, device="cuda")
@@ -114,15 +104,15 @@ def test_one_token_rotated_kept_and_attending_is_as_near_to_fp32_as_its_definiti
               (torch.int64, ("B",))]  # fmt: skip
     engine = NodeEngine(
         "PackedRotaryCachedAttention",
-        compiled_library(_spec(heads, dtype), "rotary_cached_attention", "cached_attention_combine"),
+        dtype,
         inputs,
         [(dtype, ("B", 1, H, D)), cache, cache],
-        {**{name: RANGES[name] for name in ("B", "T")}, "P": (1, SLOTS, SLOTS)},
+        {**{name: RANGES[name] for name in ("B", "T")}, "P": (1, CAPACITY, CAPACITY)},
         {"num_heads": H, "num_kv_heads": G},
     )
     for _, starts, T in CALLS:
         case = RotaryCase(H=H, G=G, D=D, R=R, S=1, starts=starts, T=T)
-        tensors: Any = case.packed(rotary_inputs(case, dtype, "cuda"))[:7]
+        tensors: Any = rotary_inputs(case, dtype, "cuda")
         out = torch.empty(len(starts), 1, H, D, dtype=dtype, device="cuda")
         engine.bind(tensors, (out, tensors[4], tensors[5]))
         graph = None
@@ -152,7 +142,7 @@ def test_cached_attention_is_as_near_to_fp32_as_its_definition(heads: str, dtype
     q, cache = (dtype, ("B", "S", H, D)), (dtype, ("B", G, "T", D))
     engine = NodeEngine(
         "CachedAttention",
-        compiled_library(_spec(heads, dtype), "cached_attention"),
+        dtype,
         [q, cache, cache, (torch.int64, ("B",))],
         [q],
         RANGES,
@@ -197,23 +187,20 @@ ADDED = {
 @pytest.mark.parametrize("name", [*NORMED, *ADDED])
 def test_projections_are_as_near_to_fp32_as_their_definitions(name: str, dtype: torch.dtype) -> None:
     case = {**NORMED, **ADDED}[name]
-    spec = dataclasses.replace(_spec("128", dtype), mlp_bias=True)
-    op, prefix = ("LayerNormLinear", "layernorm_linear") if case.normed else ("LinearResidual", "linear_residual")
-    attributes = case.attributes if case.normed else {}
     sizes: list[tuple[torch.dtype, tuple[int | str, ...]]] = [
         (dtype, ("B", *tensor.shape[1:]) if tensor.dim() == 3 else tuple(tensor.shape))
         for tensor in linear_inputs(case, dtype)
     ]
     out_dtype = torch.float32 if case.output == "float32" else dtype
     engine = NodeEngine(
-        op,
-        compiled_library(spec, f"{prefix}.{name}.", *(["layernorm_rows"] if case.normed else [])),
+        "LayerNormLinear" if case.normed else "LinearResidual",
+        dtype,
         sizes,
         [(out_dtype, ("B", 1, case.outputs))],
         {"B": RANGES["B"]},
-        {**attributes, "kernel": name},
+        case.attributes if case.normed else {},
     )
-    for B in range(1, ROWS + 1):
+    for B in range(1, SEQUENCES + 1):
         case = dataclasses.replace(case, B=B)
         inputs = linear_inputs(case, dtype, "cuda")
         out = torch.empty(B, 1, case.outputs, dtype=out_dtype, device="cuda")

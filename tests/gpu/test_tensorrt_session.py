@@ -28,7 +28,7 @@ from support.gpu_models import COMMON, eager_logits, eager_pair, write_random
 
 from nemotron_export.building import build
 from nemotron_export.model import NemotronForCausalLM
-from nemotron_export.parity import check_parity
+from nemotron_export.parity.check import check_parity
 from nemotron_export.tensorrt import shapes
 
 pytest.importorskip("tensorrt")

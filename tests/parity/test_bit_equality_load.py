@@ -13,7 +13,7 @@ from support.models import config_dict, oracle_config, randomize, token_ids
 from support.oracles import HEADS, assert_outputs_equal
 
 from nemotron_export.checkpoint import Checkpoint
-from nemotron_export.model.load import MODEL_CLASSES, load_model, load_task_model
+from nemotron_export.model.load import MODEL_CLASSES, load_model
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -46,7 +46,7 @@ def test_every_task(task: str, tmp_path: Path) -> None:
     assert head in HEADS
     _write(tmp_path, head, torch.bfloat16, pad_token_id=0, id2label={"0": "A", "1": "B", "2": "C"})
     oracle = getattr(transformers, head).from_pretrained(tmp_path, dtype=torch.float32)
-    ours = load_task_model(Checkpoint.open(tmp_path, task=task), torch.float32, "sdpa")
+    ours = load_model(Checkpoint.open(tmp_path, task=task), torch.float32, "sdpa")
     assert type(ours).__name__ == head
     assert_outputs_equal(ours(token_ids(2, 9)), oracle(token_ids(2, 9)))
 

@@ -8,7 +8,7 @@ from support.chat import CHATML, CONVERSATIONS, LLAMA_TOOLS, LOOPS, MARKERS, RAI
 from transformers import AutoTokenizer as Oracle
 
 from nemotron_export import AutoTokenizer
-from nemotron_export.auto.tokenizer import PretrainedTokenizer
+from nemotron_export.auto import PretrainedTokenizer
 
 TEMPLATES = {"chatml": CHATML, "llama": LLAMA_TOOLS, "loops": LOOPS}
 

@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from nemotron_errors import BundleError, CheckpointError, RequestError
+from nemotron_formats.dtypes import RUN_DTYPES
 from safetensors.torch import load_file
 from support.checkpoints import run_blocked, write_checkpoint
 from transformers import NemotronForCausalLM
 
 from nemotron_export.checkpoint import Checkpoint
-from nemotron_export.checkpoint.convert import DTYPES, convert
+from nemotron_export.checkpoint.convert import convert
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", RUN_DTYPES)
 def test_every_tensor_is_rounded_once(tmp_path: Path, dtype: str) -> None:
     stored = torch.float32 if dtype != "float32" else torch.bfloat16
     oracle = write_checkpoint(tmp_path / "checkpoint", stored, vocab_size=40_000, num_hidden_layers=1)
@@ -24,7 +25,7 @@ def test_every_tensor_is_rounded_once(tmp_path: Path, dtype: str) -> None:
     opened = Checkpoint.open(path)
     assert opened.dtype == dtype
     assert opened.config.dtype == dtype
-    wanted = {name: value.to(DTYPES[dtype][1]) for name, value in oracle.state_dict().items()}
+    wanted = {name: value.to(getattr(torch, dtype)) for name, value in oracle.state_dict().items()}
     found = load_file(path / "model.safetensors")
     assert set(found) == set(wanted)
     assert all(torch.equal(found[name], value) for name, value in wanted.items())
@@ -32,7 +33,7 @@ def test_every_tensor_is_rounded_once(tmp_path: Path, dtype: str) -> None:
     assert found["model.embed_tokens.weight"].nbytes > 4 << 20
     assert {file.name for file in path.iterdir()} >= {"tokenizer.json", "LICENSE", "generation_config.json"}
     loaded = NemotronForCausalLM.from_pretrained(path, dtype="auto")
-    assert loaded.dtype == DTYPES[dtype][1]
+    assert loaded.dtype == getattr(torch, dtype)
 
 
 def test_shards_and_their_index_stay(tmp_path: Path) -> None:

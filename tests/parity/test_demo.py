@@ -43,13 +43,13 @@ def test_texts_are_words(shown: dict[str, Any]) -> None:
 
 def test_the_bundle_is_measured_beside_both_dtypes_of_pytorch(shown: dict[str, Any]) -> None:
     found = shown["benchmark"]
-    assert [contender["name"] for contender in found["contenders"]] == [
+    assert [backend["name"] for backend in found["contenders"]] == [
         "bundle ort-cpu float32",
         "eager float32, sdpa, static cache",
         "eager bfloat16, sdpa, static cache",
     ]
-    for contender in found["contenders"]:
-        (measured,) = contender["measurements"]
+    for backend in found["contenders"]:
+        (measured,) = backend["measurements"]
         assert measured["decode_tokens_per_second"]["median"] > 0
         assert len(measured["decode_tokens_per_second"]["rounds"]) == 1
     assert found["machine"]["threads"] == 2

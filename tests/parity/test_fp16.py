@@ -13,10 +13,10 @@ from nemotron_errors import RequestError
 from support.checkpoints import write_checkpoint
 
 from nemotron_export import build, check_parity
-from nemotron_export.building.wide import choose_wide_layers
+from nemotron_export.building.fp32_mlp import choose_wide_layers
 from nemotron_export.checkpoint import Checkpoint
-from nemotron_export.model.load import load_task_model
-from nemotron_export.model.wide import rectified_maxima, widen_mlp
+from nemotron_export.model.fp32_mlp import rectified_maxima, set_fp32_mlp
+from nemotron_export.model.load import load_model
 from nemotron_export.parity.examine import examine
 from nemotron_export.progress import silent
 
@@ -42,7 +42,7 @@ def test_a_bundle_in_fp16_passes_its_parity(tmp_path: Path, large_layer: int | N
     manifest = json.loads((bundle / "manifest.json").read_text())
     assert manifest["parity"]["state"] == "passed"
     assert manifest["dtype"] == manifest["session"]["cache_dtype"] == "float16"
-    assert manifest["model"]["wide_layers"] == ([] if large_layer is None else [large_layer])
+    assert manifest["model"]["fp32_mlp_layers"] == ([] if large_layer is None else [large_layer])
     graph = onnx.load(bundle / "model.onnx", load_external_data=False).graph
     wide = [name for node in graph.node for name in node.output if ".mlp.Cast" in name]
     assert {name.split(".")[2] for name in wide} == (set() if large_layer is None else {str(large_layer)})
@@ -53,13 +53,13 @@ def test_a_bundle_in_fp16_passes_its_parity(tmp_path: Path, large_layer: int | N
 
 def test_without_the_rule_the_square_overflows(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(_checkpoint(tmp_path / "checkpoint", large_layer=1))
-    fp32, fp16 = (load_task_model(checkpoint, dtype) for dtype in (torch.float32, torch.float16))
+    fp32, fp16 = (load_model(checkpoint, dtype) for dtype in (torch.float32, torch.float16))
     maxima = rectified_maxima(fp32, [IDS])
     assert maxima[1] > 256 > 128 > max(maxima[0], maxima[2])
     with torch.inference_mode():
         expected = fp32.base_model(torch.from_numpy(IDS)[None]).last_hidden_state
         narrow = fp16.base_model(torch.from_numpy(IDS)[None]).last_hidden_state
-        widen_mlp(fp16, [1])
+        set_fp32_mlp(fp16, [1])
         wide = fp16.base_model(torch.from_numpy(IDS)[None]).last_hidden_state
     assert not torch.isfinite(narrow).all()
     torch.testing.assert_close(wide.float(), expected, atol=0.05, rtol=0.05)
@@ -68,7 +68,7 @@ def test_without_the_rule_the_square_overflows(tmp_path: Path) -> None:
 def test_what_cannot_be_measured_is_computed_in_fp32_or_refused(tmp_path: Path) -> None:
     folder = _checkpoint(tmp_path / "checkpoint", large_layer=None)
     bundle = build(folder, tmp_path / "bundle", target="onnx", dtype="float16", max_seq_len=64, parity=False)
-    assert json.loads((bundle / "manifest.json").read_text())["model"]["wide_layers"] == [0, 1, 2]
+    assert json.loads((bundle / "manifest.json").read_text())["model"]["fp32_mlp_layers"] == [0, 1, 2]
     checkpoint = Checkpoint.open(folder)
     with pytest.raises(RequestError, match="larger than memory"):
         choose_wide_layers(checkpoint, "float16", 64, measure=True, mode="layerwise", progress=silent)

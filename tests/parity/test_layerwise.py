@@ -17,8 +17,8 @@ from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.checkpoint.save import save_checkpoint
 from nemotron_export.config.config import NemotronConfig
 from nemotron_export.model.load import MODEL_CLASSES
+from nemotron_export.parity.greedy_run import run_prompts
 from nemotron_export.parity.layerwise import Feed, LayerwiseModel
-from nemotron_export.parity.layerwise_reference import layerwise_reference
 from nemotron_export.parity.prompts import PromptPlan, plan_prompts
 from nemotron_export.parity.reference import reference_for
 
@@ -39,7 +39,7 @@ def _write(folder: Path, task: str = "causal-lm", stored: torch.dtype = torch.bf
     if task.endswith("-classification"):
         changes["id2label"] = {"0": "A", "1": "B", "2": "C"}
     config = NemotronConfig.from_dict(config_dict(**changes))
-    model = randomize(MODEL_CLASSES[task](config).to(stored))  # type: ignore[call-arg]
+    model = randomize(MODEL_CLASSES[task](config).to(stored))
     # several files, so that a layer's tensors lie in more than one
     save_checkpoint(folder, config, model.state_dict(), task=task, max_shard_size="40KB")
     return Checkpoint.open(folder, task=task)
@@ -106,7 +106,7 @@ def test_the_head_in_slices(threads: int, vocabulary: int, rows: int, tmp_path: 
     made = []
     for size in (rows, vocabulary // 64 * 64 + 64):
         with LayerwiseModel(checkpoint, torch.float32, len(plan.prompts), head_slice_rows=size) as model:
-            made.append(Reference(layerwise_reference(model, plan, lambda done, total: None)))
+            made.append(Reference(run_prompts(model, plan, lambda done, total: None)))
     # a CPU's matrix kernels may round by the shape: an Intel Xeon does so with two threads at the odd width
     _assert_same(*made, last_bits=True)
 

@@ -10,9 +10,9 @@ import onnx_ir as ir
 import pytest
 import torch
 from nemotron_errors import GraphError
-from nemotron_graphs.targets import LoweringContext, get_target
-from nemotron_graphs.targets.tensorrt import TensorRTGraphs
-from nemotron_graphs.targets.tensorrt_rtx import NATIVE_OPSET, lower_native
+from nemotron_graphs.targets import LoweringContext, get_target, lowering, tensorrt_native
+from nemotron_graphs.targets.lowering import Lowered
+from nemotron_graphs.targets.tensorrt import NATIVE_OPSET
 from support.checkpoints import write_checkpoint
 from support.graph_pairs import SLOTS, drive_beside_eager
 
@@ -33,9 +33,10 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def lower(checkpoint: Checkpoint, dtype: torch.dtype = torch.float16) -> TensorRTGraphs:
+def lower(checkpoint: Checkpoint, dtype: torch.dtype = torch.float16) -> Lowered:
     cos, sin = rope_tables(checkpoint.config, SLOTS, torch.float32)
-    return lower_native(trace(checkpoint.config, dtype), LoweringContext(checkpoint.tensors, cos.numpy(), sin.numpy()))
+    context = LoweringContext(checkpoint.tensors, cos.numpy(), sin.numpy())
+    return lowering.lower(tensorrt_native, trace(checkpoint.config, dtype), context)
 
 
 @pytest.mark.parametrize("changes", MODELS.values(), ids=list(MODELS))
@@ -53,7 +54,7 @@ def test_the_tolerance_sees_a_wrong_graph(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, torch.float16)
     checkpoint = Checkpoint.open(tmp_path)
     graphs = lower(checkpoint)
-    for node in graphs.prefill.model.graph:
+    for node in graphs.graphs["prefill"].model.graph:
         if node.op_type == "RotaryEmbedding":
             node.attributes["interleaved"] = ir.AttrInt64("interleaved", 1)
     assert drive_beside_eager(graphs, load_model(checkpoint, torch.float16), checkpoint, 1) > 3e-2
@@ -62,7 +63,7 @@ def test_the_tolerance_sees_a_wrong_graph(tmp_path: Path) -> None:
 def test_both_graphs_hold_native_layers_alone(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, torch.bfloat16)
     graphs = lower(Checkpoint.open(tmp_path), torch.bfloat16)
-    for graph, tokens in ((graphs.prefill, "tokens"), (graphs.decode, 1)):
+    for graph, tokens in ((graphs.graphs["prefill"], "tokens"), (graphs.graphs["decode"], 1)):
         counts = Counter(node.op_type for node in graph.model.graph)
         assert (counts["RotaryEmbedding"], counts["TensorScatter"], counts["Attention"]) == (6, 6, 3)
         assert {node.domain for node in graph.model.graph} == {""}
@@ -75,7 +76,7 @@ def test_both_graphs_hold_native_layers_alone(tmp_path: Path) -> None:
             n for n in inputs if (n and n.endswith(".weight")) or (n and n.endswith(".bias"))
         ]
     # one mask for all layers
-    assert Counter(node.op_type for node in graphs.prefill.model.graph)["LessOrEqual"] == 1
+    assert Counter(node.op_type for node in graphs.graphs["prefill"].model.graph)["LessOrEqual"] == 1
 
 
 def test_weights_of_another_dtype_are_refused(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from support.checkpoints import write_checkpoint
 from support.cuda_graphs import CASES, CPU, on_cpu
 
 from nemotron_export import build
-from nemotron_export.building.graph import make_graph
+from nemotron_export.building.graph import make_graphs
 from nemotron_export.building.limits import choose_limits
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.model.load import load_model
@@ -137,18 +137,18 @@ def test_published_attention_shapes_lower_to_fused_nodes(tmp_path: Path, shape: 
     )  # fmt: skip
     opened = Checkpoint.open(tmp_path)
     limits = choose_limits(opened.config, 512, 2, 256)
-    lowered = make_graph(opened, TARGETS["ort-cuda"], "bfloat16", limits)
-    attentions = [node for node in lowered.model.graph if node.op_type == "GroupQueryAttention"]
+    lowered = make_graphs(opened, TARGETS["ort-cuda"], "bfloat16", limits)
+    attentions = [node for node in lowered.main.model.graph if node.op_type == "GroupQueryAttention"]
     assert len(attentions) == layers
     assert all(node.attributes.get_int("do_rotary") == 1 for node in attentions)
-    assert sum(node.op_type == "SkipLayerNormalization" for node in lowered.model.graph) == 2 * layers - 1
+    assert sum(node.op_type == "SkipLayerNormalization" for node in lowered.main.model.graph) == 2 * layers - 1
     assert lowered.session["provider"] == "CUDAExecutionProvider"
     assert lowered.session["cache_dtype"] == "bfloat16"
     assert lowered.session["cuda_graph"] is True
     # a bf16 run of a bf16 checkpoint converts no weight but, at load, the norms'; the logits alone widen
-    casts = [node.inputs[0].name for node in lowered.model.graph if node.op_type == "Cast"]
+    casts = [node.inputs[0].name for node in lowered.main.model.graph if node.op_type == "Cast"]
     norms = [name for name in casts if "norm" in name]
-    assert sorted(set(casts) - set(norms)) == ["logits/narrow", "rows/last"]
+    assert sorted(set(casts) - set(norms)) == ["lengths/last", "logits/narrow"]
     assert len(norms) == 2 * (2 * opened.config.num_hidden_layers + 1)
 
 
@@ -157,7 +157,7 @@ def test_published_attention_shapes_lower_to_fused_nodes(tmp_path: Path, shape: 
 def test_every_gamma_can_be_folded(tmp_path: Path, stored: torch.dtype, dtype: str) -> None:
     write_checkpoint(tmp_path, stored)
     opened = Checkpoint.open(tmp_path)
-    graph = make_graph(opened, TARGETS["ort-cuda"], dtype, choose_limits(opened.config, 512, 2, 256)).model.graph
+    graph = make_graphs(opened, TARGETS["ort-cuda"], dtype, choose_limits(opened.config, 512, 2, 256)).main.model.graph
     norms = [node for node in graph if "LayerNormalization" in node.op_type]
     assert len(norms) == 2 * opened.config.num_hidden_layers + 1
     for node in norms:
@@ -176,9 +176,9 @@ def test_a_language_model_alone_has_candidates(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, torch.float32)
     for task, has in (("causal-lm", True), ("feature-extraction", False)):
         opened = Checkpoint.open(tmp_path, task=task)
-        lowered = make_graph(opened, TARGETS["ort-cuda"], "float16", choose_limits(opened.config, 512, 2, 256))
+        lowered = make_graphs(opened, TARGETS["ort-cuda"], "float16", choose_limits(opened.config, 512, 2, 256))
         assert ("candidates" in lowered.session) == has
-        assert (len(lowered.beside) > 0) == has
+        assert ("candidates" in lowered.graphs) == has
 
 
 def test_cpu_nodes_are_allowed_for_this_target_alone() -> None:
@@ -220,7 +220,8 @@ def test_packed_codes_compute_what_three_products_do(tmp_path: Path, monkeypatch
     ids, found = np.random.default_rng(0).integers(4, 320, 60), []
     for name, products in (("packed", 4), ("apart", 6)):
         if name == "apart":
-            monkeypatch.setattr(pack_qkv, "_pack_quantized", lambda graph, values: None)
+            # no projection is quantized as the pass sees it
+            monkeypatch.setattr(pack_qkv, "_pack_quantized", pack_qkv.pack_projections)
         path = tmp_path / name
         build(tmp_path / "checkpoint", path, target="ort-cuda", dtype="float16", quantize="int4", parity=False)
         graph = onnx.load(path / "model.onnx", load_external_data=False).graph

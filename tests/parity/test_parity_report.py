@@ -18,7 +18,7 @@ from nemotron_export import build
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.parity.examine import examine
 from nemotron_export.parity.report import render_html
-from nemotron_export.parity.verification import amend, verify_bundle
+from nemotron_export.parity.verdict import amend, verify_bundle
 from nemotron_export.tracing import trace
 
 SCHEMA = json.loads((Path(report.__file__).parent / "schema.json").read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ from support.mistakes import BODY_MISTAKES, GRAPH_MISTAKES, Mistake, plant
 
 from nemotron_export import build
 from nemotron_export.checkpoint import Checkpoint
-from nemotron_export.model.load import load_task_model
+from nemotron_export.model.load import load_model
 from nemotron_export.parity.bisect import bisect
 from nemotron_export.tracing import trace
 
@@ -37,7 +37,7 @@ class Bench:
         # inputs are small, so that an epsilon shows
         write_checkpoint(folder / "checkpoint", torch.bfloat16, intermediate_size=320)
         self.checkpoint = Checkpoint.open(folder / "checkpoint")
-        self.model = load_task_model(self.checkpoint, torch.float32)
+        self.model = load_model(self.checkpoint, torch.float32)
         self.dialect: onnx.ModelProto = ir.to_proto(trace(self.checkpoint.config, torch.float32))
         self.bundles = {}
         for target in ("onnx", "ort-cpu"):

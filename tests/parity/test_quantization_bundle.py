@@ -15,7 +15,7 @@ import onnx
 import pytest
 import torch
 from nemotron_errors import BundleError, RequestError
-from nemotron_formats.weights import FORMATS
+from nemotron_formats.weights import Int4
 from nemotron_runtime.bundle.folder import Bundle, write_manifest
 from nemotron_runtime.bundle.manifest import Manifest, WeightsFile
 from nemotron_runtime.checks.checking import check
@@ -27,7 +27,7 @@ from support.checkpoints import run_blocked, write_checkpoint
 
 from nemotron_export import build
 from nemotron_export.checkpoint import read_header
-from nemotron_export.parity import check_parity
+from nemotron_export.parity.check import check_parity
 from nemotron_export.parity.examine import examine
 from nemotron_export.quantization import QUANTIZED_FILE
 
@@ -73,7 +73,7 @@ def test_the_demo_in_four_bits_keeps_its_perplexity(demo_bundle: Path) -> None:
     # its own kind of text: far from the 4,096 of a model that knows nothing
     assert perplexity(text.nll for text in reference.texts) < 100
     stored = json.loads((demo_bundle / "manifest.json").read_text())["quantization"]
-    assert (stored["bits"], stored["group_size"], stored["symmetric"]) == (4, 32, True)
+    assert (stored["format"], stored["method"]) == ("int4-g32", "scale search")
     assert "lm_head.weight" in stored["tensors"]
     with nemotron_runtime.load(demo_bundle) as model:
         text = model.generate("If the file does not exist,", max_new_tokens=12).text
@@ -91,7 +91,7 @@ def test_the_odd_bundle_holds_codes_of_every_projection(odd_bundle: Path) -> Non
     names = {initializer.name for initializer in model.graph.initializer}
     # the lookup of the tied embedding reads the stored rows
     assert "model.embed_tokens.weight" in names
-    assert "model.embed_tokens.weight.packed" in names
+    assert "model.embed_tokens.weight.codes" in names
     assert not any(name.endswith("_proj.weight") for name in names)
 
 
@@ -206,10 +206,10 @@ def test_doubled_scales_of_one_tensor_fail_the_judge(spoilt: Path, tensor: str) 
     write_manifest(spoilt, _without_digests(spoilt))
     reference = read_reference(spoilt / "reference.safetensors")
     with Engine(open_executor(Bundle.open(spoilt))) as session:
-        assert check(session, reference, "float32", weight_format=FORMATS["int4-g32"]).passed
+        assert check(session, reference, "float32", weight_format=Int4(32)).passed
     _double(spoilt, tensor)
     with Engine(open_executor(Bundle.open(spoilt))) as session:
-        report = check(session, reference, "float32", weight_format=FORMATS["int4-g32"])
+        report = check(session, reference, "float32", weight_format=Int4(32))
     assert not report.passed
     (row,) = (row for row in report.rows if row.check == "perplexity ratio")
     assert not row.passed
@@ -222,9 +222,7 @@ def test_nan_fails_every_row_of_numbers(spoilt: Path) -> None:
     scales[:] = np.nan
     scales.flush()
     with Engine(open_executor(Bundle.open(spoilt))) as session:
-        report = check(
-            session, read_reference(spoilt / "reference.safetensors"), "float32", weight_format=FORMATS["int4-g32"]
-        )
+        report = check(session, read_reference(spoilt / "reference.safetensors"), "float32", weight_format=Int4(32))
     assert report.rows
     assert not any(row.passed for row in report.rows)
 
@@ -236,7 +234,7 @@ def test_a_text_of_ones_own(odd_checkpoint: Path, tmp_path: Path) -> None:
     reference = read_reference(path / "reference.safetensors")
     assert reference.judge["text"] == "mine.txt"
     assert [len(each.ids) for each in reference.texts] == [256, 8 * 37 + 1 - 256]
-    assert Manifest.read(path).quantization.group_size == 64  # type: ignore[union-attr]
+    assert Manifest.read(path).quantization.format == "int4-g64"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 import nemotron_export
-from nemotron_export.model import pretrained_loading
+from nemotron_export.model import placement
 
 DEMO = Path(nemotron_export.__file__).parent / "assets" / "demo"
 
@@ -66,7 +66,7 @@ def _run(imports: str, names: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def test_the_quickstart_prints_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretrained_loading, "device_count", lambda kind: int(kind == "cpu"))
+    monkeypatch.setattr(placement, "device_count", lambda kind: int(kind == "cpu"))
     ours, scope = _run("from nemotron_export import AutoTokenizer, AutoModelForCausalLM, infer_device", {})
     theirs, oracle = _run("", vars(THEIRS))
     assert isinstance(scope["model"], nemotron_export.NemotronForCausalLM)

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from nemotron_errors import BundleError, NemotronError, RequestError, TokenizerError
-from nemotron_runtime.bundle.folder import write_manifest
+from nemotron_runtime.bundle.folder import file_record, write_manifest
 from nemotron_runtime.bundle.manifest import Manifest
 from nemotron_runtime.checks.reference import Reference
 from safetensors import safe_open
@@ -28,9 +28,9 @@ from support.checkpoints import run_blocked, write_checkpoint
 from typer.testing import CliRunner
 
 from nemotron_export import build, check_parity
-from nemotron_export.building.file_record import file_record
 from nemotron_export.cli import app
-from nemotron_export.parity import ParityFailedError, reference_for
+from nemotron_export.parity.failure import ParityFailedError
+from nemotron_export.parity.reference import reference_for
 
 SMALL = {"num_hidden_layers": 2, "max_position_embeddings": 128}
 LIMITS = {"max_seq_len": 64, "max_batch": 2}

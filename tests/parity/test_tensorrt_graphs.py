@@ -10,16 +10,17 @@ import onnx_ir as ir
 import pytest
 import torch
 from nemotron_errors import GraphError
-from nemotron_graphs.targets import LoweringContext
-from nemotron_graphs.targets.tensorrt import PLUGIN_OPS, TensorRTGraphs, lower_tensorrt, tensorrt
+from nemotron_formats.tensors import TensorEntry
+from nemotron_graphs.targets import LoweringContext, lowering
+from nemotron_graphs.targets.lowering import Lowered
+from nemotron_graphs.targets.tensorrt import tensorrt
 from support.graph_pairs import SLOTS, drive_beside_eager
 
 from nemotron_export.checkpoint import Checkpoint
-from nemotron_export.checkpoint.safetensors_header import TensorEntry
 from nemotron_export.checkpoint.save import save_checkpoint
 from nemotron_export.config.config import NemotronConfig
 from nemotron_export.model import NemotronForCausalLM, rope_tables
-from nemotron_export.model.wide import widen_mlp
+from nemotron_export.model.fp32_mlp import set_fp32_mlp
 from nemotron_export.tracing import trace
 
 BASE: dict[str, Any] = {
@@ -45,6 +46,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "one key/value head": {"head_dim": 24, "num_key_value_heads": 1},
 }
 LAYER_OPS = ("PackedRotaryKVCacheUpdate", "CachedAttention", "PackedRotaryCachedAttention")
+PLUGIN_OPS = (*LAYER_OPS, "LayerNormLinear", "LinearResidual")
 
 
 def make(tmp_path: Path, **changes: Any) -> tuple[NemotronForCausalLM, Checkpoint]:
@@ -59,10 +61,23 @@ def make(tmp_path: Path, **changes: Any) -> tuple[NemotronForCausalLM, Checkpoin
     return model, Checkpoint.open(tmp_path / "checkpoint")
 
 
-def lower(checkpoint: Checkpoint, dtype: torch.dtype = torch.float16, wide: tuple[int, ...] = ()) -> TensorRTGraphs:
+def lower(checkpoint: Checkpoint, dtype: torch.dtype = torch.float16, wide: tuple[int, ...] = ()) -> Lowered:
     cos, sin = rope_tables(checkpoint.config, SLOTS, torch.float32)
-    context = LoweringContext(checkpoint.tensors, cos.numpy(), sin.numpy())
-    return lower_tensorrt(trace(checkpoint.config, dtype, wide_layers=wide), context)
+    context = LoweringContext(checkpoint.tensors, cos.numpy(), sin.numpy(), fp32_mlp_layers=len(wide))
+    return lowering.lower(tensorrt, trace(checkpoint.config, dtype, wide_layers=wide), context)
+
+
+def fused_projections(model: ir.Model) -> Counter[tuple[str, str]]:
+    """How many nodes of each op a module's weight is read by."""
+    places = {"LayerNormLinear": 3, "LinearResidual": 1}
+    found: Counter[tuple[str, str]] = Counter()
+    for node in model.graph:
+        if node.op_type in places:
+            weight = node.inputs[places[node.op_type]]
+            assert weight is not None
+            assert weight.name
+            found[node.op_type, weight.name.split(".")[-2]] += 1
+    return found
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -74,7 +89,7 @@ def test_both_graphs_equal_eager(tmp_path: Path, name: str) -> None:
 def test_the_tolerance_sees_a_wrong_graph(tmp_path: Path) -> None:
     model, checkpoint = make(tmp_path)
     graphs = lower(checkpoint)
-    for node in graphs.decode.model.graph:
+    for node in graphs.graphs["decode"].model.graph:
         if node.attributes.get_string("activation", "") == "relu_squared":
             node.attributes["activation"] = ir.AttrString("activation", "none")
     assert drive_beside_eager(graphs, model, checkpoint, rows=1) > 3e-2
@@ -83,37 +98,32 @@ def test_the_tolerance_sees_a_wrong_graph(tmp_path: Path) -> None:
 def test_what_the_graphs_consist_of(tmp_path: Path) -> None:
     _, checkpoint = make(tmp_path)
     graphs = lower(checkpoint)
-    decode = Counter(node.op_type for node in graphs.decode.model.graph)
+    decode = Counter(node.op_type for node in graphs.graphs["decode"].model.graph)
     assert {op: decode[op] for op in PLUGIN_OPS} == {
         "PackedRotaryKVCacheUpdate": 0, "CachedAttention": 0, "PackedRotaryCachedAttention": 2, "LayerNormLinear": 5,
         "LinearResidual": 4,
     }  # fmt: skip
     # layers are plugins alone: what TensorRT ran between two would break their chain of launches
     assert {op: count for op, count in decode.items() if op not in PLUGIN_OPS} == {"Gather": 1, "Unsqueeze": 1}
-    kernels = Counter(
-        (node.op_type, node.attributes["kernel"].value)
-        for node in graphs.decode.model.graph
-        if "kernel" in node.attributes
-    )
-    assert kernels == {
-        ("LayerNormLinear", "qkv"): 2, ("LayerNormLinear", "up"): 2, ("LayerNormLinear", "head"): 1,
-        ("LinearResidual", "o"): 2, ("LinearResidual", "down"): 2,
+    assert fused_projections(graphs.graphs["decode"].model) == {
+        ("LayerNormLinear", "qkv_proj"): 2, ("LayerNormLinear", "up_proj"): 2, ("LayerNormLinear", "lm_head"): 1,
+        ("LinearResidual", "o_proj"): 2, ("LinearResidual", "down_proj"): 2,
     }  # fmt: skip
-    prefill = Counter(node.op_type for node in graphs.prefill.model.graph)
+    prefill = Counter(node.op_type for node in graphs.graphs["prefill"].model.graph)
     assert {op: prefill[op] for op in ("Gemm", "LayerNormalization", *LAYER_OPS)} == {
         "Gemm": 9, "LayerNormalization": 5, "PackedRotaryKVCacheUpdate": 2, "CachedAttention": 2,
         "PackedRotaryCachedAttention": 0,
     }  # fmt: skip
     # two for the tokens and rows of all layers, one for the chosen positions
     assert prefill["Shape"] == 3
-    for lowered in (graphs.prefill, graphs.decode):
+    for lowered in graphs.graphs.values():
         assert {node.op_type for node in lowered.model.graph if node.domain} <= set(PLUGIN_OPS)
         assert not lowered.model.functions
         assert set(lowered.model.graph.initializers) >= {"cos", "sin"}
         assert not any(
             value.const_value.shape.numpy()[-1:] == (64,) for value in lowered.model.graph.initializers.values()
         )
-        assert lowered.session["outputs"][0] == "logits"
+        assert lowered.model.graph.outputs[0].name == "logits"
         assert lowered.model.graph.outputs[0].dtype == ir.DataType.FLOAT
 
 
@@ -123,9 +133,10 @@ def test_inputs_are_those_of_a_session(tmp_path: Path) -> None:
     rows = ["input_ids", "query_start"]
     caches = ["k_cache.0", "k_cache.1", "v_cache.0", "v_cache.1"]
     names = [weight.name for weight in graphs.weights]
-    assert graphs.decode.session["inputs"] == [*rows, *caches, *names]
-    assert graphs.prefill.session["inputs"] == [*rows, "logits_index", *caches, *names]
-    shapes = {value.name: str(value.shape) for value in graphs.decode.model.graph.inputs}
+    assert graphs.session["inputs"] == [*rows, *caches, *names]
+    prefill = [value.name for value in graphs.graphs["prefill"].model.graph.inputs]
+    assert prefill == [*rows, "logits_index", *caches, *names]
+    shapes = {value.name: str(value.shape) for value in graphs.graphs["decode"].model.graph.inputs}
     assert (shapes["input_ids"], shapes["query_start"]) == ("[batch,1]", "[batch]")
     assert shapes["k_cache.1"] == "[batch,2,cache_len,32]"
 
@@ -139,10 +150,10 @@ def test_weights_name_their_parts(tmp_path: Path) -> None:
     }
     qkv = weights["model.layers.1.self_attn.qkv_proj.weight"]
     assert (qkv.dtype, qkv.shape) == ("float16", (256, 64))
-    assert qkv.part_names == tuple(f"model.layers.1.self_attn.{part}_proj.weight" for part in "qkv")
-    assert qkv.parts == tuple(checkpoint.tensors[name] for name in qkv.part_names)
+    names = [f"model.layers.1.self_attn.{part}_proj.weight" for part in "qkv"]
+    assert qkv.parts == tuple(checkpoint.tensors[name].span for name in names)
     norm = weights["model.norm.weight"]
-    assert norm.parts == (checkpoint.tensors["model.norm.weight"],)
+    assert norm.parts == (checkpoint.tensors["model.norm.weight"].span,)
 
 
 def test_a_trace_is_left_as_it_is(tmp_path: Path) -> None:
@@ -150,7 +161,7 @@ def test_a_trace_is_left_as_it_is(tmp_path: Path) -> None:
     cos, sin = rope_tables(checkpoint.config, SLOTS, torch.float32)
     dialect = trace(checkpoint.config, torch.float16)
     before = _described(dialect)
-    lower_tensorrt(dialect, LoweringContext(checkpoint.tensors, cos.numpy(), sin.numpy()))
+    lowering.lower(tensorrt, dialect, LoweringContext(checkpoint.tensors, cos.numpy(), sin.numpy()))
     assert _described(dialect) == before
     assert ("Linear", "model.layers.1.mlp.up_proj.Linear", "[batch,tokens,96]", "FLOAT16") in before
 
@@ -163,10 +174,10 @@ def _described(model: ir.Model) -> list[tuple[str, str | None, str, str]]:
 
 def test_a_layer_that_squares_in_fp32_keeps_its_nodes(tmp_path: Path) -> None:
     model, checkpoint = make(tmp_path)
-    widen_mlp(model, [1])
+    set_fp32_mlp(model, [1])
     graphs = lower(checkpoint, wide=(1,))
-    kernels = [n.attributes["kernel"].value for n in graphs.decode.model.graph if "kernel" in n.attributes]
-    assert sorted(kernels) == ["down", "head", "o", "o", "qkv", "qkv", "up"]
+    fused = sorted(module for _, module in fused_projections(graphs.graphs["decode"].model).elements())
+    assert fused == ["down_proj", "lm_head", "o_proj", "o_proj", "qkv_proj", "qkv_proj", "up_proj"]
     assert drive_beside_eager(graphs, model, checkpoint, rows=2) < 3e-3
 
 
@@ -188,14 +199,16 @@ def test_every_task_has_its_two_graphs(task: str, last: str) -> None:
         for name, value in names.items()
     }
     cos, sin = rope_tables(config, SLOTS, torch.float32)
-    graphs = lower_tensorrt(dialect, LoweringContext(weights, cos.numpy(), sin.numpy()))  # type: ignore[arg-type]
-    output = graphs.decode.model.graph.outputs[0]
+    chooses = task == "causal-lm"
+    context = LoweringContext(weights, cos.numpy(), sin.numpy(), chooses_tokens=chooses)  # type: ignore[arg-type]
+    graphs = lowering.lower(tensorrt, dialect, context)
+    output = graphs.graphs["decode"].model.graph.outputs[0]
     node = output.producer()
     assert node is not None
     assert (node.op_type, output.dtype) == (last, ir.DataType.FLOAT)
     if last == "LayerNormLinear":
-        assert (node.attributes["kernel"].value, node.attributes["output"].value) == ("head", "float32")
-    assert graphs.prefill.model.graph.outputs[0].name == output.name
+        assert node.attributes["output"].value == "float32"
+    assert graphs.graphs["prefill"].model.graph.outputs[0].name == output.name
 
 
 def test_a_checkpoint_of_another_dtype_is_refused(tmp_path: Path) -> None:

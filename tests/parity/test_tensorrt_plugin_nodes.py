@@ -8,16 +8,16 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 import torch
-from nemotron_graphs.targets import LoweringContext
-from nemotron_graphs.targets.tensorrt import lower_tensorrt
+from nemotron_graphs.targets import LoweringContext, lowering
+from nemotron_graphs.targets.tensorrt import tensorrt
 from nemotron_plugins.tensorrt import PLUGIN_OPS, use_library
-from nemotron_plugins.tensorrt.fields import attribute_fields
+from nemotron_plugins.tensorrt.fields import request_field
 from nemotron_plugins.tensorrt.operator import Tensor
 from nemotron_plugins.tensorrt.plugin import make_op
 from nemotron_runtime.bundle.limits import Limits
 from support.plugin_libraries import library_of
 
-from nemotron_export.building.tensorrt import kernel_spec
+from nemotron_export.building.kernels import bind_kernels
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.checkpoint.save import save_checkpoint
 from nemotron_export.config.config import NemotronConfig
@@ -51,20 +51,20 @@ def test_every_node_fits_its_plugin_and_the_models_kernels(changes: dict[str, An
     checkpoint = Checkpoint.open(tmp_path / "checkpoint")
     cos, sin = rope_tables(config, SLOTS, torch.float32)
     context = LoweringContext(checkpoint.tensors, cos.numpy(), sin.numpy())
-    graphs = lower_tensorrt(trace(config, torch.float16), context)
-    spec = kernel_spec(checkpoint, "float16", Limits(SLOTS, 4, 16), multiprocessors=132)
-    ops = {op.name: op for op in PLUGIN_OPS}
-    for graph, expected in ((graphs.prefill, {"PackedRotaryKVCacheUpdate": 2, "CachedAttention": 2}),
-                            (graphs.decode, DECODE_OPS)):  # fmt: skip
-        nodes = [node for node in graph.model.graph if node.domain == "nemotron"]
+    lowered = lowering.lower(tensorrt, trace(config, torch.float16), context)
+    for name, expected in (("prefill", {"PackedRotaryKVCacheUpdate": 2, "CachedAttention": 2}),
+                           ("decode", DECODE_OPS)):  # fmt: skip
+        graph = lowered.graphs[name].model
+        library = library_of(bind_kernels(graph, Limits(SLOTS, 4, 16)))
+        nodes = [node for node in graph.graph if node.domain == "nemotron"]
         assert {name: sum(node.op_type == name for node in nodes) for name in expected} == expected
         assert len(nodes) == sum(expected.values())
         for node in nodes:
-            attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-            with use_library(library_of(spec)):
-                op = make_op(ops[node.op_type], attribute_fields(attributes))
-            # TensorRT warns of each attribute that a node leaves out
-            assert set(attributes) == {attribute.name for attribute in op.attributes}
+            with use_library(library):
+                op = make_op(PLUGIN_OPS[node.op_type], [request_field(node.attributes["kernel"].as_string())])
+            constexprs = [record.constexprs for record in op.records.values()]
+            epsilons = {each["EPSILON"] for each in constexprs if "EPSILON" in each}
+            assert epsilons == ({config.norm_eps} if node.op_type == "LayerNormLinear" else set())
             inputs = [_tensor(value) for value in node.inputs if value is not None]
             op.configure(inputs)
             outputs = [_tensor(value) for value in node.outputs]

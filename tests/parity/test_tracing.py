@@ -17,13 +17,14 @@ import onnxruntime
 import pytest
 import torch
 from nemotron_errors import GraphError
-from nemotron_graphs.targets import LoweringContext, get_target
+from nemotron_graphs.targets import LoweringContext, get_target, lowering
+from support.whole_trace import trace_whole
 
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.checkpoint.save import save_checkpoint
 from nemotron_export.config.config import NemotronConfig
 from nemotron_export.model import NemotronForCausalLM, rope_tables
-from nemotron_export.tracing import trace, trace_whole
+from nemotron_export.tracing import trace
 
 SLOTS = 1200
 BASE: dict[str, Any] = {
@@ -78,12 +79,12 @@ def lower(graph: ir.Model, checkpoint: Checkpoint, target: str) -> ir.Model:
     """The target's graph; the weights that it packs are put beside the checkpoint's, where the graph looks for them."""
     cos, sin = rope_tables(checkpoint.config, SLOTS)
     context = LoweringContext(checkpoint.tensors, cos.numpy(), sin.numpy())
-    lowered = get_target(target).lower(graph, context)
+    lowered = lowering.lower(get_target(target), graph, context)
     files = {shard.path.name: shard.path.read_bytes() for shard in checkpoint.shards}
     parts = [part for weight in lowered.session["packed"] for part in weight]
     packed = b"".join(files[part["file"]][part["offset"] : part["offset"] + part["length"]] for part in parts)
     (checkpoint.directory / "packed").write_bytes(packed)
-    return lowered.model
+    return lowered.main.model
 
 
 def drive(graph: ir.Model, model: NemotronForCausalLM, checkpoint: Checkpoint, rows: int) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from nemotron_graphs.ops import OPS
 from nemotron_runtime.bundle.folder import write_manifest
-from nemotron_runtime.bundle.manifest import Manifest
+from nemotron_runtime.bundle.manifest import FORMAT, Manifest
 from nemotron_runtime.checks.reference import Reference, ReferencePrompt, write_reference
 from onnx import TensorProto, numpy_helper, parser
 from safetensors.numpy import save_file
@@ -193,8 +193,8 @@ def make_bundle(
     write_reference(bundle / "reference.safetensors", reference or make_reference(model))
     chunks = [hashlib.sha256(data[i : i + chunk_bytes]).hexdigest() for i in range(0, len(data), chunk_bytes)]
     document = {
-        "format": 1,
-        "producer": {"nemotron_export": "0.1.0"},
+        "format": FORMAT,
+        "producer": {"nemotron_export": "0.2.0"},
         "created": "2026-01-01T00:00:00+00:00",
         "target": "ort-cpu" if kind == "fused" else "onnx",
         "task": "causal-lm",
@@ -206,7 +206,8 @@ def make_bundle(
         "head": {"output": "logits", "size": model.V, "labels": [], "problem_type": None},
         "limits": {"max_seq_len": max_seq_len, "max_batch": max_batch, "prefill_chunk": prefill_chunk},
         "session": {
-            "kind": "onnxruntime", "provider": "CPUExecutionProvider", "graph": "model.onnx", "cache_dtype": "float32",
+            "executor": "onnxruntime", "provider": "CPUExecutionProvider", "device": "cpu",
+            "graph": "model.onnx", "cache_dtype": "float32",
             "inputs": [value.name for value in graph.graph.input],
             "outputs": [value.name for value in graph.graph.output],
             "prefill_rows": "one" if kind == "fused" else "all",

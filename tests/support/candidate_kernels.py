@@ -24,13 +24,14 @@ def run_candidates(
     logits: np.ndarray, temperature: float, device: str = "cpu", *, log_block: int | None = None
 ) -> Candidates:
     """What the kernels find among logits [B, V]; in smaller parts of 2^log_block, 8 candidates, where that is given."""
-    from nemotron_plugins import torch_candidates
     from nemotron_plugins.launches import candidates as candidates_rules
     from nemotron_runtime.executors.tensorrt.tournament import unpack
+
+    from support.torch_kernels import candidates
 
     torch.set_num_threads(1)
     whole = candidates_rules._LOG_BLOCK, candidates_rules._LOG_COUNT
     block, count = whole if log_block is None else (log_block, 3)
     with mock.patch.multiple(candidates_rules, _LOG_BLOCK=block, _LOG_COUNT=count):
-        keys, masses = torch_candidates.candidates(torch.from_numpy(logits).to(device), temperature)
+        keys, masses = candidates(torch.from_numpy(logits).to(device), temperature)
     return unpack(keys.cpu().numpy(), masses.cpu().numpy(), logits.shape[1])

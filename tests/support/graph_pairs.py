@@ -9,7 +9,7 @@ import onnx_ir as ir
 import onnxruntime
 import torch
 from nemotron_graphs.passes import InlineDialectOpsPass
-from nemotron_graphs.targets.tensorrt import TensorRTGraphs
+from nemotron_graphs.targets.lowering import Lowered
 
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.model import NemotronForCausalLM, rope_tables
@@ -23,7 +23,7 @@ SLOTS = 48
 class _Runner:
     """One graph, ops of plugins made standard again; its weights are put together from the files as a session does."""
 
-    def __init__(self, graph: ir.Model, graphs: TensorRTGraphs, checkpoint: Checkpoint) -> None:
+    def __init__(self, graph: ir.Model, graphs: Lowered, checkpoint: Checkpoint) -> None:
         InlineDialectOpsPass()(graph)
         proto = ir.to_proto(graph).SerializeToString()
         self.session = onnxruntime.InferenceSession(proto, providers=["CPUExecutionProvider"])
@@ -45,11 +45,11 @@ class _Runner:
 
 
 @torch.no_grad()
-def drive_beside_eager(graphs: TensorRTGraphs, model: NemotronForCausalLM, checkpoint: Checkpoint, rows: int) -> float:
+def drive_beside_eager(graphs: Lowered, model: NemotronForCausalLM, checkpoint: Checkpoint, rows: int) -> float:
     """Largest difference from eager over padded chunks and single steps, over the logit range."""
     torch.set_num_threads(1)
     config = model.config
-    prefill, decode = (_Runner(each.model, graphs, checkpoint) for each in (graphs.prefill, graphs.decode))
+    prefill, decode = (_Runner(each.model, graphs, checkpoint) for each in graphs.graphs.values())
     shape = (rows, config.num_key_value_heads, SLOTS, config.head_dim)
     layers = range(config.num_hidden_layers)
     caches = {f"{kind}_cache.{i}": torch.zeros(shape, dtype=torch.float16) for kind in "kv" for i in layers}

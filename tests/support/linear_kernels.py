@@ -60,11 +60,10 @@ def definition(case: LinearCase, inputs: tuple[torch.Tensor, ...]) -> torch.Tens
 
 def run_kernel(case: LinearCase, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """What the kernel gives."""
-    from nemotron_plugins import torch_linear
+    from support.torch_kernels import run_op
 
-    if case.normed:
-        return torch_linear.layernorm_linear(*inputs, **case.attributes)
-    return torch_linear.linear_residual(*inputs)
+    name = "LayerNormLinear" if case.normed else "LinearResidual"
+    return run_op(name, inputs, case.attributes if case.normed else {})[0]
 
 
 def run_linear_interpreted(
@@ -84,7 +83,7 @@ def run_linear_interpreted(
 
 def run_argmax(logits: np.ndarray, device: str = "cpu") -> np.ndarray:
     """The kernels' choice for logits [B, V]."""
-    from nemotron_plugins import torch_linear
+    from support.torch_kernels import argmax
 
     torch.set_num_threads(1)
-    return torch_linear.argmax(torch.from_numpy(logits).to(device)).cpu().numpy()
+    return argmax(torch.from_numpy(logits).to(device)).cpu().numpy()

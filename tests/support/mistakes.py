@@ -18,8 +18,9 @@ import onnx_ir as ir
 import torch
 from nemotron_graphs.ops import OPS
 from nemotron_graphs.targets import LoweringContext, get_target
+from nemotron_graphs.targets.lowering import lower
+from nemotron_runtime.bundle.folder import file_record
 
-from nemotron_export.building.file_record import file_record
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.model import rope_tables
 
@@ -246,18 +247,18 @@ BODY_MISTAKES: dict[str, Mistake] = {
     "cache written one slot late": Mistake(
         "KVCacheUpdate (k)", "layers.0.self_attn",
         body=("KVCacheUpdate", ((
-            "slot_B1S1 = Add(write_B111, token_S1)",
-            "late = Add(write_B111, one)\n  slots_1 = Shape<start=2, end=3>(cache)\n  last = Sub(slots_1, one)\n"
-            "  slot_late = Add(late, token_S1)\n  slot_B1S1 = Min(slot_late, last)",
+            "position_B1S1 = Add(write_B111, token_S1)",
+            "late = Add(write_B111, one)\n  capacity_1 = Shape<start=2, end=3>(cache)\n  last = Sub(capacity_1, one)\n"
+            "  position_late = Add(late, token_S1)\n  position_B1S1 = Min(position_late, last)",
         ),)),
     ),
     "mask off by one": Mistake(
         "CachedAttention", "layers.0.self_attn",
-        body=("CachedAttention", (("LessOrEqual(slot_T, position_B11S1)", "Less(slot_T, position_B11S1)"),)),
+        body=("CachedAttention", (("LessOrEqual(cached_T, position_B11S1)", "Less(cached_T, position_B11S1)"),)),
     ),
     "no causal mask": Mistake(
         "CachedAttention", "layers.0.self_attn",
-        body=("CachedAttention", (("LessOrEqual(slot_T, position_B11S1)", "GreaterOrEqual(slot_T, zero)"),)),
+        body=("CachedAttention", (("LessOrEqual(cached_T, position_B11S1)", "GreaterOrEqual(cached_T, zero)"),)),
     ),
     "softmax in bf16": Mistake(
         "CachedAttention", "layers.0.self_attn",
@@ -274,7 +275,7 @@ BODY_MISTAKES: dict[str, Mistake] = {
     "query heads grouped the other way round": Mistake(
         "CachedAttention", "layers.0.self_attn",
         body=("CachedAttention", (
-            ("Concat<axis=0>(rows_tokens, kv_heads, minus_one, head_dim)", "Concat<axis=0>(rows_tokens, minus_one, kv_heads, head_dim)"),
+            ("Concat<axis=0>(sequences_tokens, kv_heads, minus_one, head_dim)", "Concat<axis=0>(sequences_tokens, minus_one, kv_heads, head_dim)"),
             ("Transpose<perm=[0, 2, 3, 1, 4]>(q_BSGgD)", "Transpose<perm=[0, 3, 2, 1, 4]>(q_BSGgD)"),
             ("Transpose<perm=[0, 3, 1, 2, 4]>(out_BGgSD)", "Transpose<perm=[0, 3, 2, 1, 4]>(out_BGgSD)"),
         )),
@@ -303,8 +304,8 @@ def plant(
     for value in dialect.graph.inputs:
         if value.name in ("cos", "sin"):
             value.shape = ir.Shape(["table", context.cos.shape[1]])
-    lowered = get_target(target).lower(dialect, context)
-    lowered.save(bundle / "model.onnx")
+    lowered = lower(get_target(target), dialect, context)
+    lowered.save(bundle)
     manifest = json.loads((bundle / "manifest.json").read_text())
     manifest["session"]["packed"] = lowered.session["packed"]
     manifest["files"]["model.onnx"] = dataclasses.asdict(file_record(bundle / "model.onnx"))

@@ -38,7 +38,6 @@ def shapes_of_ops(draw: st.DrawFn) -> dict[str, int]:
     }
     sizes["T"] = sizes["P"] = sizes["S"] + draw(st.integers(0, 9))
     sizes["R/2"] = draw(st.integers(1, sizes["D"] // 2))
-    sizes["N"] = sizes["B"] + draw(st.integers(0, 2))
     sizes["(H+2G)*D"] = (sizes["H"] + 2 * groups) * sizes["D"]
     return sizes
 
@@ -66,16 +65,12 @@ def make_inputs(op: str, sizes: dict[str, int], with_optional: bool, dtype: str 
     """Random inputs for an op, by the shapes of its definition; optional ones trail where asked for."""
     definition = OPS[op]
     inputs = [i for i in definition.inputs if with_optional or not i.optional]
-    if not any(i.name == "cache_row" for i in inputs):
-        sizes = {**sizes, "N": sizes["B"]}
     rng = torch.Generator().manual_seed(sizes["seed"])
     made = []
     for each in inputs:
         shape = [sizes[letter] for letter in each.shape.strip("[]").split(", ")]
         if each.type == "T":
             made.append(torch.randn(shape, generator=rng).to(DTYPES[dtype]))
-        elif each.name == "cache_row":
-            made.append(torch.randperm(sizes["N"], generator=rng)[: sizes["B"]])
         else:
             bound = sizes["P"] if each.name == "position_ids" else sizes["T"] - sizes["S"] + 1
             made.append(torch.randint(0, bound, shape, generator=rng))
@@ -163,8 +158,5 @@ def check_definitions(
         fakes = as_tuple(OPS[op](*[mode.from_tensor(t) for t in inputs], **attributes))
     assert [(fake.shape, fake.dtype) for fake in fakes] == [(right.shape, right.dtype) for right in expected]
     # the schema's letters say the same shapes
-    letters = (
-        dict(sizes) if any(i.name == "cache_row" for i in OPS[op].inputs[: len(inputs)]) else {**sizes, "N": sizes["B"]}
-    )
     for (_, shape), right in zip(OPS[op].outputs, expected, strict=True):
-        assert list(right.shape) == [letters[letter] for letter in shape.strip("[]").split(", ")]
+        assert list(right.shape) == [sizes[letter] for letter in shape.strip("[]").split(", ")]

@@ -1,4 +1,4 @@
-"""TensorRT engines of one node, for plugins beside the definitions of their ops, on a GPU."""
+"""TensorRT engines of one node, to compare plugins with the definitions of their ops, on a GPU."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any
 import onnx
 import torch
 from nemotron_graphs.ops import OPS
-from nemotron_plugins.kernel_spec import KernelSpec
-from nemotron_plugins.library import KernelLibrary
+from nemotron_plugins.build import build_library
+from nemotron_plugins.requests import request_of
 from nemotron_plugins.tensorrt import register, take_error, use_library
 
-__all__ = ["NodeEngine", "compiled_library"]
+from support.torch_kernels import gpu_of
+
+__all__ = ["NodeEngine"]
 
 _ONNX_TYPES = {
     torch.bfloat16: onnx.TensorProto.BFLOAT16,
@@ -24,26 +26,12 @@ _ONNX_TYPES = {
 Range = tuple[int, int, int]
 
 
-def compiled_library(spec: KernelSpec, *prefixes: str) -> KernelLibrary:
-    """The kernels for this GPU whose keys begin with one of the prefixes."""
-    from nemotron_plugins.compiling.compiler import compile_kernel
-
-    major, minor = torch.cuda.get_device_capability()
-    architecture = 10 * major + minor
-    kernels = {
-        key: compile_kernel(launch, dtype=spec.dtype, architecture=architecture)
-        for key, launch in spec.launches(architecture).items()
-        if key.startswith(prefixes)
-    }
-    return KernelLibrary(f"sm_{architecture}", kernels)
-
-
 class NodeEngine:
     """An engine of one node of the dialect, built, serialized and loaded again without its library.
 
     Args:
         op: its name.
-        library: kernels.
+        dtype: run dtype.
         inputs: dtype and sizes of each input; names of dynamic sizes are keys of ``ranges``.
         outputs: likewise.
         ranges: of dynamic sizes.
@@ -53,7 +41,7 @@ class NodeEngine:
     def __init__(
         self,
         op: str,
-        library: KernelLibrary,
+        dtype: torch.dtype,
         inputs: Sequence[tuple[torch.dtype, tuple[int | str, ...]]],
         outputs: Sequence[tuple[torch.dtype, tuple[int | str, ...]]],
         ranges: Mapping[str, Range],
@@ -62,6 +50,13 @@ class NodeEngine:
         import tensorrt as trt
 
         register()
+        known = [tuple(None if isinstance(size, str) else size for size in each) for _, each in inputs]
+        request = request_of(
+            op, known, str(dtype).removeprefix("torch."), attributes,
+            sequences=ranges["B"][2], capacity=ranges["T"][2] if "T" in ranges else 0,
+        )  # fmt: skip
+        gpu = gpu_of(torch.empty(0, device="cuda"))
+        library = build_library([request], [gpu])[gpu.architecture]
         definition = OPS[op]
         self._inputs = [each.name for each in definition.inputs[: len(inputs)]]
         self._outputs = [name for name, _ in definition.outputs]
@@ -73,7 +68,7 @@ class NodeEngine:
         parser = trt.OnnxParser(network, logger)
         take_error()
         with use_library(library):
-            parsed = parser.parse(self._model(op, inputs, outputs, attributes))
+            parsed = parser.parse(self._model(op, inputs, outputs, {**attributes, "kernel": request.to_json()}))
             errors = [str(parser.get_error(i)) for i in range(parser.num_errors)]
             assert parsed, (take_error(), errors)
             config = builder.create_builder_config()

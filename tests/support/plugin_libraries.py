@@ -5,19 +5,23 @@ from __future__ import annotations
 import enum
 import hashlib
 import weakref
+from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-from nemotron_plugins.kernel_spec import KernelSpec
+from nemotron_plugins.build import launches_of
 from nemotron_plugins.launches.launch import CompiledKernel, Launch, LaunchRecord
-from nemotron_plugins.library import KernelLibrary
+from nemotron_plugins.library import KernelLibrary, kernel_key
+from nemotron_plugins.requests import KernelRequest
 
-__all__ = ["SPEC", "FakeTensorRT", "RecordingKernel", "library_of", "record_of", "to_fields"]
+from support.kernel_requests import H100, ModelSizes
 
-SPEC = KernelSpec(
-    query_heads=6, kv_heads=2, head_dim=16, rotary_dim=8, hidden=64, intermediate=96, outputs=40, epsilon=1e-5,
-    dtype="bfloat16", max_batch=5, max_seq_len=512, multiprocessors=132,
+__all__ = ["SIZES", "FakeTensorRT", "RecordingKernel", "library_of", "record_of", "to_fields"]
+
+SIZES = ModelSizes(
+    query_heads=6, kv_heads=2, head_dim=16, rotary_dim=8, hidden=64, intermediate=96, outputs=40, sequences=5,
+    capacity=512,
 )  # fmt: skip
 _TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
@@ -47,23 +51,25 @@ def record_of(launch: Launch, cubin: bytes, *, dtype: str = "bfloat16", **change
     return LaunchRecord(**{**known, **changes})
 
 
-def library_of(spec: KernelSpec = SPEC) -> KernelLibrary:
-    """A library with every kernel of a model; a cubin is its key between zeros."""
+def library_of(requests: Iterable[KernelRequest] | None = None) -> KernelLibrary:
+    """A library of requests, those of ``SIZES`` by default; a cubin is its key between zeros."""
     kernels = {}
-    for key, launch in spec.launches(90).items():
-        cubin = b"\0\xff" + key.encode() + b"\0"
-        kernels[key] = CompiledKernel(cubin, record_of(launch, cubin, dtype=spec.dtype))
+    for request in SIZES.requests.values() if requests is None else requests:
+        for variant, launch in launches_of(request, H100).items():
+            key = kernel_key(request, variant)
+            cubin = b"\0\xff" + key.encode() + b"\0"
+            kernels[key] = CompiledKernel(cubin, record_of(launch, cubin, dtype=request.dtype))
     return KernelLibrary("sm_90", kernels)
 
 
 class RecordingKernel:
-    """In the place of a ``LoadedKernel``: keeps each launch as (key, stream, values by argument, sizes)."""
+    """In the place of a ``LoadedKernel``: keeps each launch as (variant, stream, values by argument, sizes)."""
 
     launches: list[tuple[str, int, dict[str, int], dict[str, int]]] = []  # noqa: RUF012
 
     def __init__(self, record: LaunchRecord, cubin: bytes) -> None:
         assert hashlib.sha256(cubin).hexdigest() == record.cubin_sha256
-        self.record, self._key = record, cubin[2:-1].decode()
+        self.record, self._key = record, cubin[2:-1].decode().rpartition(".")[2]
 
     def launch(self, stream: int, arguments: list[int], **sizes: int) -> None:
         names = [name for name, _ in self.record.arguments]

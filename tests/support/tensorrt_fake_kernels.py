@@ -9,7 +9,8 @@ import hashlib
 
 import numpy as np
 from nemotron_plugins.launches.launch import CompiledKernel, GridAxis, LaunchRecord
-from nemotron_plugins.library import KernelLibrary
+from nemotron_plugins.library import KernelLibrary, kernel_key
+from nemotron_plugins.requests import logits_request
 
 __all__ = ["LOG_COUNT", "WORK", "V", "save_kernels"]
 
@@ -53,10 +54,10 @@ def _merge(cuda, key, largest_key, keys, B, P):
 
 # what each kernel does, on the memory of a FakeCuda
 WORK = {
-    "argmax_kernel": _argmax,
-    "argmax_combine_kernel": _combine,
-    "candidates_kernel": _candidates,
-    "candidates_merge_kernel": _merge,
+    "argmax.argmax_kernel": _argmax,
+    "argmax.argmax_combine_kernel": _combine,
+    "candidates.candidates_kernel": _candidates,
+    "candidates.candidates_merge_kernel": _merge,
 }
 
 
@@ -77,10 +78,14 @@ def save_kernels(folder):
     blocks = {"LOG_BLOCK": LOG_BLOCK, "LOG_COUNT": LOG_COUNT}
     first = (("logits_ptr", "*fp32"), ("temperature_ptr", "*fp32"), ("key_ptr", "*i64"), ("mass_ptr", "*fp32"))
     merge = (("key_ptr", "*i64"), ("largest_key_ptr", "*i64"), ("keys", "i32"))
+    own = {
+        "candidates": compiled("candidates.candidates_kernel", first, VOCAB=V, **blocks),
+        "candidates_merge": compiled("candidates.candidates_merge_kernel", merge, **blocks),
+        "argmax": compiled("argmax.argmax_kernel", (("logits_ptr", "*fp32"), *parts)),
+        "argmax_combine": compiled("argmax.argmax_combine_kernel", (*parts, ("token_ptr", "*i64"))),
+    }
+    ops = {"Argmax": ("argmax", "argmax_combine"), "TopCandidates": ("candidates", "candidates_merge")}
     kernels = {
-        "candidates": compiled("candidates_kernel", first, VOCAB=V, **blocks),
-        "candidates_merge": compiled("candidates_merge_kernel", merge, **blocks),
-        "argmax": compiled("argmax_kernel", (("logits_ptr", "*fp32"), *parts)),
-        "argmax_combine": compiled("argmax_combine_kernel", (*parts, ("token_ptr", "*i64"))),
+        kernel_key(logits_request(op, V), variant): own[variant] for op, variants in ops.items() for variant in variants
     }
     return KernelLibrary("sm_90", kernels).save(folder)

@@ -17,7 +17,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 from nemotron_plugins.driver.cuda import load_driver
 from nemotron_runtime.bundle.folder import write_manifest
-from nemotron_runtime.bundle.manifest import Manifest
+from nemotron_runtime.bundle.manifest import FORMAT, Manifest
 from nemotron_runtime.executors.tensorrt.module import load_tensorrt
 from safetensors.numpy import save_file
 
@@ -298,8 +298,8 @@ def make_tensorrt_bundle(
     save_kernels(bundle / "kernels")
     files = [path for path in sorted(bundle.rglob("*")) if path.is_file()]
     document = {
-        "format": 1,
-        "producer": {"nemotron_export": "0.1.0"},
+        "format": FORMAT,
+        "producer": {"nemotron_export": "0.2.0"},
         "created": "2026-01-01T00:00:00+00:00",
         "target": "tensorrt",
         "task": task,
@@ -311,8 +311,8 @@ def make_tensorrt_bundle(
         "head": {"output": "logits", "size": V, "labels": [], "problem_type": None},
         "limits": {"max_seq_len": max_seq_len, "max_batch": max_batch, "prefill_chunk": prefill_chunk},
         "session": {
-            "kind": "tensorrt", "provider": "TensorRT", "graph": "prefill.onnx", "cache_dtype": "float16",
-            "inputs": [], "outputs": [], "prefill_rows": "all",
+            "executor": "tensorrt", "provider": "TensorRT", "device": "cuda", "graph": "prefill.onnx",
+            "cache_dtype": "float16", "inputs": [], "outputs": [], "prefill_rows": "all",
         },
         "files": {
             path.relative_to(bundle).as_posix(): {
@@ -336,7 +336,7 @@ def make_tensorrt_bundle(
         "parity": {"state": "passed", "reason": None, "checked": None},
         "tensorrt": {
             "version": "10.6.0", "architecture": "sm_90", "gpu": "A GPU of numpy", "driver": "12.8",
-            "prefill_engine": "prefill.engine", "decode_engine": "decode.engine", "max_logits": MAX_LOGITS,
+            "prefill_engine": "prefill.engine", "decode_engine": "decode.engine",
             "weights": [
                 {"name": name, "dtype": dtype, "shape": list(_shape(name)), "parts": [part(p) for p in parts]}
                 for name, parts in WEIGHTS.items()

@@ -13,13 +13,13 @@ from nemotron_errors import CheckpointError, ConfigError, MissingDependencyError
 
 import nemotron_export
 from nemotron_export import AutoModelForCausalLM, AutoTokenizer, infer_device
-from nemotron_export.model import pretrained_loading
+from nemotron_export.model import placement
 
 DEMO = Path(nemotron_export.__file__).parent / "assets" / "demo"
 
 
 def _devices(monkeypatch: pytest.MonkeyPatch, *kinds: str) -> None:
-    monkeypatch.setattr(pretrained_loading, "device_count", lambda kind: int(kind in kinds))
+    monkeypatch.setattr(placement, "device_count", lambda kind: int(kind in kinds))
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from nemotron_export.cli import check
 from nemotron_export.cli.app import app
 from nemotron_export.parity.baseline import GROWTH, NOISE, compare_with_baseline, read_baseline
-from nemotron_export.parity.verification import bundle_identity, verify_bundle
+from nemotron_export.parity.verdict import bundle_identity, verify_bundle
 
 OLD = 1e-5
 
@@ -133,9 +133,9 @@ def test_a_broken_baseline_is_refused(bundle: Path, tmp_path: Path, content: str
         read_baseline(path, bundle_identity(Manifest.read(bundle)))
 
 
-def test_a_judgement_that_names_no_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:
+def test_a_verdict_that_names_no_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:
     path = _edited(bundle, tmp_path / "old.json", lambda document: document.pop("bundle"))
-    with pytest.raises(BundleError, match="no 'bundle' in it; expected a judgement that names its bundle"):
+    with pytest.raises(BundleError, match="no 'bundle' in it; expected a verdict that names its bundle"):
         read_baseline(path, bundle_identity(Manifest.read(bundle)))
 
 

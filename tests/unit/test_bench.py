@@ -34,7 +34,7 @@ class Fake:
         return Times(1.0, 2.0, float(len(self.order)))
 
 
-def test_contenders_take_turns_and_each_round_begins_with_another() -> None:
+def test_backends_take_turns_and_each_round_begins_with_another() -> None:
     order: list[tuple[str, int]] = []
     fakes = [Fake(name, order) for name in "abc"]
     shapes = [Shape(8, 4, 1), Shape(16, 4, 1)]
@@ -53,7 +53,7 @@ def test_contenders_take_turns_and_each_round_begins_with_another() -> None:
     assert told == [("measure", done, 18) for done in range(18)]
 
 
-def test_contenders_of_one_name_are_a_bug() -> None:
+def test_backends_of_one_name_are_a_bug() -> None:
     with pytest.raises(AssertionError, match="distinct"):
         run_rounds([Fake("a"), Fake("a")], [Shape(8, 4, 1)], rounds=1, warmup=0, probe=lambda: 1.0, rest=0)
 

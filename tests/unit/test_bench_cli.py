@@ -16,9 +16,10 @@ from support.bundles import TinyModel, make_bundle
 from typer.testing import CliRunner
 
 from nemotron_export.bench import run
-from nemotron_export.bench.backends import CONTENDERS, BenchRequest
-from nemotron_export.bench.backends.bundle import BundleContender
-from nemotron_export.bench.backends.eager import EagerContender
+from nemotron_export.bench.backends import BACKENDS, BenchRequest
+from nemotron_export.bench.backends.bundle import BundleBackend
+from nemotron_export.bench.backends.eager import EagerBackend
+from nemotron_export.bench.options import BenchOptions
 from nemotron_export.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -71,18 +72,18 @@ def test_the_document_says_what_ran_and_how(document: dict[str, Any], bundles: t
     assert not any(str(Path(bundle).parent) in json.dumps(document) for bundle in bundles), "no paths of this machine"
 
 
-def test_the_document_holds_each_contender_at_each_shape(document: dict[str, Any]) -> None:
+def test_the_document_holds_each_backend_at_each_shape(document: dict[str, Any]) -> None:
     found = document["contenders"]
     assert [c["name"] for c in found] == ["bundle ort-cpu float32 (bundle)", "bundle ort-cpu float32 (second)"]
     E, HD, GD, V, F = 64, 128, 64, 96, 16
-    for contender in found:
-        assert (contender["kind"], contender["dtype"]) == ("bundle", "float32")
-        assert contender["weight_bytes"] == 4 * (2 * E * HD + 2 * E * GD + 2 * E * F + 6 * E + V * E)
-        assert contender["kv_bytes_per_token"] == 2 * GD * 4
-        assert contender["load_seconds"] > 0
-        assert contender["peak_bytes"] > 1 << 20
-        assert [m["shape"]["prompt_tokens"] for m in contender["measurements"]] == [8, 16, 32]
-        for measured in contender["measurements"]:
+    for backend in found:
+        assert (backend["kind"], backend["dtype"]) == ("bundle", "float32")
+        assert backend["weight_bytes"] == 4 * (2 * E * HD + 2 * E * GD + 2 * E * F + 6 * E + V * E)
+        assert backend["kv_bytes_per_token"] == 2 * GD * 4
+        assert backend["load_seconds"] > 0
+        assert backend["peak_bytes"] > 1 << 20
+        assert [m["shape"]["prompt_tokens"] for m in backend["measurements"]] == [8, 16, 32]
+        for measured in backend["measurements"]:
             assert measured["shape"] == {**measured["shape"], "new_tokens": 3, "batch": 2}
             speed = measured["decode_tokens_per_second"]
             assert 0 < speed["minimum"] <= speed["median"] <= speed["maximum"]
@@ -127,7 +128,7 @@ def test_tables_are_printed_and_say_what_the_numbers_mean(bundles: tuple[str, st
     ]  # fmt: skip
     assert lines[3].startswith("bundle ort-cpu float32 ")
     text = " ".join(lines)
-    for part in ("behind so many prompt tokens", "all weights but the input embedding", "Read bandwidth", "1 threads"):
+    for part in ("after so many prompt tokens", "all weights but the input embedding", "Read bandwidth", "1 threads"):
         assert part in text
     assert "vs eager" not in text
 
@@ -135,7 +136,7 @@ def test_tables_are_printed_and_say_what_the_numbers_mean(bundles: tuple[str, st
 def test_one_context_needs_no_second_table(bundles: tuple[str, str]) -> None:
     result = bench(bundles[0], *SMALL)
     assert result.exit_code == 0, result.output
-    assert "behind so many" not in result.stdout
+    assert "after so many" not in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -163,7 +164,7 @@ def test_what_it_refuses_before_it_starts_a_process(
     def started(*args: object) -> None:
         raise AssertionError("a process was started")
 
-    monkeypatch.setattr(run, "ContenderProcess", started)
+    monkeypatch.setattr(run, "BackendProcess", started)
     names = {"BUNDLE": bundles[0], "DEMO": str(ROOT / "nemotron_export" / "assets" / "demo")}
     result = bench(*(names.get(argument, argument) for argument in arguments))
     assert result.exit_code == code, result.output
@@ -198,7 +199,7 @@ def test_too_little_memory_is_said_with_both_numbers(bundles: tuple[str, str], m
     monkeypatch.setattr(run, "available_memory", lambda: 1000)
     result = bench(*bundles, *SMALL)
     assert result.exit_code == 4
-    assert "0.0 GB for the weights of 2 contenders" in result.stderr
+    assert "0.0 GB for the weights of 2 backends" in result.stderr
 
 
 def test_the_plot_is_a_picture_too(bundles: tuple[str, str], tmp_path: Path) -> None:
@@ -210,13 +211,13 @@ def test_a_bundles_process_loads_no_torch(bundles: tuple[str, str]) -> None:
     code = f"""
 import sys
 from nemotron_export.bench import worker
-from nemotron_export.bench.backends import CONTENDERS
+from nemotron_export.bench.backends import BACKENDS
 from nemotron_export.bench.shapes import Shape
-options = {{"path": {bundles[0]!r}, "weights_dir": None, "allow_unverified": False, "kind": "onnxruntime"}}
-contender = CONTENDERS["bundle"](options, 1)
-contender.prepare()
-worker.measure(contender, contender.load().vocab_size, Shape(4, 2, 1))
-contender.close()
+options = {{"path": {bundles[0]!r}, "weights_dir": None, "allow_unverified": False, "executor": "onnxruntime"}}
+backend = BACKENDS["bundle"](options, 1)
+backend.prepare()
+worker.measure(backend, backend.load().vocab_size, Shape(4, 2, 1))
+backend.close()
 print(sorted({{name.partition(".")[0] for name in sys.modules}} & {{"torch", "onnx", "matplotlib", "transformers"}}))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
@@ -225,7 +226,7 @@ print(sorted({{name.partition(".")[0] for name in sys.modules}} & {{"torch", "on
 
 def test_bundles_that_look_the_same_are_told_apart(bundles: tuple[str, str]) -> None:
     opened = tuple(Bundle.open(path) for path in (*bundles, bundles[0]))
-    specs = BundleContender.specs(BenchRequest(opened, None, None, False, (), (), ()))
+    specs = BundleBackend.specs(BenchRequest(opened, None, None, False, BenchOptions(4, 2)))
     names = ["(bundle) #1", "(second)", "(bundle) #2"]
     assert [spec.name for spec in specs] == [f"bundle ort-cpu float32 {name}" for name in names]
     assert [spec.options["path"] for spec in specs] == [bundles[0], bundles[1], bundles[0]]
@@ -233,9 +234,9 @@ def test_bundles_that_look_the_same_are_told_apart(bundles: tuple[str, str]) -> 
 
 def test_a_bundle_computes_where_its_session_does(bundles: tuple[str, str]) -> None:
     opened = Bundle.open(bundles[0])
-    session = replace(opened.manifest.session, provider="CUDAExecutionProvider")
+    session = replace(opened.manifest.session, device="cuda")
     on_gpu = replace(opened, manifest=replace(opened.manifest, session=session))
-    specs = BundleContender.specs(BenchRequest((opened, on_gpu), None, None, False, (), (), ()))
+    specs = BundleBackend.specs(BenchRequest((opened, on_gpu), None, None, False, BenchOptions(4, 2)))
     assert [spec.device for spec in specs] == ["cpu", "cuda"]
 
 
@@ -243,7 +244,7 @@ def test_weights_inside_two_engines_count_twice(bundles: tuple[str, str]) -> Non
     opened = Bundle.open(bundles[0])
     weights = replace(opened.manifest.weights, mode="embedded")
     embedded = replace(opened, manifest=replace(opened.manifest, weights=weights))
-    once, twice = BundleContender.specs(BenchRequest((opened, embedded), None, None, False, (), (), ()))
+    once, twice = BundleBackend.specs(BenchRequest((opened, embedded), None, None, False, BenchOptions(4, 2)))
     assert twice.weight_bytes == 2 * once.weight_bytes > 0
 
 
@@ -255,5 +256,5 @@ def test_it_is_a_command_with_help() -> None:
 
 
 def test_kinds_are_named_as_they_are_registered() -> None:
-    assert CONTENDERS["eager"] is EagerContender
-    assert all(cls.kind == kind for kind, cls in CONTENDERS.items())
+    assert BACKENDS["eager"] is EagerBackend
+    assert all(cls.kind == kind for kind, cls in BACKENDS.items())

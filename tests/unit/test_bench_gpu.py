@@ -12,9 +12,9 @@ from nemotron_errors import MissingDependencyError, RequestError, ResourceError
 from nemotron_runtime.cuda import load_driver
 from support.cuda_driver import FakeCuda
 
-from nemotron_export.bench import BenchOptions, BenchResult, ContenderResult, Measurement, Spread
-from nemotron_export.bench.backends.base import BenchRequest, ContenderSpec, Description
-from nemotron_export.bench.backends.eager import EagerContender
+from nemotron_export.bench import BackendResult, BenchOptions, BenchResult, Measurement, Spread
+from nemotron_export.bench.backends.base import BackendSpec, BenchRequest, Description
+from nemotron_export.bench.backends.eager import EagerBackend
 from nemotron_export.bench.gpu import Gpu
 from nemotron_export.bench.shapes import Shape, Times
 from nemotron_export.cli.bench import print_bench
@@ -34,8 +34,8 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Any:
     assert fake.leaks() == (0, 0, 0, 0)
 
 
-def spec(device: str, size: int) -> ContenderSpec:
-    return ContenderSpec("fake", device, {}, size, device)
+def spec(device: str, size: int) -> BackendSpec:
+    return BackendSpec("fake", device, {}, size, device)
 
 
 def test_the_gpu_is_described_and_measured_once_per_round(cuda: Any) -> None:
@@ -48,13 +48,12 @@ def test_the_gpu_is_described_and_measured_once_per_round(cuda: Any) -> None:
 
 
 def test_a_gpu_is_warmed_up_for_longer() -> None:
-    on_cpu, on_gpu = [spec("cpu", 1)], [spec("cpu", 1), spec("cuda", 1)]
-    assert [BenchOptions().warmup_of(each) for each in (on_cpu, on_gpu)] == [1, 3]
-    assert [BenchOptions(warmup=0).warmup_of(each) for each in (on_cpu, on_gpu)] == [0, 0]
+    assert [BenchOptions().warmup_of(each) for each in (False, True)] == [1, 3]
+    assert [BenchOptions(warmup=0).warmup_of(each) for each in (False, True)] == [0, 0]
 
 
 def test_weights_that_do_not_fit_on_the_gpu_are_refused(cuda: Any) -> None:
-    with pytest.raises(ResourceError, match="for the weights of 2 contenders") as caught:
+    with pytest.raises(ResourceError, match="for the weights of 2 backends") as caught:
         Gpu([spec("cuda", 5000), spec("cuda", 4000), spec("cpu", 1)], buffer_bytes=1024)
     assert caught.value.where == "A GPU of numpy"
 
@@ -62,12 +61,12 @@ def test_weights_that_do_not_fit_on_the_gpu_are_refused(cuda: Any) -> None:
 def result(gpu: bool) -> BenchResult:
     bandwidth, on_gpu = Spread.of([2e10, 3e10]), Spread.of([2e12, 3e12])
     described = Description("bfloat16", 10, 10**9, 8)
-    contenders = []
+    backends = []
     for name, device, peak in (("a bundle", "cuda", 3 << 30), ("eager", "cpu", None)):
         memory = on_gpu if device == "cuda" else bandwidth
         found = Measurement.of(SHAPE, [Times(0.5, 0.6, 0.004)], described, memory.median)
-        contenders.append(
-            ContenderResult(name, "bundle", "bfloat16", 10**9, 8, 1.0, 1 << 30, (found,), device if gpu else "cpu",
+        backends.append(
+            BackendResult(name, "bundle", "bfloat16", 10**9, 8, 1.0, 1 << 30, (found,), device if gpu else "cpu",
                             peak if gpu else None)
         )  # fmt: skip
     machine = {
@@ -75,12 +74,12 @@ def result(gpu: bool) -> BenchResult:
         "last_level_cache_bytes": 2 << 30, "load_average": 0.0,
     }  # fmt: skip
     return BenchResult(
-        8, 4, 1, (8,), 1, 0, bandwidth, 1 << 20, machine, {}, tuple(contenders), *((GPU, on_gpu) if gpu else ())
+        8, 4, 1, (8,), 1, 0, bandwidth, 1 << 20, machine, {}, tuple(backends), *((GPU, on_gpu) if gpu else ())
     )
 
 
-def test_the_share_is_of_the_memory_that_the_contender_reads() -> None:
-    on_gpu, on_cpu = result(True).contenders
+def test_the_share_is_of_the_memory_that_the_backend_reads() -> None:
+    on_gpu, on_cpu = result(True).backends
     # 1 GB and 52 bytes per step, 1 ms each
     assert on_gpu.measurements[0].bandwidth_share == pytest.approx(1e12 / 2.5e12, rel=1e-6)
     assert on_cpu.measurements[0].bandwidth_share == pytest.approx(1e12 / 2.5e10, rel=1e-6)
@@ -93,10 +92,10 @@ def test_the_document_names_the_gpu_where_there_was_one() -> None:
     assert [c["device"] for c in with_gpu["contenders"]] == ["cuda", "cpu"]
     new = set(with_gpu) - set(without)
     assert new == {"gpu", "gpu_method", "gpu_bytes_per_second"}
-    in_contender = set(with_gpu["contenders"][0]) - set(without["contenders"][0])
-    assert in_contender == {"device", "device_peak_bytes"}
+    in_backend = set(with_gpu["contenders"][0]) - set(without["contenders"][0])
+    assert in_backend == {"device", "device_peak_bytes"}
     text = (ROOT / "ci" / "benchmarks" / "README.md").read_text(encoding="utf-8")
-    for name in (*new, *in_contender, *GPU):
+    for name in (*new, *in_backend, *GPU):
         assert f"`{name}`" in text, name
 
 
@@ -106,7 +105,7 @@ def test_tables_have_a_column_for_gpu_memory(capsys: pytest.CaptureFixture[str])
     assert "GPU memory" in text
     assert "3.2 GB" in text
     assert "2500 GB/s (2000 - 3000; device-to-device copies" in " ".join(text.split())
-    assert "last-level cache" in text, "of the contender on the CPU"
+    assert "last-level cache" in text, "of the backend on the CPU"
     cpu = replace(result(False), machine={**result(False).machine, "last_level_cache_bytes": None})
     print_bench(cpu)
     assert "GPU" not in capsys.readouterr().out
@@ -117,11 +116,11 @@ def test_eager_pytorch_needs_a_gpu_that_it_can_use(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     options = {"checkpoint": "", "dtype": "bfloat16", "cache": "static", "device": "cuda"}
     with pytest.raises(MissingDependencyError, match="sees no GPU"):
-        EagerContender(options, torch.get_num_threads()).prepare()
+        EagerBackend(options, torch.get_num_threads()).prepare()
 
 
 def test_an_unknown_device_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    request = BenchRequest((), tmp_path, None, False, (SHAPE,), ("float32",), ("static",), "tpu")
+    request = BenchRequest((), tmp_path, None, False, BenchOptions(eager_device="tpu"))
     monkeypatch.setattr("nemotron_export.bench.backends.eager.Checkpoint.open", lambda folder: None)
     with pytest.raises(RequestError, match="--eager-device"):
-        EagerContender.specs(request)
+        EagerBackend.specs(request)

@@ -1,4 +1,4 @@
-"""Contenders run in processes of their own, one at a time, and none of them outlives the run."""
+"""Backends run in processes of their own, one at a time, and none of them outlives the run."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pathlib import Path
 import psutil
 import pytest
 from nemotron_errors import LimitError, MissingDependencyError, NemotronError, ResourceError
-from support.contenders import FakeContender, fake_spec
+from support.bench_backends import FakeBackend, fake_spec
 
-from nemotron_export.bench.backends import CONTENDERS
+from nemotron_export.bench.backends import BACKENDS
 from nemotron_export.bench.backends.base import Description
-from nemotron_export.bench.process import ContenderProcess
+from nemotron_export.bench.process import BackendProcess
 from nemotron_export.bench.schedule import run_rounds
 from nemotron_export.bench.shapes import Shape
 
@@ -28,7 +28,7 @@ SHAPE = Shape(4, 3, 1)
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setitem(CONTENDERS, "fake", FakeContender)
+    monkeypatch.setitem(BACKENDS, "fake", FakeBackend)
     # other tests of this process may keep one for all of them
     before = psutil.Process().children()
     yield
@@ -43,7 +43,7 @@ def events(log: Path) -> list[tuple[str, int, str]]:
 def test_each_has_its_own_process_and_they_never_compute_together(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with ExitStack() as stack:
-        started = [stack.enter_context(ContenderProcess(fake_spec(name, log), 1)) for name in "abc"]
+        started = [stack.enter_context(BackendProcess(fake_spec(name, log), 1)) for name in "abc"]
         for process in started:
             process.wait_ready()
         described = [process.load()[1] for process in started]
@@ -72,14 +72,14 @@ def test_each_has_its_own_process_and_they_never_compute_together(tmp_path: Path
     ("fault", "error", "text"),
     [
         ("limit", LimitError, "here: found too much; expected less; take less"),
-        ("killed", ResourceError, "memory for all contenders"),
+        ("killed", ResourceError, "memory for all backends"),
         ("bug", RuntimeError, "x: its process ended with code 1"),
     ],
 )
-def test_what_goes_wrong_in_a_contender_is_raised_here(
+def test_what_goes_wrong_in_a_backend_is_raised_here(
     tmp_path: Path, fault: str, error: type[Exception], text: str
 ) -> None:
-    with ContenderProcess(fake_spec("x", tmp_path / "log", fault), 1) as process:
+    with BackendProcess(fake_spec("x", tmp_path / "log", fault), 1) as process:
         process.wait_ready()
         process.load()
         with pytest.raises(error, match=text) as caught:
@@ -90,7 +90,7 @@ def test_what_goes_wrong_in_a_contender_is_raised_here(
 
 def test_a_package_that_its_process_lacks_is_named_with_its_extra(tmp_path: Path) -> None:
     with (
-        ContenderProcess(fake_spec("x", tmp_path / "log", "no package"), 1) as process,
+        BackendProcess(fake_spec("x", tmp_path / "log", "no package"), 1) as process,
         pytest.raises(MissingDependencyError, match=r'pip install "nemotron-export\[build\]"'),
     ):
         process.wait_ready()
@@ -98,7 +98,7 @@ def test_a_package_that_its_process_lacks_is_named_with_its_extra(tmp_path: Path
 
 def test_an_exception_ends_a_process_that_computes(tmp_path: Path) -> None:
     def raise_in_the_middle() -> None:
-        with ContenderProcess(fake_spec("x", tmp_path / "log", "hang"), 1) as process:
+        with BackendProcess(fake_spec("x", tmp_path / "log", "hang"), 1) as process:
             process.wait_ready()
             process.load()
             process._send({"call": "measure", "prompt_tokens": 4, "new_tokens": 3, "batch": 1})
@@ -121,11 +121,11 @@ import sys
 import typer
 sys.path[:0] = [{tests!r}]
 from pathlib import Path
-from support.contenders import FakeContender, fake_spec
+from support.bench_backends import FakeBackend, fake_spec
 from nemotron_export.bench import BenchOptions, run
-from nemotron_export.bench.backends import CONTENDERS
+from nemotron_export.bench.backends import BACKENDS
 from nemotron_export.cli.guard import guarded
-CONTENDERS["fake"] = FakeContender
+BACKENDS["fake"] = FakeBackend
 log = Path({log!r})
 app = typer.Typer()
 @app.command()

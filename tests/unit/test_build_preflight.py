@@ -8,14 +8,10 @@ import pytest
 from nemotron_errors import LimitError, RequestError, ResourceError
 
 from nemotron_export.building.limits import choose_limits
-from nemotron_export.building.preflight import (
-    available_memory,
-    check_resources,
-    choose_reference,
-    estimate,
-    layerwise_memory,
-)
+from nemotron_export.building.preflight import check_resources, estimate
 from nemotron_export.config.config import NemotronConfig
+from nemotron_export.installation.memory import available_memory
+from nemotron_export.parity.memory import choose_reference, layerwise_memory
 from nemotron_export.parity.prompts import plan_prompts
 
 # Minitron-4B: 4.191 B parameters, 128 KiB of bf16 cache per token
@@ -27,8 +23,8 @@ PARAMETERS = 4_191_000_000
 
 def _estimate(**changes: object):  # type: ignore[no-untyped-def]
     arguments = {
-        "num_parameters": PARAMETERS, "stored_bytes": 2 * PARAMETERS, "run_dtype": "float32", "slots": 4096,
-        "rows": 1, "weights_mode": "reference", "parity": True,
+        "num_parameters": PARAMETERS, "stored_bytes": 2 * PARAMETERS, "run_dtype": "float32", "capacity": 4096,
+        "sequences": 1, "weights_mode": "reference", "parity": True,
     }  # fmt: skip
     return estimate(CONFIG, **{**arguments, **changes})  # type: ignore[arg-type]
 

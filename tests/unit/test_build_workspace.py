@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from nemotron_errors import BundleError, ResourceError
 
-from nemotron_export.building.weights import place_weights
-from nemotron_export.building.workspace import staging
+from nemotron_export.building.weight_files import place_weights
+from nemotron_export.files.workspace import staging
 
 
 def _bundle(path: Path, text: str = "old") -> Path:

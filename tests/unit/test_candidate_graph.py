@@ -14,8 +14,8 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from nemotron_graphs.targets import TARGETS, LoweredGraph, add_candidates
-from nemotron_graphs.targets.candidate_graph import CANDIDATES_FILE, candidate_graph
+from nemotron_graphs.targets.candidate_graph import CANDIDATES_FILE, add_candidates, candidate_graph
+from nemotron_graphs.targets.lowering import Lowered, LoweredGraph
 
 # ops that ONNX Runtime's CUDA provider computes on the device, with constants alone on the host
 CUDA_OPS = {"Cast", "Reshape", "TopK", "Add", "GatherElements", "Slice", "Div", "Sub", "Exp", "ReduceSum"}
@@ -91,16 +91,14 @@ def test_its_ops_have_cuda_kernels_and_long_rows_are_searched_in_parts(vocab_siz
     assert searches[0].outputs[0].shape[1:-1] == (() if SIZES[vocab_size] == 1 else (SIZES[vocab_size],))
 
 
-def test_it_is_saved_beside_the_model_and_named_in_the_session(tmp_path: Path) -> None:
-    lowered = add_candidates(LoweredGraph(parent(), {"graph": "model.onnx"}), 128)
-    assert lowered.session == {"graph": "model.onnx", "candidates": {"graph": CANDIDATES_FILE, "count": 128}}
-    lowered.save(tmp_path / "model.onnx")
+def test_it_is_saved_next_to_the_model_and_named_in_the_session(tmp_path: Path) -> None:
+    def lowered(vocab_size: int = 500) -> Lowered:
+        return Lowered({"model": LoweredGraph(parent(vocab_size), "model.onnx")}, {"graph": "model.onnx"})
+
+    added = add_candidates(lowered(), 128)
+    assert added.session == {"graph": "model.onnx", "candidates": {"graph": CANDIDATES_FILE, "count": 128}}
+    added.save(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [CANDIDATES_FILE, "model.onnx"]
     outputs = onnx.load(tmp_path / CANDIDATES_FILE).graph.output
     assert [value.name for value in outputs] == ["candidate_logits", "candidate_ids", "mass"]
-    few = add_candidates(LoweredGraph(parent(60), {}), 128)
-    assert few.session["candidates"]["count"] == 60
-
-
-def test_one_target_has_it() -> None:
-    assert {name: target.candidates for name, target in TARGETS.items() if target.candidates} == {"ort-cuda": 128}
+    assert add_candidates(lowered(60), 128).session["candidates"]["count"] == 60

@@ -15,19 +15,25 @@ from typing import Any
 import psutil
 import pytest
 from nemotron_errors import GraphError, NemotronError, ResourceError
-from nemotron_plugins import library
+from nemotron_plugins import build
 from nemotron_plugins.compiling import pool as compile_pool
 from nemotron_plugins.compiling.pool import CompileJob, compile_in_processes, worker_count
-from support.kernel_specs import TINY
+from nemotron_plugins.launches.launch import Gpu
+from nemotron_plugins.library import kernel_key
+from support.kernel_requests import H100, TINY
 
 pytest.importorskip("triton", reason="Triton, of the build extra, has no wheel for this platform")
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Triton is for Linux")
 
-KEYS = ("argmax_combine", "linear_residual.o.r1", "argmax", "layernorm_linear.head.r1")
+KEYS = ("Argmax.argmax_combine", "o.r1", "Argmax.argmax", "head.r1")
 
 
 def jobs(*architectures: int) -> list[CompileJob]:
-    return [CompileJob(key, TINY.launches(number)[key], TINY.dtype, number) for number in architectures for key in KEYS]
+    return [
+        CompileJob(key, TINY.launches(Gpu(number, 132))[key], TINY.dtype, number)
+        for number in architectures
+        for key in KEYS
+    ]
 
 
 class Call:
@@ -49,7 +55,7 @@ def workers(of: int | None = None) -> list[psutil.Process]:
     for process in psutil.Process(of).children(recursive=True):
         # an assembler that a worker started may be gone by now
         with suppress(psutil.Error):
-            if any("compile_worker" in word for word in process.cmdline()):
+            if any("compiling.worker" in word for word in process.cmdline()):
                 found.append(process)
     return found
 
@@ -69,31 +75,35 @@ def test_processes_give_the_bytes_that_this_one_gives_in_order() -> None:
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_library_is_the_same_by_any_number_of_processes(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = {key: TINY.launches(90)[key] for key in KEYS}
-    monkeypatch.setattr(type(TINY), "launches", lambda self, architecture: few)
-    monkeypatch.setattr(library, "worker_count", lambda jobs: count)
+    monkeypatch.setattr(build, "worker_count", lambda jobs: count)
     started: list[int] = []
-    real = library.compile_in_processes
+    real = build.compile_in_processes
     monkeypatch.setattr(
-        library, "compile_in_processes", lambda jobs, n, on_done: started.append(n) or real(jobs, n, on_done)
+        build, "compile_in_processes", lambda jobs, n, on_done: started.append(n) or real(jobs, n, on_done)
     )
     told: list[tuple[int, int]] = []
-    made = library.build_library(TINY, [90, 100], lambda done, total: told.append((done, total)))
-    assert told == [(done, 2 * len(KEYS)) for done in range(2 * len(KEYS) + 1)]
+    requests = [TINY.requests[name] for name in ("head", "Argmax", "o")]
+    gpus = [H100, Gpu(100, 148)]
+    made = build.build_library(requests, gpus, lambda done, total: told.append((done, total)))
+    assert told == [(done, 8) for done in range(9)]
     assert started == ([2] if count == 2 else [])
-    assert {number: (each.architecture, tuple(each)) for number, each in made.items()} == {
-        90: ("sm_90", KEYS),
-        100: ("sm_100", KEYS),
+    keys = [kernel_key(request, variant) for request in requests for variant in build.launches_of(request, H100)]
+    assert len(keys) == 4
+    assert {number: (each.architecture, list(each)) for number, each in made.items()} == {
+        90: ("sm_90", keys),
+        100: ("sm_100", keys),
     }
     assert all(kernel.record.architecture == each.architecture for each in made.values() for kernel in each.values())
 
 
-def test_wanted_kernels_alone_are_compiled() -> None:
-    made = library.build_library(TINY, [90], keys=library.SESSION_KERNELS)
-    assert tuple(made[90]) == library.SESSION_KERNELS
-    assert [made[90][key].record.kernel for key in made[90]] == [
-        "argmax_kernel", "argmax_combine_kernel", "candidates_kernel", "candidates_merge_kernel"
-    ]  # fmt: skip
+def test_equal_launches_are_compiled_once() -> None:
+    up, down = TINY.requests["up"], TINY.requests["down"]
+    wider = [dataclasses.replace(request, capacity=2 * request.capacity) for request in (up, down)]
+    told: list[tuple[int, int]] = []
+    (made,) = build.build_library([up, down, *wider], [H100], lambda *done: told.append(done)).values()
+    assert told[-1] == (2, 2)
+    assert len(made) == 4
+    assert made.of(up) == made.of(wider[0])
 
 
 def test_as_many_processes_as_cpus_jobs_and_sixteen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,10 +160,12 @@ SCRIPT = """
 import sys
 sys.path.insert(0, {tests!r})
 print("begun", flush=True)
-from nemotron_plugins import library
-from support.kernel_specs import MINITRON_4B
-library.worker_count = lambda jobs: 2
-library.build_library(MINITRON_4B, [80, 90, 100], lambda done, total: print(done, total, flush=True))
+from nemotron_plugins import build
+from nemotron_plugins.launches.launch import Gpu
+from support.kernel_requests import MINITRON_4B
+build.worker_count = lambda jobs: 2
+gpus = [Gpu(number, 132) for number in (80, 90, 100)]
+build.build_library(MINITRON_4B.requests.values(), gpus, lambda done, total: print(done, total, flush=True))
 """
 
 

@@ -143,12 +143,12 @@ def test_refused(changes: dict[str, Any], message: str) -> None:
     [
         (b"{", "broken JSON"),
         (b"", "broken JSON"),
-        (b"[]", "a JSON list; expected a JSON object"),
+        (b"[]", "a JSON list; expected a model's config as one JSON object"),
         (b"null", "a JSON NoneType"),
-        (b"\xff\xfe{}", "an unreadable file"),
+        (b"\xff\xfe{}", "not UTF-8"),
         (b'{"model_type": "nemotron", "model_type": "llama"}', "the key 'model_type' twice"),
-        (b'{"a":' * 100000, "broken JSON"),
-        (b'{"norm_eps": NaN, "model_type": "nemotron"}', "norm_eps = nan"),
+        (b'{"a":' * 100000, "nested too deeply"),
+        (b'{"norm_eps": NaN, "model_type": "nemotron"}', "NaN, which is not JSON"),
         (b'{"vocab_size": ' + b"9" * 5000 + b', "model_type": "nemotron"}', "broken JSON"),
     ],
     ids=["open", "empty", "list", "null", "not-utf8", "twice", "deep", "nan", "huge-number"],
@@ -203,7 +203,7 @@ def test_labels_that_count() -> None:
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="unreadable file"):
+    with pytest.raises(ConfigError, match="no such file"):
         NemotronConfig.from_json_file(tmp_path / "config.json")
-    with pytest.raises(ConfigError, match="unreadable file"):
+    with pytest.raises(ConfigError, match="a folder"):
         NemotronConfig.from_json_file(tmp_path)

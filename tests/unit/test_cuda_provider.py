@@ -13,8 +13,9 @@ from nemotron_graphs.targets import get_target
 from support.raw_checkpoints import TINY, write_sparse
 
 from nemotron_export import check_parity
-from nemotron_export.building import build, cuda_provider
-from nemotron_export.building.cuda_provider import check_cuda_provider
+from nemotron_export.building import build
+from nemotron_export.parity import provider
+from nemotron_export.parity.provider import check_runs_here
 
 CUDA = "CUDAExecutionProvider"
 
@@ -41,9 +42,9 @@ def with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_onnxruntime_without_cuda_is_refused_for_cuda_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(MissingDependencyError, match=rf"found providers CPUExecution.*{CUDA}.*ort-gpu.*--no-parity"):
-        check_cuda_provider(get_target("ort-cuda"))
-    for name in ("ort-cpu", "onnx", "genai-cuda", "tensorrt"):
-        check_cuda_provider(get_target(name))
+        check_runs_here(get_target("ort-cuda"), "here", building=True)
+    for name in ("ort-cpu", "onnx", "genai-cpu", "tensorrt"):
+        check_runs_here(get_target(name), "here", building=True)
 
 
 @pytest.mark.usefixtures("with_cuda")
@@ -53,20 +54,20 @@ def test_no_gpu_is_refused_and_one_passes(monkeypatch: pytest.MonkeyPatch) -> No
     for driver in (Driver(0), Driver(1, code=100)):
         monkeypatch.setattr(ctypes, "CDLL", lambda name, driver=driver: loaded.append(name) or driver)
         with pytest.raises(MissingDependencyError, match=r"no NVIDIA GPU.*driver.*--no-parity"):
-            check_cuda_provider(target)
+            check_runs_here(target, "here", building=True)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: loaded.append(name) or Driver(1))
     started: list[Any] = []
-    monkeypatch.setattr(cuda_provider, "start_cuda", started.append)
-    check_cuda_provider(target)
+    monkeypatch.setattr(provider, "start_cuda", started.append)
+    check_runs_here(target, "here", building=True)
     assert started == [onnxruntime]
-    assert loaded == [cuda_provider._DRIVER] * 3
+    assert loaded == [provider._DRIVER] * 3
 
     def absent(name: str) -> Any:
         raise OSError(f"{name}: cannot open shared object file")
 
     monkeypatch.setattr(ctypes, "CDLL", absent)
     with pytest.raises(MissingDependencyError, match="no NVIDIA GPU"):
-        check_cuda_provider(target)
+        check_runs_here(target, "here", building=True)
 
 
 def test_a_build_is_refused_before_the_checkpoint_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +108,7 @@ def test_a_parity_check_is_refused_before_its_reference_is_made(
     assert refused.value.where == str(bundles["genai-cuda"])
     # what can be run goes on to its reference
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver(1))
-    monkeypatch.setattr(cuda_provider, "start_cuda", lambda ort: None)
+    monkeypatch.setattr(provider, "start_cuda", lambda ort: None)
     for name in ("ort-cuda", "ort-cpu"):
         with pytest.raises(AssertionError, match="a reference"):
             check_parity(bundles[name])

@@ -76,6 +76,7 @@ def test_genai_targets_need_their_own_extras(
     remedy: dict[str, str],
 ) -> None:
     _installed(monkeypatch, without=without, plus=plus)
+    monkeypatch.setattr(doctor, "_gpus", lambda: ("NVIDIA H100 80GB HBM3, 81559 MiB, 570.86.15",))
     states = {target.name: target for target in doctor.examine().targets}
     assert {name for name in ("ort-cpu", "genai-cpu", "genai-cuda") if states[name].runs} == runs
     for name, extra in remedy.items():

@@ -14,8 +14,9 @@ import onnx_ir as ir
 import pytest
 import torch
 from nemotron_errors import BundleError, CheckpointError
+from nemotron_formats.tensors import FileSpan, WeightInput
 from nemotron_graphs.targets import get_target
-from nemotron_graphs.targets.tensorrt import TensorRTGraphs, WeightInput
+from nemotron_graphs.targets.lowering import Lowered
 from nemotron_runtime.bundle.folder import Bundle, write_manifest
 from nemotron_runtime.bundle.limits import Limits
 from nemotron_runtime.bundle.manifest import Manifest
@@ -26,7 +27,7 @@ from support.checkpoints import write_checkpoint
 from support.tensorrt_builder import FakeBuilderModule
 from support.tensorrt_fakes import install, make_tensorrt_bundle, toy
 
-from nemotron_export.building.graph import make_tensorrt_graphs
+from nemotron_export.building.graph import make_graphs
 from nemotron_export.building.host_weights import host_constants
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.tensorrt import BuiltEngine, EngineError, EngineJob, build_engine, load_product
@@ -118,10 +119,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 class TestHost:
     """What the builder is given of a checkpoint."""
 
-    def graphs(self, checkpoint: Checkpoint, name: str) -> TensorRTGraphs:
-        return make_tensorrt_graphs(
-            checkpoint, get_target(name), "bfloat16", Limits(64, 2, 32), wide_layers=(), native=name != "tensorrt"
-        )
+    def graphs(self, checkpoint: Checkpoint, name: str) -> Lowered:
+        return make_graphs(checkpoint, get_target(name), "bfloat16", Limits(64, 2, 32))
 
     def test_bytes_are_the_checkpoints_and_only_packed_ones_are_copied(self, checkpoint: Checkpoint) -> None:
         weights = self.graphs(checkpoint, "tensorrt").weights
@@ -140,10 +139,8 @@ class TestHost:
         (tmp_path / "w").write_bytes(bytes(range(64)))
 
         def weight(name: str, *places: tuple[int, int]) -> WeightInput:
-            parts = tuple(
-                SimpleNamespace(file="w", offset=o, length=n, dtype="F16", shape=(n // 2,)) for o, n in places
-            )
-            return WeightInput(name, "float16", (sum(n for _, n in places) // 2,), (name,), parts)
+            parts = tuple(FileSpan("w", *place) for place in places)
+            return WeightInput(name, "float16", (sum(n for _, n in places) // 2,), parts)
 
         shards: Any = SimpleNamespace(shards=[SimpleNamespace(path=tmp_path / "w")])
         weights = [weight("a", (8, 8)), weight("b", (8, 8)), weight("odd", (3, 6)), weight("packed", (20, 4), (0, 2))]
@@ -160,7 +157,8 @@ class TestHost:
         pytest.importorskip("tensorrt_rtx_bindings", reason="NVIDIA has no TensorRT for RTX for this system")
         trt = load_product("tensorrt-rtx")
         graphs = self.graphs(checkpoint, "tensorrt-rtx")
-        inputs = graphs.prefill.model.graph.inputs
+        model = graphs.main.model
+        inputs = model.graph.inputs
 
         def options(config: Any) -> None:
             config.num_compute_capabilities = 1
@@ -168,7 +166,7 @@ class TestHost:
 
         def engine(constants: dict[str, Constant]) -> BuiltEngine:
             shapes = input_shapes(inputs, prefill_ranges(Limits(64, 2, 32)))
-            graph = ir.to_proto(graphs.prefill.model).SerializeToString()
+            graph = ir.to_proto(model).SerializeToString()
             return build_engine(
                 trt, EngineJob("prefill", graph, (shapes,), constants=constants, options=options, loads=False)
             )

@@ -10,8 +10,10 @@ from nemotron_errors import RequestError
 from nemotron_graphs.targets import TARGETS
 from nemotron_runtime.bundle.limits import Limits
 
-from nemotron_export.building.genai import check_genai_request, genai_config
-from nemotron_export.building.weights import choose_weight_mode
+from nemotron_export.building.builders import builder_for
+from nemotron_export.building.genai import genai_config
+from nemotron_export.building.request import BuildRequest
+from nemotron_export.building.weight_files import choose_weight_mode
 from nemotron_export.config.config import NemotronConfig
 from nemotron_export.installation.extras import extra_of, missing_dependency
 
@@ -90,9 +92,14 @@ def test_weight_modes_that_a_target_cannot_take(target: str, mode: str) -> None:
     assert mode in caught.value.found
 
 
-def test_other_targets_are_not_held_to_genais_rules() -> None:
-    check_genai_request(TARGETS["ort-cpu"], "feature-extraction", parity=True)
-    check_genai_request(TARGETS["genai-cpu"], "causal-lm", parity=True)
-    check_genai_request(TARGETS["genai-cuda"], "causal-lm", parity=False)
-    with pytest.raises(RequestError):
-        check_genai_request(TARGETS["genai-cpu"], "feature-extraction", parity=False)
+def test_what_a_folder_for_genai_cannot_be() -> None:
+    embeddings: Any = SimpleNamespace(task="feature-extraction")
+    for name, options in (("genai-cpu", {}), ("genai-cuda", {"parity": False})):
+        builder = builder_for(BuildRequest(target=name, **options))
+        builder.find()
+        builder.plan(SimpleNamespace(task="causal-lm"), "float32", LIMITS)  # type: ignore[arg-type]
+        with pytest.raises(RequestError, match=f"expected causal-lm for target {name}"):
+            builder.plan(embeddings, "float32", LIMITS)
+    builder_for(BuildRequest(target="ort-cpu")).plan(embeddings, "float32", LIMITS)
+    with pytest.raises(RequestError, match=r"a parity check of target genai-cuda.*add --no-parity"):
+        builder_for(BuildRequest(target="genai-cuda")).find()

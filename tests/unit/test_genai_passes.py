@@ -142,7 +142,7 @@ def test_every_token_gets_logits() -> None:
     }
     every = np.tile(np.arange(5), (2, 1))
     (before,) = run(model, {**feed, "logits_index": every})
-    assert passes.GenaiFullLogitsPass()(model).modified
+    assert passes.FullLogitsPass()(model).modified
     assert [node.op_type for node in model.graph] == ["Relu", "MatMul"]
     assert input_names(model) == ["input_ids", "x", "w"]
     (logits,) = model.graph.outputs
@@ -160,7 +160,7 @@ def test_every_token_gets_logits() -> None:
 def test_another_use_of_the_positions_is_refused(old: str, new: str, found: str) -> None:
     model = parse(HEAD.replace(old, new))
     with pytest.raises(ir.passes.PreconditionError, match=found):
-        passes.GenaiFullLogitsPass()(model)
+        passes.FullLogitsPass()(model)
 
 
 def test_caches_are_called_and_ordered_as_genai_has_them() -> None:

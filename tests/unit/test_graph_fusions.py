@@ -81,19 +81,54 @@ def test_rotation_and_cache_updates_become_one_node() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new"),
+    ("old", "new", "reason"),
     [
-        ("KVCacheUpdate(v_cache, v, query_start)", "KVCacheUpdate(v_cache, v, query_length)"),
-        ("PartialRotaryEmbedding(k, cos, sin, position_ids)", "PartialRotaryEmbedding(k, sin, cos, position_ids)"),
-        ("KVCacheUpdate(k_cache, k_rotated, query_start)", "KVCacheUpdate(k_cache, k, query_start)"),
+        (
+            "KVCacheUpdate(v_cache, v, query_start)",
+            "KVCacheUpdate(v_cache, v, query_length)",
+            "keys and values are written to other positions",
+        ),
+        (
+            "PartialRotaryEmbedding(k, cos, sin, position_ids)",
+            "PartialRotaryEmbedding(k, sin, cos, position_ids)",
+            "queries and keys are rotated by other tables or positions",
+        ),
+        (
+            "KVCacheUpdate(k_cache, k_rotated, query_start)",
+            "KVCacheUpdate(k_cache, k, query_start)",
+            "'k' comes from no node, not PartialRotaryEmbedding",
+        ),
     ],
     ids=["another write_index", "another table", "k without rotation"],
 )
-def test_what_does_not_belong_together_stays_apart(old: str, new: str) -> None:
+def test_what_does_not_belong_together_stays_apart(old: str, new: str, reason: str) -> None:
     assert LAYER.count(old) == 1
     model = parse(LAYER.replace("HALF", "8").replace(old, new))
-    assert not passes.FormRotaryKVCacheUpdatePass()(model).modified
+    fusion = passes.FormRotaryKVCacheUpdatePass()
+    assert not fusion(model).modified
     assert "RotaryKVCacheUpdate" not in ops(model)
+    assert (fusion.found, fusion.missed) == (0, [f"CachedAttention 'attended': {reason}"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (
+            "KVCacheUpdate(v_cache, v, query_start)",
+            "Identity(v_cache)",
+            "'v_cache_out' comes from Identity, not KVCacheUpdate",
+        ),
+        ("Reshape(attended, flat)", "Neg(attended)", "its result is read without a Reshape to 3 axes"),
+    ],
+    ids=["no update", "no Reshape"],
+)
+def test_attention_that_the_kernel_does_not_take_stays(old: str, new: str, reason: str) -> None:
+    model = parse(LAYER.replace("HALF", "8").replace(old, new))
+    before = ops(model)
+    fusion = passes.FormGroupQueryAttentionPass()
+    assert not fusion(model).modified
+    assert ops(model) == before
+    assert fusion.missed == [f"CachedAttention 'attended': {reason}"]
 
 
 @pytest.mark.parametrize("half", [8, 4])
@@ -241,7 +276,9 @@ def test_the_packed_weight_may_be_a_node_over_the_three(biases: tuple[str, ...])
 
 
 def test_projections_that_differ_are_not_packed() -> None:
-    assert not passes.PackQKVPass()(projections(("q",))).modified
+    fusion = passes.PackQKVPass()
+    assert not fusion(projections(("q",))).modified
+    assert fusion.missed == ["GroupQueryAttention 'y': just some of the projections have a bias"]
     model = projections(())
     k = [node for node in model.graph if node.op_type == "Linear"][1]
     k.replace_input_with(0, ir.Value(name="other"))

@@ -49,19 +49,19 @@ def test_rotation_turns_first_lanes_in_half_split_pairs() -> None:
     assert out.flatten().tolist() == [-2.0, -3.0, 0.0, 1.0, 4.0, 5.0]
 
 
-def test_update_refuses_slots_that_do_not_exist() -> None:
+def test_update_refuses_positions_that_do_not_exist() -> None:
     cache, new = torch.zeros(1, 1, 4, 2), torch.ones(1, 2, 1, 2)
     for start in (3, -1):
-        with pytest.raises(IndexError, match="4 slots"):
+        with pytest.raises(IndexError, match="capacity 4"):
             OPS["KVCacheUpdate"](cache, new, torch.tensor([start]))
 
 
-def test_attention_ignores_what_lies_behind_a_row() -> None:
+def test_attention_ignores_what_lies_after_a_sequence() -> None:
     q, k, v = torch.randn(2, 1, 2, 4), torch.randn(2, 1, 6, 4), torch.randn(2, 1, 6, 4)
     start = torch.tensor([2, 4])
     before = OPS["CachedAttention"](q, k, v, start)
-    for row, end in enumerate((3, 5)):
-        k[row, :, end:], v[row, :, end:] = 1e4, -1e4
+    for sequence, end in enumerate((3, 5)):
+        k[sequence, :, end:], v[sequence, :, end:] = 1e4, -1e4
     torch.testing.assert_close(OPS["CachedAttention"](q, k, v, start), before, rtol=0, atol=0)
 
 
@@ -77,8 +77,8 @@ def test_attributes_that_make_no_sense_are_refused() -> None:
 def test_a_residual_projection_takes_heads_in_a_row_or_side_by_side() -> None:
     rng = torch.Generator().manual_seed(0)
     x, weight, residual = (torch.randn(shape, generator=rng) for shape in ((2, 3, 4, 8), (5, 32), (2, 3, 5)))
-    (heads,) = run_body("LinearResidual", [x, weight, residual], {"kernel": ""})
-    (row,) = run_body("LinearResidual", [x.flatten(2), weight, residual], {"kernel": ""})
+    (heads,) = run_body("LinearResidual", [x, weight, residual], {})
+    (row,) = run_body("LinearResidual", [x.flatten(2), weight, residual], {})
     assert heads.shape == (2, 3, 5)
     assert (heads == row).all()
     torch.testing.assert_close(OPS["LinearResidual"].eager(x, weight, residual), residual + x.flatten(2) @ weight.T)

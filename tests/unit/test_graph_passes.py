@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
 from nemotron_errors import GraphError
+from nemotron_formats.tensors import TensorEntry
 from nemotron_graphs import passes
 from nemotron_graphs.targets import TARGETS, get_target
 
 OPSET = {"": 21, "nemotron": 1}
 
 
-@dataclass(frozen=True)
-class Ref:
-    dtype: str
-    shape: tuple[int, ...]
-    file: str = "model.safetensors"
-    offset: int = 128
-    length: int = 64
+def entry(name: str, dtype: str, shape: tuple[int, ...]) -> TensorEntry:
+    return TensorEntry(name, dtype, shape, "model.safetensors", 128, 64)
 
 
 def parse(text: str) -> ir.Model:
@@ -83,7 +77,8 @@ def test_weights_are_bound_where_they_lie_and_cast_behind_a_gather() -> None:
         x = Gather(table, ids)
         y = MatMul(x, w)
     }""")
-    passes.BindWeightsPass({"table": Ref("BF16", (8, 4)), "w": Ref("BF16", (4, 4))})(model)
+    passes.InferShapesPass()(model)
+    passes.BindWeightsPass({"table": entry("table", "BF16", (8, 4)), "w": entry("w", "BF16", (4, 4))})(model)
     # the embedding is converted row by row, never whole; the matrix is converted once
     assert ops(model) == ["Cast", "Gather", "Cast", "MatMul"]
     assert [v.name for v in model.graph.inputs] == ["ids"]
@@ -100,7 +95,7 @@ def test_weights_are_bound_where_they_lie_and_cast_behind_a_gather() -> None:
 def test_a_weight_of_another_shape_is_refused() -> None:
     model = parse("g (float[4,4] w) => (float[4,4] y) { y = Neg(w) }")
     with pytest.raises(ir.passes.PreconditionError, match=r"found shape \[4, 5\]"):
-        passes.BindWeightsPass({"w": Ref("F32", (4, 5))})(model)
+        passes.BindWeightsPass({"w": entry("w", "F32", (4, 5))})(model)
 
 
 def test_rope_tables_become_initializers() -> None:

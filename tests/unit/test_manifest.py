@@ -42,7 +42,13 @@ def test_a_newer_format_is_refused_with_what_to_do(document):
         Manifest.from_dict({**document, "format": FORMAT + 1, "something": "new"})
 
 
-@pytest.mark.parametrize("value", [0, "1", None, True, [1]])
+def test_an_older_format_is_refused_with_the_version_and_what_to_do(document):
+    found = r"bundle format 1; expected format 2, which nemotron-export 0\.2 reads.*build the bundle again"
+    with pytest.raises(BundleError, match=found):
+        Manifest.from_dict({**document, "format": 1})
+
+
+@pytest.mark.parametrize("value", [0, "2", None, True, [2]])
 def test_no_other_format(document, value):
     with pytest.raises(BundleError, match="format"):
         Manifest.from_dict({**document, "format": value})
@@ -59,7 +65,7 @@ def test_no_other_format(document, value):
         ("limits.max_batch", True, "bool True"),
         ("limits.max_batch", 0, "max_batch.*at least 1"),
         ("limits.prefill_chunk", 1.5, "float"),
-        ("session.kind", "magic", "onnxruntime"),
+        ("session.executor", "magic", "onnxruntime"),
         ("session.prefill_rows", "some", "'all'"),
         ("session.inputs", "input_ids", "str"),
         ("session.graph", "other.onnx", "no record of other.onnx"),

@@ -25,9 +25,9 @@ def changed(document: dict[str, Any], change: Callable[[dict[str, Any]], Any]) -
 
 def as_rtx(document: dict[str, Any]) -> None:
     """Makes the document one of engines for RTX."""
-    document["session"]["kind"] = "tensorrt-rtx"
+    document["session"]["executor"] = "tensorrt-rtx"
     document["tensorrt_rtx"] = {
-        "version": "1.7.1", "engines": {"sm_89": "decode.engine"}, "cache_slots": 64, "max_logits": 16,
+        "version": "1.7.1", "engines": {"sm_89": "decode.engine"}, "cache_capacity": 64,
         "weights": document["tensorrt"]["weights"],
     }  # fmt: skip
     document["tensorrt"] = None
@@ -49,13 +49,13 @@ def test_records_of_engines_are_read_as_they_were_written(document: dict[str, An
     ("change", "match"),
     [
         (lambda d: d.update(tensorrt=None), "found tensorrt and 0 engines"),
-        (lambda d: d["session"].update(kind="onnxruntime"), "found onnxruntime and 2 engines"),
-        (lambda d: d["session"].update(kind="tensorrt-rtx"), "found tensorrt-rtx and 2 engines"),
+        (lambda d: d["session"].update(executor="onnxruntime"), "found onnxruntime and 2 engines"),
+        (lambda d: d["session"].update(executor="tensorrt-rtx"), "found tensorrt-rtx and 2 engines"),
         (lambda d: d["tensorrt"].update(decode_engine="../decode.engine"), "a name inside the folder"),
         (lambda d: d["tensorrt"].update(decode_engine="other.engine"), r"no record of other\.engine"),
         (
             lambda d: d["tensorrt"]["weights"][0]["parts"][0].update(file="other"),
-            r"tensorrt\.weights: found WeightPart",
+            r"tensorrt\.weights: found FileSpan",
         ),
         (lambda d: d["tensorrt"]["weights"][0]["parts"][0].update(length=1 << 40), "a piece of a weights file"),
         (lambda d: d["tensorrt"].pop("version"), "no version"),

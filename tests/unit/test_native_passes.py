@@ -84,16 +84,6 @@ def test_an_attention_becomes_the_layer_for_it_and_layers_share_a_mask() -> None
     assert not passes.LowerCachedAttentionPass()(after).modified
 
 
-@pytest.mark.parametrize(("text", "lowering"), [(UPDATE, passes.LowerKVCacheUpdatePass),
-                                               (ATTENTION, passes.LowerCachedAttentionPass)])  # fmt: skip
-def test_rows_in_another_order_are_refused(text: str, lowering: type[ir.passes.PassBase]) -> None:
-    text = text.replace("write_index)", "write_index, row)").replace("start)", "start, row)")
-    text = text.replace(f"int64[{B}] write_index, row)", f"int64[{B}] write_index, int64[{B}] row)")
-    text = text.replace(f"int64[{B}] start, row)", f"int64[{B}] start, int64[{B}] row)")
-    with pytest.raises(ir.passes.PreconditionError, match="a cache_row; expected rows in the cache's order"):
-        lowering()(parse(text))
-
-
 def test_the_opset_is_raised_and_never_lowered() -> None:
     model = ir.from_onnx_text('<ir_version: 10, opset_import: ["": 21]> g (float[2] x) => (float[2] y) { y = Abs(x) }')
     assert passes.SetOpsetPass(24)(model).modified

@@ -23,7 +23,8 @@ from nemotron_export.tracing.exporter import ExampleInput, trace_module
 @pytest.fixture(scope="module")
 def recipe() -> OpDefinition:
     text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    section = text.partition("## Adding an op\n")[2].partition("\n## ")[0]
+    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     names: dict[str, Any] = {}
     exec(compile(code, "CONTRIBUTING.md", "exec"), names)
     return names["squared_relu"]

@@ -7,6 +7,7 @@ import logging
 import pytest
 import torch
 from nemotron_errors import MissingDependencyError, RequestError, ResourceError
+from nemotron_graphs.targets import TARGETS
 
 from nemotron_export.parity.device import choose_device, default_device, device_name, true_fp32
 
@@ -44,11 +45,10 @@ def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptur
         choose_device("tpu", 1)
 
 
-def test_a_bundle_for_a_gpu_is_held_against_the_same_gpu() -> None:
-    assert [default_device(kind) for kind in ("tensorrt", "onnxruntime", "genai")] == ["auto", "cpu", "cpu"]
-    assert default_device("onnxruntime", "CUDAExecutionProvider") == "auto"
-    assert default_device("onnxruntime", "CPUExecutionProvider") == "cpu"
-    assert default_device("genai", "CUDAExecutionProvider") == "cpu"
+def test_a_bundle_for_a_gpu_is_compared_on_the_same_gpu() -> None:
+    on_a_gpu = {name for name, target in TARGETS.items() if default_device(target) == "auto"}
+    assert on_a_gpu == {"ort-cuda", "genai-cuda", "tensorrt", "tensorrt-rtx"}
+    assert {default_device(TARGETS[name]) for name in set(TARGETS) - on_a_gpu} == {"cpu"}
 
 
 def test_fp32_is_never_tf32_and_the_setting_comes_back() -> None:

@@ -11,52 +11,32 @@ from nemotron_errors import BundleError, GraphError
 pytest.importorskip("triton", reason="Triton, of the build extra, has no wheel for this platform")
 
 from nemotron_plugins.compiling.compiler import ARCHITECTURES, compile_kernel
-from nemotron_plugins.launches.attention import (
-    cached_attention_combine_rule,
-    cached_attention_decode_rule,
-    cached_attention_prefill_rule,
-    decode_splits,
-    rotary_cached_attention_decode_rule,
-)
-from nemotron_plugins.launches.launch import Launch, LaunchRecord
-from nemotron_plugins.launches.rotary import rotary_kv_cache_update_rule
-from support.kernel_specs import MINITRON_4B
+from nemotron_plugins.launches.attention import decode_splits
+from nemotron_plugins.launches.launch import Gpu, Launch, LaunchRecord
+from support.kernel_requests import MINITRON_4B
 
 # bytes that a block may ask for, from NVIDIA's table of compute capabilities
 SHARED_MEMORY = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
-HEADS = {"query_heads": 24, "kv_heads": 8, "head_dim": 128}
+# of the kernels of a model; the others differ in shapes alone. Decode splits the cache of two sequences into 16 parts,
+# of eight into 4
+KERNELS = {
+    "attention": ("update.decode", "attention.r2", "attention.r8", "attention.combine2", "attention.prefill",
+                  "fused.r2", "fused.r8"),
+    "step": ("qkv.r1", "head.r1", "up.norm", "up.r8", "head.r8", "o.r1", "down.r4", "Argmax.argmax",
+             "Argmax.argmax_combine", "TopCandidates.candidates", "TopCandidates.candidates_merge"),
+}  # fmt: skip
 
 
-def _launches(architecture: int, head_dim: int = 128) -> list[Launch]:
-    heads, pdl = {**HEADS, "head_dim": head_dim}, architecture >= 90
-    return [
-        rotary_kv_cache_update_rule(**heads, rotary_dim=64, max_tokens=1, pdl=pdl),
-        cached_attention_decode_rule(**heads, dtype="bfloat16", splits=16, pdl=pdl),
-        cached_attention_decode_rule(**heads, dtype="bfloat16", splits=2, pdl=pdl),
-        cached_attention_combine_rule(query_heads=24, head_dim=head_dim, splits=16, pdl=pdl),
-        cached_attention_prefill_rule(**heads, dtype="bfloat16", architecture=architecture, pdl=pdl),
-        rotary_cached_attention_decode_rule(**heads, rotary_dim=64, dtype="bfloat16", splits=16, pdl=pdl),
-        rotary_cached_attention_decode_rule(**heads, rotary_dim=64, dtype="bfloat16", splits=2, pdl=pdl),
-    ]
+def _launches(architecture: int, kernels: str = "attention", head_dim: int = 128) -> list[Launch]:
+    sizes = dataclasses.replace(MINITRON_4B, head_dim=head_dim)
+    launches = sizes.launches(Gpu(architecture, 132))
+    return [launches[key] for key in KERNELS[kernels]]
 
 
-# of the kernels of a decode step; the others differ in shapes alone
-STEP = (
-    "layernorm_linear.qkv.r1", "layernorm_linear.head.r1", "layernorm_rows", "layernorm_linear.up.r8",
-    "layernorm_linear.head.r8", "linear_residual.o.r1", "linear_residual.down.r4", "argmax", "argmax_combine",
-    "candidates", "candidates_merge",
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("kernels", ["attention", "attention, head_dim 192", "step"])
+@pytest.mark.parametrize(("kernels", "head_dim"), [("attention", 128), ("attention", 192), ("step", 128)])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_kernel_compiles_for_every_architecture(architecture: int, kernels: str) -> None:
-    if kernels == "step":
-        step = MINITRON_4B.launches(architecture)
-        launches = [step[key] for key in STEP]
-    else:
-        launches = _launches(architecture, 192 if "192" in kernels else 128)
-    for launch in launches:
+def test_every_kernel_compiles_for_every_architecture(architecture: int, kernels: str, head_dim: int) -> None:
+    for launch in _launches(architecture, kernels, head_dim):
         compiled = compile_kernel(launch, dtype="bfloat16", architecture=architecture)
         record = compiled.record
         assert compiled.cubin[:4] == b"\x7fELF"
@@ -96,9 +76,9 @@ def test_grids_follow_the_sizes_of_a_call() -> None:
 
 
 def test_splits_give_every_multiprocessor_a_few_blocks_and_no_more() -> None:
-    assert decode_splits(kv_heads=8, max_rows=1, slots=4096, multiprocessors=132) == 64
-    assert decode_splits(kv_heads=8, max_rows=1, slots=4096, multiprocessors=108) == 32
-    assert decode_splits(kv_heads=8, max_rows=8, slots=4096, multiprocessors=132) == 4
-    assert decode_splits(kv_heads=8, max_rows=64, slots=4096, multiprocessors=132) == 1
+    assert decode_splits(kv_heads=8, sequences=1, capacity=4096, multiprocessors=132) == 64
+    assert decode_splits(kv_heads=8, sequences=1, capacity=4096, multiprocessors=108) == 32
+    assert decode_splits(kv_heads=8, sequences=8, capacity=4096, multiprocessors=132) == 4
+    assert decode_splits(kv_heads=8, sequences=64, capacity=4096, multiprocessors=132) == 1
     # a part of less than a tile would stay empty
-    assert decode_splits(kv_heads=8, max_rows=1, slots=100, multiprocessors=132) == 4
+    assert decode_splits(kv_heads=8, sequences=1, capacity=100, multiprocessors=132) == 4

@@ -10,10 +10,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from nemotron_errors import BundleError, LimitError
-from nemotron_formats.weights import FORMATS
+from nemotron_formats.tensors import EncodedWeight, TensorEntry
+from nemotron_formats.weights import Int4, Int8
 from nemotron_graphs.ops import DOMAIN
 from nemotron_graphs.passes import LowerLinearToMatMulNBitsPass
-from nemotron_graphs.weights import QuantizedWeight
 from nemotron_runtime.checks import check
 from nemotron_runtime.checks.perplexity import perplexity, token_nll
 from nemotron_runtime.checks.reference import Reference, ReferencePrompt, ReferenceText, read_reference, write_reference
@@ -39,21 +39,25 @@ def _graph(bias: bool = False) -> ir.Model:
     return ir.Model(graph, ir_version=10)
 
 
-def _weight(name: str = "w", groups: int = 4) -> dict[str, QuantizedWeight]:
-    return {name: QuantizedWeight(4, 32, 4, f"{name}.packed", (24, groups, 16), f"{name}.scales")}
+def _weight(name: str = "w", groups: int = 4) -> dict[str, EncodedWeight]:
+    operands = {
+        "codes": TensorEntry(f"{name}.codes", "U8", (24, groups, 16), "q", 0, 0),
+        "scales": TensorEntry(f"{name}.scales", "F32", (24, groups), "q", 0, 0),
+    }
+    return {name: EncodedWeight(Int4(32), operands)}
 
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_pass_replaces_quantized_projections_alone(bias: bool) -> None:
-    model = LowerLinearToMatMulNBitsPass(_weight())(_graph(bias)).model
+    model = LowerLinearToMatMulNBitsPass(_weight(), 4)(_graph(bias)).model
     assert [node.op_type for node in model.graph] == ["MatMulNBits", "Linear", "MatMulNBits"]
     first, _, second = list(model.graph)
     # one input of each kind, however many nodes read it
     assert first.inputs[1] is second.inputs[1]
     assert first.inputs[2] is second.inputs[2]
-    assert [value.name for value in model.graph.inputs][-2:] == ["w.packed", "w.scales"]
+    assert [value.name for value in model.graph.inputs][-2:] == ["w.codes", "w.scales"]
     names = [None if value is None else value.name for value in first.inputs]
-    assert names == ["x", "w.packed", "w.scales", *([None, None, "b"] if bias else [])]
+    assert names == ["x", "w.codes", "w.scales", *([None, None, "b"] if bias else [])]
     found = {name: attribute.as_int() for name, attribute in first.attributes.items()}
     assert found == {"K": 100, "N": 24, "bits": 4, "block_size": 32, "accuracy_level": 4}
     assert [value.name for value in model.graph.outputs] == ["y0", "y1", "y2"]
@@ -64,9 +68,9 @@ def test_the_pass_refuses_what_does_not_fit() -> None:
     with pytest.raises(
         ir.passes.PreconditionError, match=r"found codes of shape \[24, 3, 16\]; expected \[24, 4, 16\]"
     ):
-        LowerLinearToMatMulNBitsPass(_weight(groups=3))(_graph())
+        LowerLinearToMatMulNBitsPass(_weight(groups=3), 4)(_graph())
     with pytest.raises(ir.passes.PostconditionError, match="found missing; expected none"):
-        LowerLinearToMatMulNBitsPass(_weight("missing"))(_graph())
+        LowerLinearToMatMulNBitsPass(_weight("missing"), 4)(_graph())
 
 
 def _reference(tokens: int = 17, steps: int = 4) -> Reference:
@@ -93,27 +97,28 @@ def _text(tokens: int = 12) -> ReferenceText:
 
 def test_a_session_that_equals_the_reference_passes_and_one_that_is_off_fails() -> None:
     reference = replace(_reference(), texts=(_text(), _text(5)))
-    report = check(ToyEngine(), reference, "float32", weight_format=FORMATS["int8-g128"])
+    report = check(ToyEngine(), reference, "float32", weight_format=Int8(128))
     assert report.passed
     (row,) = (row for row in report.rows if row.check == "perplexity ratio")
     assert row.measured == pytest.approx(1, abs=1e-6)
     assert row.tolerance == 1.01
     assert "15 tokens" in row.prompt
     worse = replace(reference, texts=tuple(replace(text, nll=text.nll - np.float32(0.02)) for text in reference.texts))
-    report = check(ToyEngine(), worse, "float32", weight_format=FORMATS["int8-g128"])
-    failed = [row.check for row in report.rows if not row.passed]
+    failed = [
+        row.check for row in check(ToyEngine(), worse, "float32", weight_format=Int8(128)).rows if not row.passed
+    ]
     assert failed == ["perplexity ratio"]
-    assert check(ToyEngine(), worse, "float32", weight_format=FORMATS["int4-g32"]).passed
-    shifted = check(ToyEngine(error=100.0), reference, "float32", weight_format=FORMATS["int4-g32"])
+    assert check(ToyEngine(), worse, "float32", weight_format=Int4(32)).passed
+    shifted = check(ToyEngine(error=100.0), reference, "float32", weight_format=Int4(32))
     assert {"prefill, RMSE / deviation", "largest drift / range"} <= {r.check for r in shifted.rows if not r.passed}
 
 
 def test_refused_references() -> None:
     with pytest.raises(BundleError, match="without held-out text"):
-        check(ToyEngine(), _reference(), "float32", weight_format=FORMATS["int8-g128"])
+        check(ToyEngine(), _reference(), "float32", weight_format=Int8(128))
     session = ToyEngine(max_seq_len=40)
     with pytest.raises(LimitError, match="a text of 41 tokens"):
-        check(session, replace(_reference(), texts=(_text(41),)), "float32", weight_format=FORMATS["int8-g128"])
+        check(session, replace(_reference(), texts=(_text(41),)), "float32", weight_format=Int8(128))
 
 
 def test_the_reference_keeps_its_text(tmp_path: Path) -> None:
@@ -157,8 +162,8 @@ def test_perplexity_of_what_is_not_finite_is_nan() -> None:
 def test_the_estimate_counts_the_quantized_file() -> None:
     config = NemotronConfig()
     common: dict[str, Any] = {
-        "num_parameters": 4_000_000_000, "stored_bytes": 8_000_000_000, "run_dtype": "float32", "slots": 64,
-        "rows": 1, "weights_mode": "reference", "parity": True,
+        "num_parameters": 4_000_000_000, "stored_bytes": 8_000_000_000, "run_dtype": "float32", "capacity": 64,
+        "sequences": 1, "weights_mode": "reference", "parity": True,
     }  # fmt: skip
     plain, small = (estimate(config, **common, quantized_bytes=count) for count in (0, 2_500_000_000))
     assert small.disk - plain.disk == 2_500_000_000

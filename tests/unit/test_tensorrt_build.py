@@ -14,13 +14,15 @@ import onnx
 import pytest
 import torch
 from nemotron_errors import GraphError, MissingDependencyError, NemotronError, RequestError, ResourceError
-from nemotron_plugins.kernel_spec import KernelSpec
 from nemotron_plugins.launches.launch import CompiledKernel, GridAxis, LaunchRecord
+from nemotron_plugins.launches.launch import Gpu as KernelGpu
 from nemotron_plugins.library import KernelLibrary
+from nemotron_plugins.requests import KernelRequest
 from nemotron_runtime.bundle.folder import Bundle
 from nemotron_runtime.bundle.limits import Limits
 from nemotron_runtime.bundle.manifest import Manifest
 from support.checkpoints import ODD, write_checkpoint
+from support.kernel_requests import ModelSizes
 from support.tensorrt_builder import FakeBuilderModule
 
 from nemotron_export.building import build
@@ -43,20 +45,22 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Fakes:
     def __init__(self) -> None:
         self.trt = FakeBuilderModule()
-        self.specs: list[KernelSpec] = []
+        self.requests: list[list[KernelRequest]] = []
         self.libraries: list[KernelLibrary] = []
         self.registered = 0
+        self.gpus: list[KernelGpu] = []
 
-    def compile(self, spec: KernelSpec, architectures: list[int], on_done: Any, keys: Any) -> dict[int, KernelLibrary]:
-        assert keys is None, "all of them"
-        self.specs.append(spec)
+    def compile(self, requests: list[KernelRequest], gpus: list[KernelGpu], on_done: Any) -> dict[int, KernelLibrary]:
+        self.requests.append(requests)
+        self.gpus = gpus
         made = {}
         on_done(0, 34)
         on_done(34, 34)
-        for architecture in architectures:
+        for gpu in gpus:
+            architecture = gpu.architecture
             cubin = f"code for {architecture}".encode()
             record = LaunchRecord(
-                kernel="argmax_kernel", entry="argmax", architecture=f"sm_{architecture}", dtype=spec.dtype,
+                kernel="argmax_kernel", entry="argmax", architecture=f"sm_{architecture}", dtype="bfloat16",
                 arguments=(), hidden_arguments=(), constexprs={}, grid=(GridAxis(1, ("B",)),), num_warps=4,
                 num_stages=1, shared_bytes=0, cluster=(1, 1, 1), scratch_bytes={}, scratch_alignment={},
                 fp_fusion=True, pdl=True, triton="3.6.0", cubin_sha256=hashlib.sha256(cubin).hexdigest(),
@@ -99,11 +103,10 @@ def test_a_bundle_holds_two_engines_their_kernels_and_a_record(fakes: Fakes, che
     opened = Bundle.open(path, allow_unverified=True)
     manifest, record = opened.manifest, opened.manifest.tensorrt
     assert record is not None
-    assert (manifest.target, manifest.dtype, manifest.session.kind) == ("tensorrt", "bfloat16", "tensorrt")
+    assert (manifest.target, manifest.dtype, manifest.session.executor) == ("tensorrt", "bfloat16", "tensorrt")
     assert (manifest.parity.state, manifest.scan.done) == ("pending", True)
     assert (record.version, record.architecture, record.gpu) == ("10.6.0", "sm_90", GPU.name)
-    assert (record.driver, record.max_logits) == (GPU.driver, 16)
-    assert (record.prefill_workspace, record.decode_workspace) == (4321, 4321)
+    assert record.driver == GPU.driver
     assert record.kernels == ("sm_90", "sm_80")
     wanted = {record.prefill_engine, record.decode_engine, "graphs/prefill.onnx", "graphs/decode.onnx",
               "kernels/sm_90/argmax.cubin", "kernels/sm_80/argmax.json"}  # fmt: skip
@@ -150,16 +153,13 @@ def test_a_prefill_engine_takes_fewer_rows_where_chunks_are_long(
     fakes: Fakes, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_shapes, "_PASS_TOKENS", 500)
-    path = make(checkpoint, tmp_path / "bundle", max_seq_len=256, max_batch=3, prefill_chunk=250)
+    make(checkpoint, tmp_path / "bundle", max_seq_len=256, max_batch=3, prefill_chunk=250)
     (prefill,), (decode,) = (told.config.profiles for told in fakes.trt.builds)
     heads, dim = ODD["num_key_value_heads"], ODD["head_dim"]
     assert (prefill["input_ids"], prefill["query_start"]) == (((1, 1), (1, 250), (2, 250)), ((1,), (1,), (2,)))
     assert prefill["k_cache.0"] == ((1, heads, 1, dim), (1, heads, 256, dim), (2, heads, 256, dim))
     assert prefill["logits_index"] == ((1, 1), (1, 1), (2, 16))
     assert decode["input_ids"] == ((1, 1), (1, 1), (3, 1))
-    record = Manifest.read(path).tensorrt
-    assert record is not None
-    assert record.max_logits == 16
 
 
 def test_weights_are_named_by_their_places(fakes: Fakes, checkpoint: Path, tmp_path: Path) -> None:
@@ -181,24 +181,27 @@ def test_weights_are_named_by_their_places(fakes: Fakes, checkpoint: Path, tmp_p
     assert packed.parts[1].offset == header + entry["data_offsets"][0]
 
 
-def test_kernels_are_chosen_by_the_config(fakes: Fakes, checkpoint: Path, tmp_path: Path) -> None:
-    make(checkpoint, tmp_path / "bundle")
-    assert fakes.specs == [
-        KernelSpec(
-            query_heads=4,
-            kv_heads=2,
-            head_dim=32,
-            rotary_dim=16,
-            hidden=96,
-            intermediate=208,
-            outputs=320,
-            epsilon=1e-5,
-            dtype="bfloat16",
-            max_batch=2,
-            max_seq_len=64,
-            multiprocessors=132,
-        )
-    ]
+def test_kernels_are_those_that_the_nodes_ask_for(fakes: Fakes, checkpoint: Path, tmp_path: Path) -> None:
+    path = make(checkpoint, tmp_path / "bundle")
+    (requests,) = fakes.requests
+    sizes = ModelSizes(
+        query_heads=4, kv_heads=2, head_dim=32, rotary_dim=16, hidden=96, intermediate=208, outputs=320, sequences=2,
+        capacity=64,
+    )  # fmt: skip
+    assert set(requests) == set(sizes.requests.values())
+    assert len(requests) == len(set(requests))
+    assert fakes.gpus == [KernelGpu(90, GPU.multiprocessors)]
+    # each node of the stored graphs names its own
+    named = {
+        attribute.s.decode()
+        for name in ("prefill", "decode")
+        for node in onnx.load(path / f"graphs/{name}.onnx").graph.node
+        if node.domain == "nemotron"
+        for attribute in node.attribute
+        if attribute.name == "kernel"
+    }
+    executors = [request for request in requests if request.op in ("Argmax", "TopCandidates")]
+    assert named == {request.to_json() for request in requests} - {request.to_json() for request in executors}
 
 
 def refuse(checkpoint: Path, output: Path, error: type[NemotronError], match: str, **options: Any) -> NemotronError:
@@ -228,7 +231,7 @@ def test_what_cannot_be_built_is_refused_before_anything_is_made(
     # before the checkpoint is looked for, too
     refuse(tmp_path / "nothing", output, MissingDependencyError, "found no GPU")
     assert fakes.trt.builds == []
-    with pytest.raises(RequestError, match="architectures for target ort-cpu"):
+    with pytest.raises(RequestError, match="--architectures for target ort-cpu"):
         build(checkpoint, output, target="ort-cpu", architectures=["sm_80"], parity=False)
 
 
@@ -313,5 +316,5 @@ def test_fp16_checkpoints_are_built_in_fp16(fakes: Fakes, tmp_path: Path) -> Non
     manifest = Manifest.read(output)
     assert (manifest.dtype, manifest.session.cache_dtype) == ("float16", "float16")
     # nothing was measured: all layers square in fp32
-    assert manifest.model.wide_layers == (0, 1, 2)
-    assert fakes.specs[0].dtype == "float16"
+    assert manifest.model.fp32_mlp_layers == (0, 1, 2)
+    assert {request.dtype for request in fakes.requests[0]} == {"float16", "float32"}

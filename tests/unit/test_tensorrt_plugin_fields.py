@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import struct
 import sys
 import zlib
 from collections.abc import Iterator
@@ -13,32 +12,21 @@ import numpy as np
 import pytest
 from nemotron_errors import BundleError, GraphError, MissingDependencyError
 from nemotron_plugins.tensorrt import PLUGIN_OPS, register, registry, take_error, use_library
-from nemotron_plugins.tensorrt.fields import Field, attribute_fields, attributes_of, kernel_fields, kernels_of
+from nemotron_plugins.tensorrt.fields import Field, kernel_fields, kernels_of
 from nemotron_plugins.tensorrt.plugin import make_op, plugin_classes
 from nemotron_plugins.tensorrt.raw_fields import FieldCollection, field_reader
-from support.kernel_specs import TINY
-from support.plugin_libraries import FakeTensorRT, library_of, to_fields
+from support.kernel_requests import TINY
+from support.plugin_libraries import SIZES, FakeTensorRT, library_of, to_fields
 
-OPS = {op.name: op for op in PLUGIN_OPS}
-NODES: dict[str, dict[str, Any]] = {
-    "PackedRotaryCachedAttention": {"num_heads": 6, "num_kv_heads": 2},
-    "PackedRotaryKVCacheUpdate": {"num_heads": 6, "num_kv_heads": 2},
-    "CachedAttention": {},
-    "LayerNormLinear": {"epsilon": 1e-5, "activation": "relu_squared", "output": "same", "kernel": "up"},
-    "LinearResidual": {"kernel": "down"},
-}
-KEYS = {
-    "PackedRotaryCachedAttention": [
-        *(f"rotary_cached_attention_decode.r{rows}" for rows in (1, 2, 4, 8)),
-        *(f"cached_attention_combine.r{rows}" for rows in (1, 2, 4, 8)),
-    ],
-    "PackedRotaryKVCacheUpdate": ["packed_rotary_kv_cache_update", "packed_rotary_kv_cache_update_prefill"],
-    "CachedAttention": [
-        "cached_attention_prefill",
-        *(f"cached_attention_{part}.r{rows}" for part in ("decode", "combine") for rows in (1, 2, 4, 8)),
-    ],
-    "LayerNormLinear": ["layernorm_rows", *(f"layernorm_linear.up.r{rows}" for rows in (1, 2, 4, 8))],
-    "LinearResidual": [f"linear_residual.down.r{rows}" for rows in (1, 2, 4, 8)],
+REQUESTS = SIZES.requests
+NODES = ("fused", "update", "attention", "up", "down")
+ROWS = (1, 2, 4, 8)
+VARIANTS = {
+    "fused": [*(f"r{rows}" for rows in ROWS), *(f"combine{rows}" for rows in ROWS)],
+    "update": ["decode", "many"],
+    "attention": ["prefill", *(f"r{rows}" for rows in ROWS), *(f"combine{rows}" for rows in ROWS)],
+    "up": ["norm", *(f"r{rows}" for rows in ROWS)],
+    "down": [f"r{rows}" for rows in ROWS],
 }
 
 
@@ -59,9 +47,10 @@ def _no_errors() -> Iterator[None]:
     take_error()
 
 
-def _create(trt: Any, name: str, attributes: dict[str, Any]) -> Any:
-    creator = plugin_classes(trt)[1](OPS[name])
-    fields, kept = to_fields(trt, attributes)
+def _create(trt: Any, name: str) -> Any:
+    request = REQUESTS[name]
+    creator = plugin_classes(trt)[1](PLUGIN_OPS[request.op])
+    fields, kept = to_fields(trt, {"kernel": request.to_json()})
     plugin = creator.create_plugin("node", fields, None)
     del kept
     return plugin
@@ -71,19 +60,20 @@ def _create(trt: Any, name: str, attributes: dict[str, Any]) -> Any:
 def test_a_node_and_what_an_engine_keeps_of_it_make_the_same_plugin(trt: Any, name: str) -> None:
     library = library_of()
     with use_library(library):
-        built = _create(trt, name, NODES[name])
+        built = _create(trt, name)
     kept = built.get_fields_to_serialize()
     gc.collect()
     read = field_reader(trt)
     fields = [read(each) for each in kept]
     # an engine alone, without a library
     stored = FieldCollection(trt, fields)
-    run = plugin_classes(trt)[1](OPS[name]).create_plugin("node", stored.collection, None)
-    assert sorted(run.op.kernels) == sorted(KEYS[name])
-    assert run.op.kernels == built.op.kernels == {key: library[key] for key in KEYS[name]}
-    assert run.op.values == built.op.values == attributes_of(name, OPS[name].attributes, attribute_fields(NODES[name]))
+    request = REQUESTS[name]
+    run = plugin_classes(trt)[1](PLUGIN_OPS[request.op]).create_plugin("node", stored.collection, None)
+    assert sorted(run.op.kernels) == sorted(VARIANTS[name])
+    assert run.op.kernels == built.op.kernels == library.of(request)
+    assert run.op.request == built.op.request == request
     assert run.clone().op is run.op
-    assert (run.plugin_name, run.plugin_version, run.plugin_namespace) == (name, "1", "")
+    assert (run.plugin_name, run.plugin_version, run.plugin_namespace) == (request.op, "1", "")
     assert run.num_outputs == len(run.op.outputs)
 
 
@@ -96,12 +86,12 @@ def test_a_field_is_read_whole(trt: Any) -> None:
     assert list(map(field_reader(trt), made.collection)) == fields
 
 
-def test_creators_name_the_attributes_that_the_parser_shall_pass(trt: Any) -> None:
+def test_creators_name_the_attribute_that_the_parser_shall_pass(trt: Any) -> None:
     _, creator = plugin_classes(trt)
-    for name, attributes in NODES.items():
-        made = creator(OPS[name])
+    for name, op in PLUGIN_OPS.items():
+        made = creator(op)
         gc.collect()
-        assert [field.name for field in made.field_names] == list(attributes)
+        assert [field.name for field in made.field_names] == ["kernel"]
         assert (made.name, made.plugin_version, made.plugin_namespace) == (name, "1", "")
 
 
@@ -131,7 +121,7 @@ def test_registering_twice_registers_once(monkeypatch: pytest.MonkeyPatch) -> No
     register()
     creators = dict(fake.registry.creators)
     register()
-    assert sorted(creators) == sorted(OPS)
+    assert sorted(creators) == sorted(PLUGIN_OPS)
     assert fake.registry.creators == creators
     # another copy of this package was there before
     monkeypatch.setattr(registry, "_creators", [])
@@ -145,105 +135,76 @@ def test_registering_twice_registers_once(monkeypatch: pytest.MonkeyPatch) -> No
 def test_real_tensorrt_knows_the_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     trt = pytest.importorskip("tensorrt", reason="needs TensorRT's Python bindings", exc_type=ImportError)
     register()
-    for name in OPS:
+    for name in PLUGIN_OPS:
         assert trt.get_plugin_registry().get_creator(name, "1", "").name == name
 
 
-def _text(name: str, text: str) -> Field:
-    return Field(name, "CHAR", text.encode())
+def _text(text: str) -> Field:
+    return Field("kernel", "CHAR", text.encode())
 
 
-GOOD = {name: attribute_fields(attributes) for name, attributes in NODES.items()}
+DOWN = REQUESTS["down"].to_json()
 
 
 @pytest.mark.parametrize(
-    ("name", "fields", "words"),
+    ("fields", "words"),
     [
-        ("LinearResidual", [], "LinearResidual.kernel: found no such attribute; expected a string; make the node"),
-        ("LinearResidual", [_text("kernel", "")], "LinearResidual.kernel: found an empty string"),
-        ("LinearResidual", [Field("kernel", "INT64", bytes(8))], "kernel: found 1 values of INT64; expected a string"),
-        ("LinearResidual", [_text("kernel", "o"), _text("bias", "x")], "LinearResidual: found an attribute bias; exp"),
-        ("LinearResidual", [_text("kernel", "gate")], "LinearResidual: found kernels .*expected kernels linear_res"),
-        ("CachedAttention", [_text("scale", "x")], "CachedAttention: found an attribute scale; expected no attributes"),
-        ("LayerNormLinear", GOOD["LayerNormLinear"][1:], "LayerNormLinear.epsilon: found no such attribute; expected"),
-        ("LayerNormLinear", [_text("activation", "gelu"), *GOOD["LayerNormLinear"][::3]],
-         "LayerNormLinear.activation: found 'gelu'; expected one of none, relu_squared"),
-        ("LayerNormLinear", [_text("output", "float16"), *GOOD["LayerNormLinear"][::3]],
-         "LayerNormLinear.output: found 'float16'; expected one of same, float32"),
-        ("LayerNormLinear", [Field("epsilon", "FLOAT32", struct.pack("f", 1e-6)), *GOOD["LayerNormLinear"][1:]],
-         "LayerNormLinear.layernorm_linear.up.r1: found a kernel compiled for EPSILON = 1e-05; expected the node's 9"),
-        ("LayerNormLinear", [Field("epsilon", "FLOAT32", bytes(8)), *GOOD["LayerNormLinear"][1:]],
-         "epsilon: found 2 values of FLOAT32; expected a floating-point number"),
-        ("LayerNormLinear", [GOOD["LayerNormLinear"][0], _text("kernel", "up")], "up.r1: found .*RELU_SQUARED = True"),
-        ("LayerNormLinear", [*GOOD["LayerNormLinear"][:2], _text("output", "float32"), _text("kernel", "up")],
-         r"found a kernel that writes \*bf16; expected the node's output 'float32'"),
-        ("PackedRotaryKVCacheUpdate", attribute_fields({"num_heads": 6}), "num_kv_heads: found no such attribute"),
-        ("PackedRotaryKVCacheUpdate", attribute_fields({"num_heads": 6, "num_kv_heads": 4}),
-         "found num_heads 6 and num_kv_heads 4; expected heads that num_kv_heads divides"),
-        ("PackedRotaryKVCacheUpdate", attribute_fields({"num_heads": 0, "num_kv_heads": 2}), "found num_heads 0"),
-        ("PackedRotaryKVCacheUpdate", attribute_fields({"num_heads": 8, "num_kv_heads": 2}),
-         "update: found a kernel compiled for QUERY_HEADS = 6; expected 8, the node's num_heads"),
-        ("PackedRotaryCachedAttention", attribute_fields({"num_heads": 6}), "num_kv_heads: found no such attribute"),
-        ("PackedRotaryCachedAttention", attribute_fields({"num_heads": 6, "num_kv_heads": 4}),
-         "found num_heads 6 and num_kv_heads 4; expected heads that num_kv_heads divides"),
-        ("PackedRotaryCachedAttention", attribute_fields({"num_heads": 8, "num_kv_heads": 2}),
-         "decode.r1: found a kernel compiled for GROUP = 3; expected 4, as many of the node's num_heads"),
-        ("PackedRotaryCachedAttention", attribute_fields({"num_heads": 9, "num_kv_heads": 3}),
-         "decode.r1: found a kernel compiled for KV_HEADS = 2; expected 3, the node's num_kv_heads"),
-        ("PackedRotaryKVCacheUpdate", attribute_fields({"num_heads": 6.0, "num_kv_heads": 2}),
-         "num_heads: found 1 values of FLOAT32; expected an integer"),
-        ("PackedRotaryKVCacheUpdate", [Field("num_heads", "FLOAT16", b""), *GOOD["PackedRotaryKVCacheUpdate"][1:]],
-         "num_heads: found a field of FLOAT16; expected an integer"),
+        ([], "LinearResidual.kernel: found no such attribute; expected a request for kernels of LinearResidual; bind"),
+        ([_text("")], "LinearResidual.kernel: found ''"),
+        ([_text("down")], "LinearResidual.kernel: found 'down' .*expected a request for kernels in JSON"),
+        ([_text("[]")], r"LinearResidual.kernel: found '\[\]'"),
+        ([_text('{"shapes":[],"attributes":[]}')], "TypeError.*build again with this version"),
+        ([Field("kernel", "INT64", bytes(8))], "kernel: found a field of INT64; expected a request"),
+        ([_text(REQUESTS["up"].to_json())], "found a request for kernels of LayerNormLinear; expected .*LinearResid"),
+        ([_text(DOWN.replace("96", "97"))], "LinearResidual: found no kernels in the library; expected those of Lin"),
+        ([_text(DOWN.replace("64,96", "64,97"))], "found no kernels in the library"),
     ],
-)  # fmt: skip
-def test_wrong_fields_are_refused_by_op_and_name(name: str, fields: list[Field], words: str) -> None:
+)
+def test_wrong_fields_are_refused_by_op_and_name(fields: list[Field], words: str) -> None:
     with use_library(library_of()), pytest.raises(GraphError, match=words):
-        make_op(OPS[name], fields)
+        make_op(PLUGIN_OPS["LinearResidual"], fields)
 
 
-def test_strings_may_end_with_their_mark_and_optional_ones_be_left_out() -> None:
-    fields = [Field("epsilon", "FLOAT32", struct.pack("f", 1e-5)), Field("kernel", "CHAR", b"qkv\0")]
+def test_a_string_may_end_with_its_mark() -> None:
     with use_library(library_of()):
-        made = make_op(OPS["LayerNormLinear"], fields)
-    epsilon = struct.unpack("f", struct.pack("f", 1e-5))[0]
-    assert made.values == {"epsilon": epsilon, "activation": "none", "output": "same", "kernel": "qkv"}
+        made = make_op(PLUGIN_OPS["LinearResidual"], [Field("kernel", "CHAR", DOWN.encode() + b"\0")])
+    assert made.request == REQUESTS["down"]
 
 
 def test_building_without_a_library_is_refused_and_the_error_is_kept() -> None:
     with pytest.raises(GraphError, match=r"LinearResidual: found no kernels.*use_library"):
-        _create(FakeTensorRT(), "LinearResidual", NODES["LinearResidual"])
+        _create(FakeTensorRT(), "down")
     error = take_error()
     assert isinstance(error, GraphError)
     assert take_error() is None
 
 
 def test_broken_kernels_of_an_engine_are_refused() -> None:
-    library = library_of()
-    kernels = {key: library[key] for key in KEYS["LinearResidual"]}
+    kernels = library_of().of(REQUESTS["down"])
     fields = kernel_fields(kernels)
     assert kernels_of("LinearResidual", fields) == kernels
-    with pytest.raises(BundleError, match=r"no field cubin.zlib:linear_residual.down.r1"):
+    with pytest.raises(BundleError, match=r"no field cubin.zlib:r1"):
         kernels_of("LinearResidual", fields[1:])
-    with pytest.raises(BundleError, match=r"no field record:linear_residual.down.r8"):
+    with pytest.raises(BundleError, match=r"no field record:r8"):
         kernels_of("LinearResidual", fields[:-1])
     for broken in (b"\xff", b"{}"):
-        with pytest.raises(BundleError, match=r"record:linear_residual.down.r1"):
+        with pytest.raises(BundleError, match=r"record:r1"):
             kernels_of("LinearResidual", [fields[0], Field(fields[1].name, "INT8", broken), *fields[2:]])
     cut = [Field(fields[0].name, "INT8", fields[0].data[:-1]), *fields[1:]]
-    with pytest.raises(BundleError, match=r"cubin.zlib:linear_residual.down.r1: found .*expected a cubin compressed"):
+    with pytest.raises(BundleError, match=r"cubin.zlib:r1: found .*expected a cubin compressed"):
         kernels_of("LinearResidual", cut)
     other = [Field(fields[0].name, "INT8", zlib.compress(b"another cubin")), *fields[1:]]
     with pytest.raises(BundleError, match=r"linear_residual_kernel: found a cubin of 13 bytes.*as its record says"):
-        make_op(OPS["LinearResidual"], [*GOOD["LinearResidual"], *other])
+        make_op(PLUGIN_OPS["LinearResidual"], [_text(DOWN), *other])
 
 
 def test_a_cubin_is_kept_compressed() -> None:
     pytest.importorskip("triton", reason="Triton, of the build extra, has no wheel for this platform")
     from nemotron_plugins.compiling.compiler import compile_kernel
 
-    kernel = compile_kernel(TINY.launches(90)["linear_residual.o.r1"], dtype="bfloat16", architecture=90)
-    fields = kernel_fields({"linear_residual.o.r1": kernel})
-    assert kernels_of("LinearResidual", fields) == {"linear_residual.o.r1": kernel}
-    (kept,) = (field for field in fields if field.name == "cubin.zlib:linear_residual.o.r1")
+    kernel = compile_kernel(TINY.launches()["o.r1"], dtype="bfloat16", architecture=90)
+    fields = kernel_fields({"r1": kernel})
+    assert kernels_of("LinearResidual", fields) == {"r1": kernel}
+    (kept,) = (field for field in fields if field.name == "cubin.zlib:r1")
     assert 2 * len(kept.data) < len(kernel.cubin)
     assert zlib.decompress(kept.data) == kernel.cubin

@@ -6,14 +6,12 @@ import dataclasses
 
 import pytest
 from nemotron_errors import GraphError
-from nemotron_plugins.library import KernelLibrary
+from nemotron_plugins.launches.launch import LaunchRecord
 from nemotron_plugins.tensorrt import operator, packed_rotary, take_error
 from nemotron_plugins.tensorrt.operator import Tensor
 from support.plugin_cases import (
-    ATTENTION,
     BF,
     CASES,
-    UP,
     Call,
     attention_call,
     make_plugin_op,
@@ -22,7 +20,7 @@ from support.plugin_cases import (
     residual_call,
     rotary_call,
 )
-from support.plugin_libraries import SPEC, RecordingKernel, library_of
+from support.plugin_libraries import SIZES, RecordingKernel
 
 
 @pytest.fixture(autouse=True)
@@ -32,10 +30,14 @@ def _recording(monkeypatch: pytest.MonkeyPatch) -> None:
     take_error()
 
 
+def _records(case: str) -> dict[str, LaunchRecord]:
+    return make_plugin_op(case).records
+
+
 def _run(case: str, inputs: Call) -> list[tuple[str, int, dict[str, int], dict[str, int]]]:
     """Launches of a call, whose inputs lie at 0x1000, 0x2000, …, outputs at 0x64000, … and workspace at 0x99000."""
-    name, attributes, _, outputs = CASES[case]
-    op = make_plugin_op(name, attributes)
+    outputs = CASES[case][1]
+    op = make_plugin_op(case)
     tensors = placed(inputs, 1)
     places = [Tensor(dtype, shape, (100 + i) << 12) for i, (dtype, shape) in enumerate(outputs)]
     for output, source in op.aliases.items():
@@ -47,28 +49,28 @@ def _run(case: str, inputs: Call) -> list[tuple[str, int, dict[str, int], dict[s
 
 
 def test_rotation_takes_the_packed_tensor_three_times_and_writes_into_the_caches() -> None:
-    ((key, _, values, sizes),) = _run("rotary", rotary_call())
-    assert (key, sizes) == ("packed_rotary_kv_cache_update", {"B": 3, "S": 1})
+    ((key, _, values, sizes),) = _run("update", rotary_call())
+    assert (key, sizes) == ("decode", {"B": 3, "S": 1})
     assert values == {
         "q_ptr": 0x1000, "k_ptr": 0x1000, "v_ptr": 0x1000, "cos_ptr": 0x2000, "sin_ptr": 0x3000,
-        "position_ptr": 0x4000, "write_index_ptr": 0x7000, "cache_row_ptr": 0x7000, "q_out_ptr": 0x64000,
-        "k_cache_ptr": 0x5000, "v_cache_ptr": 0x6000, "tokens": 1, "cache_rows": 3, "slots": 512, "positions": 300,
+        "position_ptr": 0x4000, "write_index_ptr": 0x7000, "q_out_ptr": 0x64000,
+        "k_cache_ptr": 0x5000, "v_cache_ptr": 0x6000, "tokens": 1, "capacity": 512, "positions": 512,
     }  # fmt: skip
 
 
 def test_rotation_of_many_tokens_has_its_kernel() -> None:
-    ((key, _, values, sizes),) = _run("rotary", rotary_call(S=9))
-    assert (key, sizes, values["tokens"]) == ("packed_rotary_kv_cache_update_prefill", {"B": 3, "S": 9}, 9)
+    ((key, _, values, sizes),) = _run("update", rotary_call(S=9))
+    assert (key, sizes, values["tokens"]) == ("many", {"B": 3, "S": 9}, 9)
 
 
-@pytest.mark.parametrize("case", ["rotary", "rotary and attention"])
+@pytest.mark.parametrize("case", ["update", "fused"])
 def test_a_cache_whose_output_lies_elsewhere_is_copied_first(
     case: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     copies: list[tuple[int, ...]] = []
     monkeypatch.setattr(packed_rotary, "copy_on_device", lambda *a: copies.append(a))
-    name, attributes, inputs, outputs = CASES[case]
-    make_plugin_op(name, attributes).enqueue(placed(inputs, 1), placed(outputs, 100), 0, 7)
+    inputs, outputs = CASES[case]
+    make_plugin_op(case).enqueue(placed(inputs, 1), placed(outputs, 100), 0, 7)
     size = 3 * 2 * 512 * 16 * 2
     assert copies == [(7, 0x65000, 0x5000, size), (7, 0x66000, 0x6000, size)]
     assert "a cache is copied" in caplog.text
@@ -78,42 +80,34 @@ def test_a_cache_whose_output_lies_elsewhere_is_copied_first(
 
 @pytest.mark.parametrize(("B", "bucket"), [(1, 1), (2, 2), (3, 4), (5, 8), (40, 8)])
 def test_one_token_is_rotated_kept_and_attends_in_one_launch(B: int, bucket: int) -> None:
-    fused, combine = _run("rotary and attention", rotary_call(B=B))
-    keys = (f"rotary_cached_attention_decode.r{bucket}", f"cached_attention_combine.r{bucket}")
-    assert (fused[0], combine[0]) == keys
+    fused, combine = _run("fused", rotary_call(B=B))
+    assert (fused[0], combine[0]) == (f"r{bucket}", f"combine{bucket}")
     assert fused[3] == combine[3] == {"B": B, "S": 1}
-    splits = library_of()[fused[0]].record.constexprs["SPLITS"]
+    splits = _records("fused")[fused[0]].constexprs["SPLITS"]
     lse = 0x99000 + -(-B * 6 * splits * 16 * 4 // 256) * 256
     assert fused[2] == {
         "qkv_ptr": 0x1000, "cos_ptr": 0x2000, "sin_ptr": 0x3000, "position_ptr": 0x4000, "query_start_ptr": 0x7000,
-        "cache_row_ptr": 0x7000, "k_cache_ptr": 0x5000, "v_cache_ptr": 0x6000, "out_ptr": 0x64000,
-        "partial_ptr": 0x99000, "partial_lse_ptr": lse, "cache_rows": B, "slots": 512, "positions": 300,
+        "k_cache_ptr": 0x5000, "v_cache_ptr": 0x6000, "out_ptr": 0x64000,
+        "partial_ptr": 0x99000, "partial_lse_ptr": lse, "capacity": 512, "positions": 512,
     }  # fmt: skip
     assert combine[2] == {"partial_ptr": 0x99000, "partial_lse_ptr": lse, "out_ptr": 0x64000}
-    name, attributes, _, _ = CASES["rotary and attention"]
     needed = B * 6 * splits * (16 + 1) * 4
     if B <= 5:
-        assert make_plugin_op(name, attributes).workspace(placed(rotary_call(B=B), 1)) >= needed
-
-
-def test_several_tokens_are_refused_where_one_is_rotated_and_attends() -> None:
-    name, attributes, _, _ = CASES["rotary and attention"]
-    with pytest.raises(GraphError, match="tokens per row of 2; expected 1"):
-        make_plugin_op(name, attributes).configure(placed(rotary_call(S=2), 1))
+        assert make_plugin_op("fused").workspace(placed(rotary_call(B=B), 1)) >= needed
 
 
 @pytest.mark.parametrize(("B", "bucket"), [(1, 1), (2, 2), (3, 4), (5, 8), (40, 8)])
 @pytest.mark.parametrize("S", [1, 5])
 def test_few_tokens_attend_split_over_the_cache(B: int, bucket: int, S: int) -> None:
     decode, combine = _run("attention", attention_call(S=S, B=B))
-    assert (decode[0], combine[0]) == (f"cached_attention_decode.r{bucket}", f"cached_attention_combine.r{bucket}")
+    assert (decode[0], combine[0]) == (f"r{bucket}", f"combine{bucket}")
     assert decode[3] == combine[3] == {"B": B, "S": S}
-    splits = library_of()[decode[0]].record.constexprs["SPLITS"]
+    splits = _records("attention")[decode[0]].constexprs["SPLITS"]
     lse = 0x99000 + B * S * 6 * splits * 16 * 4
     assert decode[2] == {
         "q_ptr": 0x1000, "k_cache_ptr": 0x2000, "v_cache_ptr": 0x3000, "query_start_ptr": 0x4000,
-        "cache_row_ptr": 0x4000, "out_ptr": 0x64000, "partial_ptr": 0x99000, "partial_lse_ptr": lse, "tokens": S,
-        "slots": 512,
+        "out_ptr": 0x64000, "partial_ptr": 0x99000, "partial_lse_ptr": lse, "tokens": S,
+        "capacity": 512,
     }  # fmt: skip
     assert combine[2] == {"partial_ptr": 0x99000, "partial_lse_ptr": lse, "out_ptr": 0x64000}
 
@@ -121,33 +115,31 @@ def test_few_tokens_attend_split_over_the_cache(B: int, bucket: int, S: int) -> 
 def test_more_tokens_than_the_decode_kernel_has_place_for_attend_tiled() -> None:
     # a tile of 16 query vectors holds 5 tokens of 3 heads
     ((key, _, values, sizes),) = _run("attention", attention_call(S=6))
-    assert (key, sizes) == ("cached_attention_prefill", {"B": 3, "S": 6})
+    assert (key, sizes) == ("prefill", {"B": 3, "S": 6})
     assert values == {
         "q_ptr": 0x1000, "k_cache_ptr": 0x2000, "v_cache_ptr": 0x3000, "query_start_ptr": 0x4000,
-        "cache_row_ptr": 0x4000, "out_ptr": 0x64000, "tokens": 6, "slots": 512,
+        "out_ptr": 0x64000, "tokens": 6, "capacity": 512,
     }  # fmt: skip
 
 
 def test_workspace_holds_the_partial_results_of_every_call_within_the_limits() -> None:
-    op = make_plugin_op(ATTENTION, {})
-    records = library_of()
+    op = make_plugin_op("attention")
     for most_rows, most_tokens in ((1, 1), (5, 1), (5, 4), (5, 512)):
         most = [Tensor(dtype, shape) for dtype, shape in attention_call(S=most_tokens, B=most_rows)]
         needed = 0
         for B in range(1, most_rows + 1):
             bucket = next(rows for rows in (1, 2, 4, 8) if rows >= B)
-            splits = records[f"cached_attention_decode.r{bucket}"].record.constexprs["SPLITS"]
+            splits = op.records[f"r{bucket}"].constexprs["SPLITS"]
             needed = max(needed, B * min(most_tokens, 5) * 6 * splits * (16 + 1) * 4)
         assert needed <= op.workspace(most) < needed + 512
-    assert make_plugin_op("LinearResidual", {"kernel": "o"}).workspace([]) == 0
+    assert make_plugin_op("o").workspace([]) == 0
 
 
 def test_one_split_needs_neither_workspace_nor_a_second_launch() -> None:
-    spec = dataclasses.replace(SPEC, max_seq_len=32)
-    op = make_plugin_op(ATTENTION, {}, library_of(spec))
+    op = make_plugin_op("attention", sizes=dataclasses.replace(SIZES, capacity=32))
     inputs = placed(attention_call(), 1)
     op.enqueue(inputs, placed([(BF, (3, 1, 6, 16))], 100), 0, 7)
-    assert [key for key, *_ in RecordingKernel.launches] == ["cached_attention_decode.r4"]
+    assert [key for key, *_ in RecordingKernel.launches] == ["r4"]
     assert op.workspace(inputs) == 0
 
 
@@ -156,9 +148,7 @@ def test_projections_run_by_their_number_of_rows(B: int, bucket: int) -> None:
     _run("up", normed_call(96, B))
     _run("head", normed_call(40, B))
     *normed, down = _run("down", residual_call(B))
-    assert [key for key, *_ in normed if key != "layernorm_rows"] == [
-        f"layernorm_linear.up.r{bucket}", f"layernorm_linear.head.r{bucket}"
-    ]  # fmt: skip
+    assert [key for key, *_ in normed] == [*(["norm"] if B > 1 else []), f"r{bucket}"] * 2
     assert down[3] == {"B": B, "S": 1}
     assert all(sizes == down[3] for *_, sizes in normed)
     norm = {"x_ptr": 0x1000, "norm_weight_ptr": 0x2000, "norm_bias_ptr": 0x3000}
@@ -167,33 +157,26 @@ def test_projections_run_by_their_number_of_rows(B: int, bucket: int) -> None:
     x = 0x99000 if B > 1 else 0x1000
     linear = {**norm, "x_ptr": x, "weight_ptr": 0x4000, "bias_ptr": 0, "out_ptr": 0x64000, "rows": B}
     assert [values for _, _, values, _ in normed] == [*front, linear] * 2
-    assert down[0] == f"linear_residual.down.r{bucket}"
+    assert down[0] == f"r{bucket}"
     assert down[2] == {
         "x_ptr": 0x1000, "weight_ptr": 0x2000, "bias_ptr": 0, "residual_ptr": 0x3000, "out_ptr": 0x64000, "rows": B,
     }  # fmt: skip
 
 
 def test_normalised_rows_have_their_place_in_the_workspace() -> None:
-    op = make_plugin_op("LayerNormLinear", UP)
+    op = make_plugin_op("up")
     sizes = [op.workspace([Tensor(dtype, shape) for dtype, shape in normed_call(96, B)]) for B in (1, 2, 5)]
     assert sizes == [0, 2 * 64 * 2, 5 * 64 * 2]
-    library = library_of()
-    kernels = {key: library[key] for key in library if key != "layernorm_rows"}
-    with pytest.raises(GraphError, match=r"layernorm_rows: found no such kernel; expected one in front of .*up\.r2"):
-        make_plugin_op("LayerNormLinear", UP, KernelLibrary("sm_90", kernels))
 
 
 def test_biases_are_passed_where_the_kernels_read_them() -> None:
-    library = library_of(dataclasses.replace(SPEC, mlp_bias=True))
-    for name, attributes, inputs, outputs in (
-        ("LayerNormLinear", UP, [*normed_call(96), (BF, (96,))], CASES["up"][3]),
-        ("LinearResidual", {"kernel": "down"}, [*residual_call(), (BF, (64,))], CASES["down"][3]),
-    ):
-        op = make_plugin_op(name, attributes, library)
+    sizes = dataclasses.replace(SIZES, biases=("up", "down"))
+    for name, inputs in (("up", [*normed_call(96), (BF, (96,))]), ("down", [*residual_call(), (BF, (64,))])):
+        op = make_plugin_op(name, sizes=sizes)
         tensors = placed(inputs, 1)
         op.configure(tensors)
-        op.enqueue(tensors, placed(outputs, 100), 0, 7)
-        with pytest.raises(GraphError, match=r"HAS_BIAS = True; expected False, by the node's inputs"):
+        op.enqueue(tensors, placed(CASES[name][1], 100), 0, 7)
+        with pytest.raises(GraphError, match=f"found {len(inputs) - 1} inputs; expected {len(inputs)}"):
             op.configure(tensors[:-1])
-    biases = [values["bias_ptr"] for key, _, values, _ in RecordingKernel.launches if key != "layernorm_rows"]
+    biases = [values["bias_ptr"] for key, _, values, _ in RecordingKernel.launches if key != "norm"]
     assert biases == [0x5000, 0x4000]

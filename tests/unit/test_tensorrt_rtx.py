@@ -52,11 +52,11 @@ def test_engines_for_three_architectures_are_built_without_a_gpu(checkpoint: Pat
     manifest, record = opened.manifest, opened.manifest.tensorrt_rtx
     assert record is not None
     assert manifest.tensorrt is None
-    assert (manifest.target, manifest.session.kind, manifest.dtype) == ("tensorrt-rtx", "tensorrt-rtx", "bfloat16")
+    assert (manifest.target, manifest.session.executor, manifest.dtype) == ("tensorrt-rtx", "tensorrt-rtx", "bfloat16")
     assert (manifest.parity.state, manifest.parity.reason) == ("pending", "built with --no-parity")
     assert tuple(record.engines) == DEFAULT_ARCHITECTURES == ("sm_86", "sm_89", "sm_120")
     assert rtx.__version__.startswith(record.version)
-    assert (record.cache_slots, record.max_logits) == (SLOTS, 16)
+    assert record.cache_capacity == SLOTS
     for architecture, name in record.engines.items():
         # an engine holds no weights, and kernels of its architecture alone
         assert (path / name).stat().st_size > 100_000
@@ -137,9 +137,9 @@ class TestNoPlugins:
         monkeypatch.setattr(building, "current_gpu", nullcontext)
         monkeypatch.setattr(building, "default_cache_folder", lambda: tmp_path / "cache")
 
-        def compile_kernels(spec: Any, numbers: list[int], on_done: Any, keys: Any) -> dict[int, KernelLibrary]:
-            assert keys == ("argmax", "argmax_combine", "candidates", "candidates_merge"), "of no layer"
-            return {number: KernelLibrary(f"sm_{number}", {}) for number in numbers}
+        def compile_kernels(requests: Any, gpus: Any, on_done: Any) -> dict[int, KernelLibrary]:
+            assert [request.op for request in requests] == ["Argmax", "TopCandidates"], "of no layer"
+            return {gpu.architecture: KernelLibrary(f"sm_{gpu.architecture}", {}) for gpu in gpus}
 
         monkeypatch.setattr(building, "build_library", compile_kernels)
         return made
@@ -158,8 +158,8 @@ class TestNoPlugins:
         manifest = Manifest.read(path)
         record = manifest.tensorrt
         assert record is not None
-        assert record.cache_slots == SLOTS
-        assert (manifest.session.kind, manifest.target) == ("tensorrt", "tensorrt")
+        assert record.cache_capacity == SLOTS
+        assert (manifest.session.executor, manifest.target) == ("tensorrt", "tensorrt")
         for name in ("prefill", "decode"):
             model = onnx.load(path / f"graphs/{name}.onnx")
             assert {node.domain for node in model.graph.node} == {""}
@@ -182,7 +182,7 @@ class TestNoPlugins:
 
     def test_a_session_makes_caches_of_the_only_length(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         cuda, trt = tensorrt_fakes.install(monkeypatch)
-        bundle = tensorrt_fakes.make_tensorrt_bundle(tmp_path, trt, cache_slots=600)
+        bundle = tensorrt_fakes.make_tensorrt_bundle(tmp_path, trt, cache_capacity=600)
         with pytest.raises(BundleError, match=r"expected float16 \[-1, 2, 600, 4\]"):
             open_executor(Bundle.open(bundle))
         shape = tensorrt_fakes._Engine.get_tensor_shape

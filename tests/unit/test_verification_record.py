@@ -19,7 +19,7 @@ from nemotron_runtime.checks.report import ParityReport, ParityRow
 from nemotron_runtime.checks.verification import PARITY_FILE, check_bundle, record_report
 from support.bundles import make_bundle
 
-from nemotron_export.parity.verification import record
+from nemotron_export.parity.verdict import record
 
 GOOD = ParityReport((ParityRow("prefill", "5 tokens", 1e-7, 1e-4, True),), "float32", 1.0)
 BAD = ParityReport((ParityRow("prefill", "5 tokens", 1e-2, 1e-4, False),), "float32", 1.0)

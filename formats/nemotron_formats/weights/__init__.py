@@ -23,7 +23,11 @@ __all__ = [
 ]
 
 # the first member of a family is what `--quantize FAMILY` gives without `--group-size`
-FORMATS: dict[str, WeightFormat] = {each.name: each for each in (*map(Int8, (128, 32, 64)), *map(Int4, (32, 64, 128)))}
+_MEMBERS: tuple[WeightFormat, ...] = (
+    *map(Int8, (128, 32, 64)),
+    *map(Int4, (32, 64, 128)),
+)
+FORMATS: dict[str, WeightFormat] = {each.name: each for each in _MEMBERS}
 
 
 def choose_format(family: str, group_size: int | None, offered: tuple[str, ...]) -> WeightFormat:

@@ -1,6 +1,6 @@
 """``CachedAttention``: causal grouped-query attention of the new tokens over the filled part of the cache.
 
-Shapes: B rows, N cache rows, S new tokens, T cache slots, H query heads, G key/value heads, g = H/G, D head_dim.
+Shapes: B sequences, S new tokens, T capacity of a cache, H query heads, G key/value heads, g = H/G, D head_dim.
 """
 
 from __future__ import annotations
@@ -14,60 +14,34 @@ from nemotron_graphs.ops.definition import OpDefinition, OpInput
 __all__ = ["cached_attention"]
 
 
-def _eager(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    query_start: torch.Tensor,
-    cache_row: torch.Tensor | None = None,
-) -> torch.Tensor:
+def _eager(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, query_start: torch.Tensor) -> torch.Tensor:
     B, S, H, D = q.shape
     G, T = k_cache.shape[1:3]
-    k_BGTD = k_cache if cache_row is None else k_cache[cache_row]
-    v_BGTD = v_cache if cache_row is None else v_cache[cache_row]
     q_BGgSD = q.reshape(B, S, G, H // G, D).permute(0, 2, 3, 1, 4)
-    scores_BGgST = torch.matmul(q_BGgSD, k_BGTD.unsqueeze(2).transpose(-1, -2)) * D**-0.5
+    scores_BGgST = torch.matmul(q_BGgSD, k_cache.unsqueeze(2).transpose(-1, -2)) * D**-0.5
     position_BS = query_start[:, None] + torch.arange(S, device=q.device)
     visible_BST = torch.arange(T, device=q.device) <= position_BS[..., None]
     scores_BGgST = scores_BGgST.float().masked_fill(~visible_BST[:, None, None], torch.finfo(torch.float32).min)
     weights_BGgST = torch.softmax(scores_BGgST, dim=-1).to(q.dtype)
-    out_BGgSD = torch.matmul(weights_BGgST, v_BGTD.unsqueeze(2))
+    out_BGgSD = torch.matmul(weights_BGgST, v_cache.unsqueeze(2))
     return out_BGgSD.permute(0, 3, 1, 2, 4).reshape(B, S, H, D).contiguous()
 
 
-def _fake(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    query_start: torch.Tensor,
-    cache_row: torch.Tensor | None = None,
-) -> torch.Tensor:
-    return torch.empty_like(q, memory_format=torch.contiguous_format)
-
-
 def _body(present: Collection[str]) -> str:
-    gather = """
-  k_BGTD = Gather<axis=0>(k_cache, cache_row)
-  v_BGTD = Gather<axis=0>(v_cache, cache_row)"""
-    alias = """
-  k_BGTD = Identity(k_cache)
-  v_BGTD = Identity(v_cache)"""
-    return (
-        (gather if "cache_row" in present else alias)
-        + """
+    return """
   zero = Constant<value_int=0>()
   one = Constant<value_int=1>()
   minus_one = Constant<value_ints=[-1]>()
   group_axis = Constant<value_ints=[2]>()
   shape_BSHD = Shape(q)
-  rows_tokens = Shape<start=0, end=2>(q)
+  sequences_tokens = Shape<start=0, end=2>(q)
   kv_heads = Shape<start=1, end=2>(k_cache)
   head_dim = Shape<start=3, end=4>(q)
-  shape_BSGgD = Concat<axis=0>(rows_tokens, kv_heads, minus_one, head_dim)
+  shape_BSGgD = Concat<axis=0>(sequences_tokens, kv_heads, minus_one, head_dim)
   q_BSGgD = Reshape(q, shape_BSGgD)
   q_BGgSD = Transpose<perm=[0, 2, 3, 1, 4]>(q_BSGgD)
-  k_BG1TD = Unsqueeze(k_BGTD, group_axis)
-  v_BG1TD = Unsqueeze(v_BGTD, group_axis)
+  k_BG1TD = Unsqueeze(k_cache, group_axis)
+  v_BG1TD = Unsqueeze(v_cache, group_axis)
   k_BG1DT = Transpose<perm=[0, 1, 2, 4, 3]>(k_BG1TD)
   raw_BGgST = MatMul(q_BGgSD, k_BG1DT)
   head_dim_f = Cast<to=1>(head_dim)
@@ -78,16 +52,16 @@ def _body(present: Collection[str]) -> str:
   scores_BGgST = Cast<to=1>(scaled_BGgST)
   tokens_1 = Shape<start=1, end=2>(q)
   tokens = Squeeze(tokens_1)
-  slots_1 = Shape<start=2, end=3>(k_cache)
-  slots = Squeeze(slots_1)
+  capacity_1 = Shape<start=2, end=3>(k_cache)
+  capacity = Squeeze(capacity_1)
   token_S = Range(zero, tokens, one)
-  slot_T = Range(zero, slots, one)
+  cached_T = Range(zero, capacity, one)
   token_axis = Constant<value_ints=[1]>()
   token_S1 = Unsqueeze(token_S, token_axis)
-  row_axes = Constant<value_ints=[1, 2, 3, 4]>()
-  start_B1111 = Unsqueeze(query_start, row_axes)
+  sequence_axes = Constant<value_ints=[1, 2, 3, 4]>()
+  start_B1111 = Unsqueeze(query_start, sequence_axes)
   position_B11S1 = Add(start_B1111, token_S1)
-  visible_B11ST = LessOrEqual(slot_T, position_B11S1)
+  visible_B11ST = LessOrEqual(cached_T, position_B11S1)
   lowest = Constant<value_float=-3.4028234663852886e38>()
   masked_BGgST = Where(visible_B11ST, scores_BGgST, lowest)
   softmax_BGgST = Softmax<axis=-1>(masked_BGgST)
@@ -95,22 +69,19 @@ def _body(present: Collection[str]) -> str:
   out_BGgSD = MatMul(weights_BGgST, v_BG1TD)
   out_BSGgD = Transpose<perm=[0, 3, 1, 2, 4]>(out_BGgSD)
   out = Reshape(out_BSGgD, shape_BSHD)"""
-    )
 
 
 cached_attention = OpDefinition(
     name="CachedAttention",
     inputs=(
         OpInput("q", "T", "[B, S, H, D]"),
-        OpInput("k_cache", "T", "[N, G, T, D]"),
-        OpInput("v_cache", "T", "[N, G, T, D]"),
+        OpInput("k_cache", "T", "[B, G, T, D]"),
+        OpInput("v_cache", "T", "[B, G, T, D]"),
         OpInput("query_start", "I", "[B]"),
-        OpInput("cache_row", "I", "[B]", optional=True),
     ),
     outputs=(("out", "[B, S, H, D]"),),
     eager=_eager,
-    fake=_fake,
     body=_body,
-    doc="Token s of row b attends to slots 0 to query_start[b] + s of its cache row. Scores are scaled by D^-0.5 in "
-    "the run dtype, softmax is computed in fp32 and cast back. Query head h reads key/value head h // (H/G).",
+    doc="Token s of sequence b attends to positions 0 to query_start[b] + s of its cache. Scores are scaled by D^-0.5 "
+    "in the run dtype, softmax is computed in fp32 and cast back. Query head h reads key/value head h // (H/G).",
 )

@@ -11,7 +11,7 @@ import onnx
 import torch
 from nemotron_errors import GraphError
 
-__all__ = ["DOMAIN", "DOMAIN_VERSION", "Attribute", "OpAttribute", "OpDefinition", "OpInput"]
+__all__ = ["DOMAIN", "DOMAIN_VERSION", "Attribute", "OpAttribute", "OpDefinition", "OpInput", "contiguous_like"]
 
 DOMAIN = "nemotron"
 DOMAIN_VERSION = 1
@@ -21,6 +21,11 @@ Attribute = int | float | str
 _FLOATS = ("tensor(float)", "tensor(float16)", "tensor(bfloat16)")
 # "U" is float32 or the run dtype, as an attribute says
 _TYPES = {"T": _FLOATS, "I": ("tensor(int64)",), "U": _FLOATS}
+
+
+def contiguous_like(x: torch.Tensor) -> torch.Tensor:
+    """Shape and dtype for a fake: contiguous, since x may be a view whose strides the real op would not keep."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 @dataclass(frozen=True)
@@ -59,23 +64,24 @@ class OpDefinition:
         inputs: in order; optional ones trail.
         outputs: name and shape letters of each output; all are of type ``output_type``.
         eager: the definition that all others are held against; attributes are keyword arguments.
-        fake: its shapes and dtypes, for fake and meta tensors.
         body: gives the portable ONNX function body for the set of optional inputs that are present; it may use other
             ops of the dialect, as nodes of its domain. Attributes are keyword arguments.
         doc: one paragraph for the schema.
         attributes: their values are known when a body is made.
         output_type: ``T``, or ``U`` where the outputs may have another dtype.
+        fake: shapes and dtypes of the outputs, for fake and meta tensors; may be left out where every output has the
+            shape and dtype of an input with the same letters.
     """
 
     name: str
     inputs: tuple[OpInput, ...]
     outputs: tuple[tuple[str, str], ...]
     eager: Callable[..., Any]
-    fake: Callable[..., Any]
     body: Callable[..., str]
     doc: str
     attributes: tuple[OpAttribute, ...] = ()
     output_type: str = "T"
+    fake: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
         optional = [i.optional for i in self.inputs]
@@ -85,8 +91,13 @@ class OpDefinition:
     def torch_op(self) -> Any:
         """The op as ``torch.ops.nemotron.<name>``, registered on first use together with its fake."""
         op = torch.library.custom_op(f"{DOMAIN}::{self.name}", self.eager, mutates_args=())
-        op.register_fake(self.fake)
+        op.register_fake(self.fake or self._fake_like_inputs)
         return op
+
+    def _fake_like_inputs(self, *inputs: torch.Tensor, **attributes: Attribute) -> Any:
+        letters = [i.shape for i in self.inputs]
+        outputs = tuple(contiguous_like(inputs[letters.index(shape)]) for _, shape in self.outputs)
+        return outputs if len(outputs) > 1 else outputs[0]
 
     def __call__(self, *args: torch.Tensor | None, **attributes: Attribute) -> Any:
         """Runs the op in PyTorch, so that a trace records one node of the dialect: a tensor, or a tuple of them."""

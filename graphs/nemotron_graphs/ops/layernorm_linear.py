@@ -1,6 +1,6 @@
 """``LayerNormLinear``: LayerNorm1P, a projection on the checkpoint's own layout, and relu² where the MLP has it.
 
-Shapes: B rows, S tokens, I input features, O output features.
+Shapes: B sequences, S tokens, I input features, O output features.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ def _eager(
     epsilon: float,
     activation: str = "none",
     output: str = "same",
-    kernel: str = "",
 ) -> torch.Tensor:
     normed = F.layer_norm(x, x.shape[-1:], norm_weight + 1, norm_bias, epsilon)
     if output == "float32":
@@ -48,13 +47,12 @@ def _fake(
     epsilon: float,
     activation: str = "none",
     output: str = "same",
-    kernel: str = "",
 ) -> torch.Tensor:
     dtype = torch.float32 if output == "float32" else x.dtype
     return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=dtype)
 
 
-def _body(present: Collection[str], epsilon: float, activation: str, output: str, kernel: str) -> str:
+def _body(present: Collection[str], epsilon: float, activation: str, output: str) -> str:
     names = ["normed", "weight", *(["bias"] if "bias" in present else [])]
     # in fp32 and rounded once, as PyTorch has it; what LayerNormalization does in 16 bits differs among runtimes
     text = f"""
@@ -101,14 +99,12 @@ layernorm_linear = OpDefinition(
     eager=_eager,
     fake=_fake,
     body=_body,
-    doc="Linear(LayerNorm(x), weight, bias), the norm's gamma being norm_weight + 1, and behind it relu² where "
-    "`activation` says so. With `output` float32 the product is not rounded to the run dtype. `kernel` names the "
-    "kernel of a target; it has no meaning of its own.",
+    doc="Linear(LayerNorm(x), weight, bias), the norm's gamma being norm_weight + 1, and then relu² where "
+    "`activation` says so. With `output` float32 the product is not rounded to the run dtype.",
     attributes=(
         OpAttribute("epsilon", 1e-5, required=True),
         OpAttribute("activation", "none", choices=("none", "relu_squared")),
         OpAttribute("output", "same", choices=("same", "float32")),
-        OpAttribute("kernel", ""),
     ),
     output_type="U",
 )

@@ -1,6 +1,6 @@
 """``Linear``: a projection on the checkpoint's own [out, in] layout.
 
-Shapes: B rows, S tokens, I input features, O output features.
+Shapes: B sequences, S tokens, I input features, O output features.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _fake(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = Non
 
 
 def _body(present: Collection[str]) -> str:
-    # Gemm with transB reads the weight where it lies; an explicit Transpose would be materialised
+    # Gemm with transB reads the weight as it is stored; an explicit Transpose would be materialised
     bias = ", bias" if "bias" in present else ""
     return f"""
   minus_one = Constant<value_ints=[-1]>()

@@ -1,7 +1,7 @@
-"""``LinearResidual``: a projection and the residual sum behind it.
+"""``LinearResidual``: a projection and the residual sum that follows it.
 
-Shapes: B rows, S tokens, I input features, O output features. Input features may stand in heads, as attention leaves
-them: [B, S, H, D] with H · D = I.
+Shapes: B sequences, S tokens, I input features, O output features. Input features may be split in heads, as attention
+leaves them: [B, S, H, D] with H · D = I.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Collection
 
 import torch
 
-from nemotron_graphs.ops.definition import OpAttribute, OpDefinition, OpInput
+from nemotron_graphs.ops.definition import OpDefinition, OpInput
 from nemotron_graphs.ops.linear import linear
 
 __all__ = ["linear_residual"]
@@ -21,24 +21,11 @@ def _eager(
     weight: torch.Tensor,
     residual: torch.Tensor,
     bias: torch.Tensor | None = None,
-    *,
-    kernel: str = "",
 ) -> torch.Tensor:
     return residual + linear.eager(x.flatten(2), weight, bias)
 
 
-def _fake(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    residual: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    *,
-    kernel: str = "",
-) -> torch.Tensor:
-    return torch.empty_like(residual, memory_format=torch.contiguous_format)
-
-
-def _body(present: Collection[str], kernel: str) -> str:
+def _body(present: Collection[str]) -> str:
     bias = ", bias" if "bias" in present else ""
     return f"""
   flat_shape = Constant <value_ints = [0, 0, -1]> ()
@@ -57,9 +44,6 @@ linear_residual = OpDefinition(
     ),
     outputs=(("y", "[B, S, O]"),),
     eager=_eager,
-    fake=_fake,
     body=_body,
-    doc="residual + Linear(x, weight, bias); x may be heads [B, S, H, D]. `kernel` names the kernel of a target; it "
-    "has no meaning of its own.",
-    attributes=(OpAttribute("kernel", ""),),
+    doc="residual + Linear(x, weight, bias); x may be heads [B, S, H, D].",
 )

@@ -2,7 +2,7 @@
 
 The fused form of a decode step: one node between a layer's packed projection and its output projection.
 
-Shapes: B rows, N cache rows, S new tokens, H query heads, G key/value heads, D head_dim, T cache slots, P positions in
+Shapes: B sequences, S new tokens, H query heads, G key/value heads, D head_dim, T capacity of a cache, P positions in
 the table, R rotary_dim.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Collection
 import torch
 
 from nemotron_graphs.ops.cached_attention import cached_attention
-from nemotron_graphs.ops.definition import OpAttribute, OpDefinition, OpInput
+from nemotron_graphs.ops.definition import OpDefinition, OpInput
 from nemotron_graphs.ops.packed_rotary_kv_cache_update import packed_rotary_kv_cache_update
 
 __all__ = ["packed_rotary_cached_attention"]
@@ -27,45 +27,34 @@ def _eager(
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     query_start: torch.Tensor,
-    cache_row: torch.Tensor | None = None,
     *,
     num_heads: int,
     num_kv_heads: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     q_rotated, k_updated, v_updated = packed_rotary_kv_cache_update.eager(
-        qkv, cos, sin, position_ids, k_cache, v_cache, query_start, cache_row,
+        qkv, cos, sin, position_ids, k_cache, v_cache, query_start,
         num_heads=num_heads, num_kv_heads=num_kv_heads,
     )  # fmt: skip
-    return cached_attention.eager(q_rotated, k_updated, v_updated, query_start, cache_row), k_updated, v_updated
+    return cached_attention.eager(q_rotated, k_updated, v_updated, query_start), k_updated, v_updated
 
 
 def _body(present: Collection[str], num_heads: int, num_kv_heads: int) -> str:
-    row = ", cache_row" if "cache_row" in present else ""
     return f"""
   q_rotated, k_updated, v_updated = nemotron.PackedRotaryKVCacheUpdate<
     num_heads={num_heads}, num_kv_heads={num_kv_heads}>(
-    qkv, cos, sin, position_ids, k_cache, v_cache, query_start{row})
-  out = nemotron.CachedAttention(q_rotated, k_updated, v_updated, query_start{row})"""
+    qkv, cos, sin, position_ids, k_cache, v_cache, query_start)
+  out = nemotron.CachedAttention(q_rotated, k_updated, v_updated, query_start)"""
 
 
 packed_rotary_cached_attention = OpDefinition(
     name="PackedRotaryCachedAttention",
-    inputs=(
-        OpInput("qkv", "T", "[B, S, (H+2G)*D]"),
-        OpInput("cos", "T", "[P, R/2]"),
-        OpInput("sin", "T", "[P, R/2]"),
-        OpInput("position_ids", "I", "[B, S]"),
-        OpInput("k_cache", "T", "[N, G, T, D]"),
-        OpInput("v_cache", "T", "[N, G, T, D]"),
-        OpInput("query_start", "I", "[B]"),
-        OpInput("cache_row", "I", "[B]", optional=True),
-    ),
-    outputs=(("out", "[B, S, H, D]"), ("k_updated", "[N, G, T, D]"), ("v_updated", "[N, G, T, D]")),
+    inputs=(*packed_rotary_kv_cache_update.inputs[:-1], OpInput("query_start", "I", "[B]")),
+    outputs=(("out", "[B, S, H, D]"), *packed_rotary_kv_cache_update.outputs[1:]),
     eager=_eager,
     # the attention has the shape of the rotated queries
     fake=packed_rotary_kv_cache_update.fake,
     body=_body,
-    doc="PackedRotaryKVCacheUpdate at slots query_start[b] and following, then CachedAttention of the rotated queries "
-    "over the updated caches.",
-    attributes=(OpAttribute("num_heads", 1, required=True), OpAttribute("num_kv_heads", 1, required=True)),
+    doc="PackedRotaryKVCacheUpdate at positions query_start[b] and following, then CachedAttention of the rotated "
+    "queries over the updated caches.",
+    attributes=packed_rotary_kv_cache_update.attributes,
 )

@@ -1,6 +1,6 @@
-"""``PackedRotaryKVCacheUpdate``: the rotation and cache update of queries, keys and values that lie in one tensor.
+"""``PackedRotaryKVCacheUpdate``: the rotation and cache update of queries, keys and values packed in one tensor.
 
-Shapes: B rows, N cache rows, S new tokens, H query heads, G key/value heads, D head_dim, T cache slots, P positions in
+Shapes: B sequences, S new tokens, H query heads, G key/value heads, D head_dim, T capacity of a cache, P positions in
 the table, R rotary_dim.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Collection
 
 import torch
 
-from nemotron_graphs.ops.definition import OpAttribute, OpDefinition, OpInput
+from nemotron_graphs.ops.definition import OpAttribute, OpDefinition, OpInput, contiguous_like
 from nemotron_graphs.ops.rotary_kv_cache_update import rotary_kv_cache_update
 
 __all__ = ["packed_rotary_kv_cache_update"]
@@ -24,14 +24,13 @@ def _eager(
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     write_index: torch.Tensor,
-    cache_row: torch.Tensor | None = None,
     *,
     num_heads: int,
     num_kv_heads: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     heads_BSD = qkv.unflatten(-1, (num_heads + 2 * num_kv_heads, -1))
     q, k, v = heads_BSD.split((num_heads, num_kv_heads, num_kv_heads), dim=2)
-    return rotary_kv_cache_update.eager(q, k, v, cos, sin, position_ids, k_cache, v_cache, write_index, cache_row)
+    return rotary_kv_cache_update.eager(q, k, v, cos, sin, position_ids, k_cache, v_cache, write_index)
 
 
 def _fake(
@@ -42,44 +41,34 @@ def _fake(
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     write_index: torch.Tensor,
-    cache_row: torch.Tensor | None = None,
     *,
     num_heads: int,
     num_kv_heads: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    def like(x: torch.Tensor) -> torch.Tensor:
-        return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-    return qkv.new_empty((*qkv.shape[:2], num_heads, k_cache.shape[-1])), like(k_cache), like(v_cache)
+    q_rotated = qkv.new_empty((*qkv.shape[:2], num_heads, k_cache.shape[-1]))
+    return q_rotated, contiguous_like(k_cache), contiguous_like(v_cache)
 
 
 def _body(present: Collection[str], num_heads: int, num_kv_heads: int) -> str:
-    row = ", cache_row" if "cache_row" in present else ""
     return f"""
   shape_BSnD = Constant<value_ints=[0, 0, {num_heads + 2 * num_kv_heads}, -1]>()
   heads_BSnD = Reshape(qkv, shape_BSnD)
   parts = Constant<value_ints=[{num_heads}, {num_kv_heads}, {num_kv_heads}]>()
   q, k, v = Split<axis=2>(heads_BSnD, parts)
   q_rotated, k_updated, v_updated = nemotron.RotaryKVCacheUpdate(
-    q, k, v, cos, sin, position_ids, k_cache, v_cache, write_index{row})"""
+    q, k, v, cos, sin, position_ids, k_cache, v_cache, write_index)"""
 
 
 packed_rotary_kv_cache_update = OpDefinition(
     name="PackedRotaryKVCacheUpdate",
     inputs=(
         OpInput("qkv", "T", "[B, S, (H+2G)*D]"),
-        OpInput("cos", "T", "[P, R/2]"),
-        OpInput("sin", "T", "[P, R/2]"),
-        OpInput("position_ids", "I", "[B, S]"),
-        OpInput("k_cache", "T", "[N, G, T, D]"),
-        OpInput("v_cache", "T", "[N, G, T, D]"),
-        OpInput("write_index", "I", "[B]"),
-        OpInput("cache_row", "I", "[B]", optional=True),
+        *rotary_kv_cache_update.inputs[3:],
     ),
-    outputs=(("q_rotated", "[B, S, H, D]"), ("k_updated", "[N, G, T, D]"), ("v_updated", "[N, G, T, D]")),
+    outputs=rotary_kv_cache_update.outputs,
     eager=_eager,
     fake=_fake,
     body=_body,
-    doc="RotaryKVCacheUpdate of the heads that lie one behind another in qkv: H of q, G of k, G of v.",
+    doc="RotaryKVCacheUpdate of the heads in qkv, one after another: H of q, G of k, G of v.",
     attributes=(OpAttribute("num_heads", 1, required=True), OpAttribute("num_kv_heads", 1, required=True)),
 )

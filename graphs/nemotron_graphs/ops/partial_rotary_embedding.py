@@ -1,6 +1,6 @@
 """``PartialRotaryEmbedding``: rotates the first lanes of each head, passes the rest.
 
-Shapes: B rows, S new tokens, H heads, D head_dim, P positions in the table, R rotary_dim.
+Shapes: B sequences, S new tokens, H heads, D head_dim, P positions in the table, R rotary_dim.
 """
 
 from __future__ import annotations
@@ -20,11 +20,6 @@ def _eager(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, position_ids: 
     sin_BS1h = sin[position_ids].unsqueeze(2)
     first, second, tail = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return torch.cat((first * cos_BS1h - second * sin_BS1h, second * cos_BS1h + first * sin_BS1h, tail), dim=-1)
-
-
-def _fake(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-    # contiguous: x may be a view whose strides the real op would not keep
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def _body(present: Collection[str]) -> str:
@@ -61,7 +56,6 @@ partial_rotary_embedding = OpDefinition(
     ),
     outputs=(("y", "[B, S, H, D]"),),
     eager=_eager,
-    fake=_fake,
     body=_body,
     doc="Rotates lanes i and i + R/2 of each head by the angle of the token's position; lanes from R on pass.",
 )

@@ -1,8 +1,8 @@
 """``RotaryKVCacheUpdate``: rotation of queries and keys and the update of both caches, in one op.
 
-The fused form that kernels run: q, k and v are read once, and k and v are written straight into their slots.
+The fused form that kernels run: q, k and v are read once, and k and v are written straight into their caches.
 
-Shapes: B rows, N cache rows, S new tokens, H query heads, G key/value heads, D head_dim, T cache slots, P positions in
+Shapes: B sequences, S new tokens, H query heads, G key/value heads, D head_dim, T capacity of a cache, P positions in
 the table, R rotary_dim.
 """
 
@@ -29,41 +29,21 @@ def _eager(
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     write_index: torch.Tensor,
-    cache_row: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     rotate, update = partial_rotary_embedding.eager, kv_cache_update.eager
     return (
         rotate(q, cos, sin, position_ids),
-        update(k_cache, rotate(k, cos, sin, position_ids), write_index, cache_row),
-        update(v_cache, v, write_index, cache_row),
+        update(k_cache, rotate(k, cos, sin, position_ids), write_index),
+        update(v_cache, v, write_index),
     )
 
 
-def _fake(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    position_ids: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    write_index: torch.Tensor,
-    cache_row: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    def like(x: torch.Tensor) -> torch.Tensor:
-        return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-    return like(q), like(k_cache), like(v_cache)
-
-
 def _body(present: Collection[str]) -> str:
-    row = ", cache_row" if "cache_row" in present else ""
-    return f"""
+    return """
   q_rotated = nemotron.PartialRotaryEmbedding(q, cos, sin, position_ids)
   k_rotated = nemotron.PartialRotaryEmbedding(k, cos, sin, position_ids)
-  k_updated = nemotron.KVCacheUpdate(k_cache, k_rotated, write_index{row})
-  v_updated = nemotron.KVCacheUpdate(v_cache, v, write_index{row})"""
+  k_updated = nemotron.KVCacheUpdate(k_cache, k_rotated, write_index)
+  v_updated = nemotron.KVCacheUpdate(v_cache, v, write_index)"""
 
 
 rotary_kv_cache_update = OpDefinition(
@@ -75,14 +55,12 @@ rotary_kv_cache_update = OpDefinition(
         OpInput("cos", "T", "[P, R/2]"),
         OpInput("sin", "T", "[P, R/2]"),
         OpInput("position_ids", "I", "[B, S]"),
-        OpInput("k_cache", "T", "[N, G, T, D]"),
-        OpInput("v_cache", "T", "[N, G, T, D]"),
+        OpInput("k_cache", "T", "[B, G, T, D]"),
+        OpInput("v_cache", "T", "[B, G, T, D]"),
         OpInput("write_index", "I", "[B]"),
-        OpInput("cache_row", "I", "[B]", optional=True),
     ),
-    outputs=(("q_rotated", "[B, S, H, D]"), ("k_updated", "[N, G, T, D]"), ("v_updated", "[N, G, T, D]")),
+    outputs=(("q_rotated", "[B, S, H, D]"), ("k_updated", "[B, G, T, D]"), ("v_updated", "[B, G, T, D]")),
     eager=_eager,
-    fake=_fake,
     body=_body,
     doc="PartialRotaryEmbedding of q and k, then KVCacheUpdate of the rotated k and of v.",
 )

@@ -1,69 +1,55 @@
 """Graph passes, one file each; a target is a list of them."""
 
-from nemotron_graphs.passes.bind.drop_unused_inputs import DropUnusedInputsPass
-from nemotron_graphs.passes.bind.fix_dim import FixDimPass
-from nemotron_graphs.passes.bind.rope_tables import BindRopeTablesPass
-from nemotron_graphs.passes.bind.weights import BindWeightsPass
-from nemotron_graphs.passes.check_cache_readers import CheckCacheReadersPass
-from nemotron_graphs.passes.fuse.group_query_attention import FormGroupQueryAttentionPass
-from nemotron_graphs.passes.fuse.layernorm_linear import FormLayerNormLinearPass
-from nemotron_graphs.passes.fuse.linear_residual import FormLinearResidualPass
-from nemotron_graphs.passes.fuse.packed_rotary_cached_attention import FormPackedRotaryCachedAttentionPass
-from nemotron_graphs.passes.fuse.packed_rotary_kv_cache_update import FormPackedRotaryKVCacheUpdatePass
-from nemotron_graphs.passes.fuse.qkv import PackQKVPass
-from nemotron_graphs.passes.fuse.rotary_kv_cache_update import FormRotaryKVCacheUpdatePass
-from nemotron_graphs.passes.fuse.skip_layer_normalization import FormSkipLayerNormalizationPass
-from nemotron_graphs.passes.genai.attention_mask import GenaiAttentionMaskPass
-from nemotron_graphs.passes.genai.names import GenaiNamesPass
-from nemotron_graphs.passes.lower.cached_attention import LowerCachedAttentionPass
-from nemotron_graphs.passes.lower.compute_in_float32 import ComputeInFloat32Pass
-from nemotron_graphs.passes.lower.inline_dialect_ops import InlineDialectOpsPass
-from nemotron_graphs.passes.lower.kv_cache_update import LowerKVCacheUpdatePass
-from nemotron_graphs.passes.lower.linear_to_fused_matmul import LowerLinearToFusedMatMulPass
-from nemotron_graphs.passes.lower.linear_to_matmul_nbits import LowerLinearToMatMulNBitsPass
-from nemotron_graphs.passes.lower.partial_rotary_embedding import LowerPartialRotaryEmbeddingPass
-from nemotron_graphs.passes.lower.set_opset import SetOpsetPass
-from nemotron_graphs.passes.outputs.full_logits import GenaiFullLogitsPass
-from nemotron_graphs.passes.outputs.greedy_tokens import GreedyTokensPass
-from nemotron_graphs.passes.outputs.widen import WidenOutputPass
-from nemotron_graphs.passes.simplify.canonicalize_shapes import CanonicalizeShapesPass
-from nemotron_graphs.passes.simplify.cleanup import cleanup
-from nemotron_graphs.passes.simplify.eliminate_zero_sums import EliminateZeroSumsPass
-from nemotron_graphs.passes.simplify.fold_constants import FoldConstantsPass
-from nemotron_graphs.passes.simplify.foldable_gamma import FoldableGammaPass
-from nemotron_graphs.passes.simplify.infer_shapes import InferShapesPass
+from __future__ import annotations
 
-__all__ = [
-    "BindRopeTablesPass",
-    "BindWeightsPass",
-    "CanonicalizeShapesPass",
-    "CheckCacheReadersPass",
-    "ComputeInFloat32Pass",
-    "DropUnusedInputsPass",
-    "EliminateZeroSumsPass",
-    "FixDimPass",
-    "FoldConstantsPass",
-    "FoldableGammaPass",
-    "FormGroupQueryAttentionPass",
-    "FormLayerNormLinearPass",
-    "FormLinearResidualPass",
-    "FormPackedRotaryCachedAttentionPass",
-    "FormPackedRotaryKVCacheUpdatePass",
-    "FormRotaryKVCacheUpdatePass",
-    "FormSkipLayerNormalizationPass",
-    "GenaiAttentionMaskPass",
-    "GenaiFullLogitsPass",
-    "GenaiNamesPass",
-    "GreedyTokensPass",
-    "InferShapesPass",
-    "InlineDialectOpsPass",
-    "LowerCachedAttentionPass",
-    "LowerKVCacheUpdatePass",
-    "LowerLinearToFusedMatMulPass",
-    "LowerLinearToMatMulNBitsPass",
-    "LowerPartialRotaryEmbeddingPass",
-    "PackQKVPass",
-    "SetOpsetPass",
-    "WidenOutputPass",
-    "cleanup",
-]
+from importlib import import_module
+from typing import Any
+
+# pass → its file. Imported when asked for (PEP 562): a target can be read without torch and onnx.
+_HOMES = {
+    "DropUnusedInputsPass": "bind.drop_unused_inputs",
+    "FixDimPass": "bind.fix_dim",
+    "BindRopeTablesPass": "bind.rope_tables",
+    "BindWeightsPass": "bind.weights",
+    "CheckCacheReadersPass": "check_cache_readers",
+    "FormGroupQueryAttentionPass": "fuse.group_query_attention",
+    "FormLayerNormLinearPass": "fuse.layernorm_linear",
+    "FormLinearResidualPass": "fuse.linear_residual",
+    "FormPackedRotaryCachedAttentionPass": "fuse.packed_rotary_cached_attention",
+    "FormPackedRotaryKVCacheUpdatePass": "fuse.packed_rotary_kv_cache_update",
+    "PackQKVPass": "fuse.qkv",
+    "FormRotaryKVCacheUpdatePass": "fuse.rotary_kv_cache_update",
+    "FormSkipLayerNormalizationPass": "fuse.skip_layer_normalization",
+    "GenaiAttentionMaskPass": "genai.attention_mask",
+    "GenaiNamesPass": "genai.names",
+    "LowerCachedAttentionPass": "lower.cached_attention",
+    "ComputeInFloat32Pass": "lower.compute_in_float32",
+    "InlineDialectOpsPass": "lower.inline_dialect_ops",
+    "LowerKVCacheUpdatePass": "lower.kv_cache_update",
+    "LowerLinearToFusedMatMulPass": "lower.linear_to_fused_matmul",
+    "LowerLinearToMatMulNBitsPass": "lower.linear_to_matmul_nbits",
+    "LowerPartialRotaryEmbeddingPass": "lower.partial_rotary_embedding",
+    "SetOpsetPass": "lower.set_opset",
+    "FusionPass": "matching",
+    "FullLogitsPass": "outputs.full_logits",
+    "GreedyTokensPass": "outputs.greedy_tokens",
+    "WidenOutputPass": "outputs.widen",
+    "CanonicalizeShapesPass": "simplify.canonicalize_shapes",
+    "cleanup": "simplify.cleanup",
+    "EliminateZeroSumsPass": "simplify.eliminate_zero_sums",
+    "FoldConstantsPass": "simplify.fold_constants",
+    "FoldableGammaPass": "simplify.foldable_gamma",
+    "InferShapesPass": "simplify.infer_shapes",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOMES)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import onnx_ir as ir
+from nemotron_formats.cache import find_cache
 
 from nemotron_graphs.ops import DOMAIN
+from nemotron_graphs.passes.matching import CONTRIB, is_op
 
 __all__ = ["CheckCacheReadersPass"]
 
@@ -15,9 +17,8 @@ _UPDATES = {
     (DOMAIN, "RotaryKVCacheUpdate"),
     (DOMAIN, "PackedRotaryKVCacheUpdate"),
     (DOMAIN, "PackedRotaryCachedAttention"),
-    ("com.microsoft", "GroupQueryAttention"),
+    (CONTRIB, "GroupQueryAttention"),
     ("", "ScatterElements"),
-    ("", "ScatterND"),
     ("", "TensorScatter"),
 }
 
@@ -25,27 +26,24 @@ _UPDATES = {
 class CheckCacheReadersPass(ir.passes.InPlacePass):
     """Checks what makes in-place caches right; changes nothing.
 
-    With a cache's output bound to its input's memory, any node that reads the old cache beside its update sees new
-    data or old data, as the scheduler likes.
+    With a cache's output bound to its input's memory, any node other than its update that reads the old cache sees new
+    data or old data, depending on the order in which nodes run.
 
-    Conditions, for every graph input named ``k_cache.*`` or ``v_cache.*``:
+    Conditions, for every graph input that is a cache:
         1. exactly one node reads its data, and that node is its update;
         2. it is not itself a graph output.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        outputs = set(model.graph.outputs)
         for value in model.graph.inputs:
-            name = value.name or ""
-            if not name.startswith(("k_cache.", "v_cache.")):
+            if find_cache(value.name) is None:
                 continue
             # Shape reads no data
-            readers = [node for node, _ in value.uses() if (node.domain, node.op_type) != ("", "Shape")]
-            kinds = [(node.domain, node.op_type) for node in readers]
-            if value in outputs or len(readers) != 1 or kinds[0] not in _UPDATES:
-                found = f"readers {kinds or 'none'}" + (" and a graph output" if value in outputs else "")
+            kinds = [(node.domain, node.op_type) for node, _ in value.uses() if not is_op(node, "Shape")]
+            if value.is_graph_output() or len(kinds) != 1 or kinds[0] not in _UPDATES:
+                found = f"readers {kinds or 'none'}" + (" and a graph output" if value.is_graph_output() else "")
                 raise ir.passes.InvariantError(
-                    f"cache '{name}': found {found}; expected its update alone; "
+                    f"cache '{value.name}': found {found}; expected its update alone; "
                     "let the other readers take the updated cache"
                 )
         return ir.passes.PassResult(model, modified=False)

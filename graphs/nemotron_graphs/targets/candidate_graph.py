@@ -1,4 +1,4 @@
-"""The small graph beside a language model's: the likeliest tokens of a decode step, chosen where the logits are.
+"""The auxiliary graph of a language model: the top-k candidates of a decode step, found where the logits are.
 
 Shapes: B rows, V vocabulary, C candidates, R parts of the vocabulary, N tokens of a part.
 """
@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from nemotron_graphs.targets.target import LoweredGraph
+from nemotron_graphs.targets.lowering import Lowered, LoweredGraph
 
 __all__ = ["CANDIDATES_FILE", "add_candidates", "candidate_graph"]
 
@@ -25,18 +25,19 @@ _FLOAT, _INT = ir.DataType.FLOAT, ir.DataType.INT64
 _Dims = Sequence[int | str]
 
 
-def add_candidates(lowered: LoweredGraph, count: int) -> LoweredGraph:
-    """The lowered graph of a language model, and beside it the graph of its ``count`` likeliest tokens."""
-    logits = lowered.model.graph.outputs[0]
+def add_candidates(lowered: Lowered, count: int) -> Lowered:
+    """The lowered graph of a language model, and next to it the graph of its ``count`` likeliest tokens."""
+    model = lowered.main.model
+    logits = model.graph.outputs[0]
     assert logits.name == "logits", "a language model's graph"
     assert logits.dtype is not None
     assert logits.shape is not None
     vocab_size = logits.shape[-1]
     assert isinstance(vocab_size, int)
     count = min(count, vocab_size)
-    model = candidate_graph(vocab_size, count, logits.dtype, lowered.model)
+    graph = LoweredGraph(candidate_graph(vocab_size, count, logits.dtype, model), CANDIDATES_FILE)
     session = {**lowered.session, "candidates": {"graph": CANDIDATES_FILE, "count": count}}
-    return replace(lowered, session=session, beside={CANDIDATES_FILE: model})
+    return replace(lowered, session=session, graphs={**lowered.graphs, "candidates": graph})
 
 
 def candidate_graph(vocab_size: int, count: int, dtype: ir.DataType, like: ir.Model) -> ir.Model:

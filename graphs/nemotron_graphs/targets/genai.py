@@ -2,89 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-import onnx_ir as ir
+from typing import Any
 
 from nemotron_graphs import passes
-from nemotron_graphs.targets.target import Target
+from nemotron_graphs.targets.onnx_passes import onnx_passes
+from nemotron_graphs.targets.target import GraphRecipe, Passes, Target
 
 __all__ = ["genai_cpu", "genai_cuda"]
 
 
-_Passes = Callable[[], Sequence[ir.passes.PassBase]]
-
-
-def _cpu_lowering() -> Sequence[ir.passes.PassBase]:
+def _cpu_lowering() -> Passes:
     return (
         passes.FormGroupQueryAttentionPass(),
         passes.LowerLinearToFusedMatMulPass(),
         passes.GenaiAttentionMaskPass(),
-        passes.GenaiFullLogitsPass(),
+        passes.FullLogitsPass(),
     )
 
 
-def _cpu_finishing() -> Sequence[ir.passes.PassBase]:
+def _cpu_finishing() -> Passes:
     return (passes.FoldableGammaPass(), passes.GenaiNamesPass())
 
 
-def _cuda_lowering() -> Sequence[ir.passes.PassBase]:
+def _cuda_lowering() -> Passes:
+    import onnx_ir as ir
+
     return (
         passes.FormGroupQueryAttentionPass(),
         passes.PackQKVPass(concat=True),
         passes.LowerLinearToFusedMatMulPass(),
         passes.GenaiAttentionMaskPass(),
-        passes.GenaiFullLogitsPass(),
+        passes.FullLogitsPass(),
         # GenAI searches in float32 and converts float16 on the device; not every version of it does so with bfloat16
         passes.WidenOutputPass(ir.DataType.BFLOAT16),
     )
 
 
-def _cuda_finishing() -> Sequence[ir.passes.PassBase]:
+def _cuda_finishing() -> Passes:
     return (passes.FormSkipLayerNormalizationPass(), passes.FoldableGammaPass(), passes.GenaiNamesPass())
 
 
-def _target(
-    name: str,
-    dtypes: tuple[str, ...],
-    made_by: tuple[_Passes, _Passes],
-    provider: str,
-    description: str,
-    quantized_bits: tuple[int, ...],
-) -> Target:
-    lowering, finishing = made_by
-    return Target(
-        name=name,
-        dtypes=dtypes,
-        lowering=lowering,
-        finishing=finishing,
-        session={
-            "kind": "genai",
-            "provider": provider,
-            "graph": "model.onnx",
-            # a row of its own has no padding, which the mask could not tell from tokens in a later chunk
-            "prefill_rows": "one",
-        },
-        weight_modes=("link", "copy"),
-        description=description,
-        requires="ort",
-        quantized_bits=quantized_bits,
-    )
+_COMMON: dict[str, Any] = {
+    "executor": "genai",
+    # a sequence of its own has no padding, which the mask could not tell from tokens in a later chunk
+    "session": {"prefill_rows": "one"},
+    # GenAI opens a folder by path
+    "weight_modes": ("link", "copy"),
+}
 
-
-genai_cpu = _target(
-    "genai-cpu",
-    ("float32",),
-    (_cpu_lowering, _cpu_finishing),
-    "CPUExecutionProvider",
-    "a folder that ONNX Runtime GenAI loads, on the CPU",
-    (8, 4),
+genai_cpu = Target(
+    name="genai-cpu",
+    description="a folder that ONNX Runtime GenAI loads, on the CPU",
+    dtypes=("float32",),
+    graphs={
+        "model": GraphRecipe(
+            "model.onnx", onnx_passes(_cpu_lowering, _cpu_finishing), {"GroupQueryAttention": lambda n: n.layers}
+        )
+    },
+    provider="CPUExecutionProvider",
+    device="cpu",
+    extra="genai",
+    formats=("int8", "int4"),
+    **_COMMON,
 )
-genai_cuda = _target(
-    "genai-cuda",
-    ("bfloat16", "float16"),
-    (_cuda_lowering, _cuda_finishing),
-    "CUDAExecutionProvider",
-    "a folder that ONNX Runtime GenAI loads, on NVIDIA GPUs",
-    (),
+genai_cuda = Target(
+    name="genai-cuda",
+    description="a folder that ONNX Runtime GenAI loads, on NVIDIA GPUs",
+    dtypes=("bfloat16", "float16"),
+    graphs={
+        "model": GraphRecipe(
+            "model.onnx",
+            onnx_passes(_cuda_lowering, _cuda_finishing),
+            {
+                "GroupQueryAttention": lambda n: n.layers,
+                "packed projection": lambda n: n.layers,
+                "SkipLayerNormalization": lambda n: 2 * n.layers,
+            },
+        )
+    },
+    provider="CUDAExecutionProvider",
+    device="cuda",
+    extra="genai-cuda",
+    runner="ONNX Runtime GenAI",
+    **_COMMON,
 )

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from nemotron_graphs.targets.target import Target
+from nemotron_graphs.targets.onnx_passes import onnx_passes
+from nemotron_graphs.targets.target import GraphRecipe, Target
 
 __all__ = ["onnx"]
 
-
 onnx = Target(
     name="onnx",
-    dtypes=("float32", "float16", "bfloat16"),
-    lowering=tuple,  # nothing of its own: every op becomes standard ops
-    session={
-        "kind": "onnxruntime",
-        "provider": "CPUExecutionProvider",
-        "graph": "model.onnx",
-        "prefill_rows": "all",
-    },
     description="standard ONNX ops (opset 21), for any runtime",
-    requires="ort",
+    dtypes=("float32", "float16", "bfloat16"),
+    graphs={"model": GraphRecipe("model.onnx", onnx_passes())},
+    executor="onnxruntime",
+    provider="CPUExecutionProvider",
+    device="cpu",
+    extra="ort",
+    session={"prefill_rows": "all"},
 )

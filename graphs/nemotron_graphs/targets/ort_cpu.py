@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import onnx_ir as ir
-
 from nemotron_graphs import passes
-from nemotron_graphs.targets.target import Target
+from nemotron_graphs.targets.onnx_passes import onnx_passes
+from nemotron_graphs.targets.target import GraphRecipe, Passes, Target
 
 __all__ = ["ort_cpu"]
 
 
-def _lowering() -> Sequence[ir.passes.PassBase]:
+def _lowering() -> Passes:
     return (passes.FormGroupQueryAttentionPass(), passes.PackQKVPass(), passes.LowerLinearToFusedMatMulPass())
 
 
 ort_cpu = Target(
     name="ort-cpu",
-    dtypes=("float32",),
-    lowering=_lowering,
-    session={
-        "kind": "onnxruntime",
-        "provider": "CPUExecutionProvider",
-        "graph": "model.onnx",
-        # the CPU kernel refuses several rows of several tokens behind a past
-        "prefill_rows": "one",
-    },
     description="ONNX Runtime on the CPU: grouped-query attention on a shared cache, fused projections",
-    requires="ort",
-    quantized_bits=(8, 4),
+    dtypes=("float32",),
+    graphs={
+        "model": GraphRecipe(
+            "model.onnx",
+            onnx_passes(_lowering),
+            # codes of three projections stay apart: one copy of them is enough on the host
+            {"GroupQueryAttention": lambda n: n.layers, "packed projection": lambda n: 0 if n.encoded else n.layers},
+        )
+    },
+    executor="onnxruntime",
+    provider="CPUExecutionProvider",
+    device="cpu",
+    extra="ort",
+    # the CPU kernel refuses several sequences of several tokens after a past
+    session={"prefill_rows": "one"},
+    formats=("int8", "int4"),
 )

@@ -10,8 +10,8 @@ import onnx_ir as ir
 
 __all__ = ["OnStage", "PassRecord", "run_passes"]
 
-# told after the dialect graph (number 0, "dialect") and after every pass: (number, name, the model as it is)
-OnStage = Callable[[int, str, ir.Model], None]
+# told of the dialect graph (number 0, "dialect") and after every pass: (graph, number, pass, the model as it is)
+OnStage = Callable[[str, int, str, ir.Model], None]
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class PassRecord:
 
 
 def run_passes(
-    model: ir.Model, passes: Sequence[ir.passes.PassBase], on_stage: OnStage | None = None
+    model: ir.Model, passes: Sequence[ir.passes.PassBase], graph: str = "model", on_stage: OnStage | None = None
 ) -> tuple[ir.Model, tuple[PassRecord, ...]]:
-    """Runs passes in order and notes what each did."""
+    """Runs passes in order and notes what each did; ``graph`` is what ``on_stage`` is told of it."""
     records = []
     if on_stage:
-        on_stage(0, "dialect", model)
+        on_stage(graph, 0, "dialect", model)
     before = _Census(model)
     for number, each in enumerate(passes, start=1):
         result = each(model)
@@ -61,7 +61,7 @@ def run_passes(
             )
         )
         if on_stage:
-            on_stage(number, records[-1].name, model)
+            on_stage(graph, number, records[-1].name, model)
         before = after
     return model, tuple(records)
 

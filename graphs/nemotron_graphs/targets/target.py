@@ -1,56 +1,79 @@
-"""What a target is: a named list of passes and what a session must know of the graph they make."""
+"""What a target is: the graphs that it makes of a trace, and what a bundle and a machine must know of them.
+
+Nothing here or in a target's own file needs torch or onnx: passes are made when a graph is lowered.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import onnx_ir as ir
 from nemotron_errors import GraphError
+from nemotron_formats.tensors import EncodedWeight, TensorEntry
 
-from nemotron_graphs import passes
-from nemotron_graphs.targets.record import OnStage, PassRecord, run_passes
-from nemotron_graphs.weights import QuantizedWeight, WeightRef
+__all__ = ["GraphRecipe", "LoweringContext", "ModelCounts", "Passes", "Target"]
 
-__all__ = ["DTYPE_NAMES", "LoweredGraph", "LoweringContext", "Target", "cache_dtype"]
+# onnx_ir's PassBase each
+Passes = Sequence[Any]
 
 
 @dataclass(frozen=True)
 class LoweringContext:
-    """What lowering needs beside the graph.
+    """What lowering needs besides the graph.
 
     Attributes:
         weights: name in the checkpoint → where it lies on disk.
-        cos: RoPE table, float32 [table, R/2]; ``table`` is the number of cache slots that a session may have.
+        cos: RoPE table, float32 [table, R/2]; ``table`` is the largest capacity of a cache.
         sin: likewise.
         weights_folder: the bundle's folder that holds the weights' files; empty where they stay outside.
-        quantized: name of a weight → its quantized parts, which ``weights`` has as well.
+        encoded: name of a weight → its operands in another format, which ``weights`` has as well.
+        fp32_mlp_layers: how many layers compute relu² and down_proj in fp32.
+        chooses_tokens: whether the model is a language model, whose outputs are logits over the vocabulary.
     """
 
-    weights: Mapping[str, WeightRef]
+    weights: Mapping[str, TensorEntry]
     cos: np.ndarray
     sin: np.ndarray
     weights_folder: str = ""
-    quantized: Mapping[str, QuantizedWeight] = field(default_factory=dict)
+    encoded: Mapping[str, EncodedWeight] = field(default_factory=dict)
+    fp32_mlp_layers: int = 0
+    chooses_tokens: bool = True
 
 
 @dataclass(frozen=True)
-class LoweredGraph:
-    """A graph ready to be written, small ones beside it by file name, and the manifest's session entry."""
+class ModelCounts:
+    """What a dialect graph has, by which a recipe says how much each fusion must find.
 
-    model: ir.Model
-    session: dict[str, Any]
-    passes: tuple[PassRecord, ...] = field(default=())
-    beside: Mapping[str, ir.Model] = field(default_factory=dict)
+    Attributes:
+        layers: decoder layers.
+        fp32_mlp_layers: those whose relu² and down_proj are in fp32.
+        heads: 1, or 0 where the graph gives hidden states.
+        encoded: whether the projections' weights are in another format.
+    """
 
-    def save(self, path: Path) -> None:
-        """Writes the graph, and those beside it into its folder; no weight is read."""
-        ir.save(self.model, path)
-        for name, model in self.beside.items():
-            ir.save(model, path.with_name(name))
+    layers: int
+    fp32_mlp_layers: int
+    heads: int
+    encoded: bool
+
+
+@dataclass(frozen=True)
+class GraphRecipe:
+    """How one graph of a target is made.
+
+    Attributes:
+        file: its name in the bundle.
+        passes: makes the passes, in order.
+        forms: op type that a fusion forms → how many of it a model must give; a lowering that finds fewer is an error.
+        keeps: ops of the dialect that the target runs itself.
+    """
+
+    file: str
+    passes: Callable[[LoweringContext], Passes]
+    forms: Mapping[str, Callable[[ModelCounts], int]] = field(default_factory=dict)
+    keeps: Collection[str] = ()
 
 
 @dataclass(frozen=True)
@@ -59,30 +82,43 @@ class Target:
 
     Attributes:
         name: what ``--target`` takes.
-        dtypes: run dtypes that it takes ("float32", …); the first is the default.
-        stored_dtype_first: the default is the checkpoint's dtype instead, where it is among ``dtypes``.
-        lowering: makes the passes that lower the dialect's ops to the target's own; what they leave becomes standard
-            ops.
-        finishing: makes the passes that come last of all, when weights and tables are bound.
-        weight_modes: what ``--weights`` may be; the first is the default.
-        quantized_bits: bits of quantized weights that its projections take.
-        session: the fixed part of the manifest's session entry.
         description: one line for users.
-        requires: the extra that its session needs.
-        candidates: how many of the likeliest tokens a language model's bundle has a graph of its own for; 0 for none.
+        dtypes: run dtypes that it takes ("float32", …); the first is the default.
+        graphs: name → recipe; a session's entry in the manifest describes the last one.
+        executor: what the runtime runs it with; see the manifest's session.executor.
+        provider: ONNX Runtime's execution provider, or NVIDIA's runtime.
+        device: where it computes.
+        extra: of this distribution, which brings what runs it.
+        extra_runs: whether that extra brings what runs its bundles.
+        builds_with: what a build needs besides the extra ``build``: "extra", the target's own; "device", that and the
+            device; or nothing.
+        runner: the other software that alone runs its bundles, whose numbers cannot be checked then; empty where this
+            project's runtime does.
+        session: further keys of the session's entry.
+        stored_dtype_first: the default dtype is the checkpoint's instead, where it is among ``dtypes``.
+        weight_modes: what ``--weights`` may be; the first is the default.
+        formats: families of weight formats that its projections take, as ``--quantize`` names them.
+        takes_cpu_nodes: whether ``--allow-cpu-nodes`` means anything.
+        add: adds auxiliary graphs, and what the session must know of them, to what lowering gives (``Lowered``).
     """
 
     name: str
-    dtypes: tuple[str, ...]
-    lowering: Callable[[], Sequence[ir.passes.PassBase]]
-    session: Mapping[str, Any]
     description: str
-    requires: str
-    finishing: Callable[[], Sequence[ir.passes.PassBase]] = tuple
-    weight_modes: tuple[str, ...] = ("reference", "link", "copy")
-    quantized_bits: tuple[int, ...] = ()
+    dtypes: tuple[str, ...]
+    graphs: Mapping[str, GraphRecipe]
+    executor: str
+    provider: str
+    device: Literal["cpu", "cuda"]
+    extra: str
+    extra_runs: bool = True
+    builds_with: Literal["", "extra", "device"] = ""
+    runner: str = ""
+    session: Mapping[str, Any] = field(default_factory=dict)
     stored_dtype_first: bool = False
-    candidates: int = 0
+    weight_modes: tuple[str, ...] = ("reference", "link", "copy")
+    formats: tuple[str, ...] = ()
+    takes_cpu_nodes: bool = False
+    add: Callable[[Any, LoweringContext], Any] = lambda lowered, context: lowered
 
     def check_dtype(self, dtype: str) -> None:
         """Raises GraphError where the target cannot run in ``dtype``."""
@@ -98,70 +134,9 @@ class Target:
         """The target whose session accepts nodes that ONNX Runtime places on the CPU.
 
         Raises:
-            GraphError: where its nodes run on no GPU of ONNX Runtime's row contract.
+            GraphError: where that means nothing.
         """
-        if (self.session["kind"], self.session["provider"]) != ("onnxruntime", "CUDAExecutionProvider"):
+        if not self.takes_cpu_nodes:
             remedy = "leave --allow-cpu-nodes out, or choose --target ort-cuda"
             raise GraphError(f"target {self.name}", "ort-cuda", remedy, where="--allow-cpu-nodes")
         return replace(self, session={**self.session, "allow_cpu_nodes": True})
-
-    def passes(self, context: LoweringContext) -> Sequence[ir.passes.PassBase]:
-        """All passes, in order: weights and tables are bound last, so that no pass meets their data."""
-        return (
-            passes.CheckCacheReadersPass(),
-            *((passes.LowerLinearToMatMulNBitsPass(context.quantized),) if context.quantized else ()),
-            *self.lowering(),
-            passes.InlineDialectOpsPass(),
-            passes.CanonicalizeShapesPass(),
-            passes.cleanup(),
-            passes.DropUnusedInputsPass(),
-            passes.InferShapesPass(),
-            passes.BindRopeTablesPass(context.cos, context.sin),
-            passes.BindWeightsPass(context.weights, context.weights_folder),
-            passes.CheckCacheReadersPass(),
-            *self.finishing(),
-        )
-
-    def lower(self, model: ir.Model, context: LoweringContext, on_stage: OnStage | None = None) -> LoweredGraph:
-        """Runs the target's passes over the dialect graph, in place.
-
-        Args:
-            model: the dialect graph.
-            context: what is bound to it.
-            on_stage: told of the graph after each pass.
-
-        Raises:
-            GraphError: where the target cannot run in the graph's dtype.
-        """
-        dtype = cache_dtype(model)
-        self.check_dtype(dtype)
-        chosen = self.passes(context)
-        model, records = run_passes(model, chosen, on_stage)
-        packed = [weight for each in chosen if isinstance(each, passes.BindWeightsPass) for weight in each.packed]
-        session = {
-            **self.session,
-            "cache_dtype": dtype,
-            "weights_folder": context.weights_folder,
-            "packed": [
-                [{"file": part.file, "offset": part.offset, "length": part.length} for part in parts]
-                for parts in packed
-            ],
-            "inputs": [v.name for v in model.graph.inputs],
-            "outputs": [v.name for v in model.graph.outputs],
-        }
-        return LoweredGraph(model, session, records)
-
-
-DTYPE_NAMES = {
-    ir.DataType.FLOAT: "float32",
-    ir.DataType.FLOAT16: "float16",
-    ir.DataType.BFLOAT16: "bfloat16",
-}
-
-
-def cache_dtype(model: ir.Model) -> str:
-    """numpy's name of the dtype of a dialect graph's caches, which is the run dtype."""
-    caches = [v for v in model.graph.inputs if (v.name or "").startswith("k_cache.")]
-    assert caches, "a dialect graph has caches"
-    assert caches[0].dtype is not None
-    return DTYPE_NAMES[caches[0].dtype]

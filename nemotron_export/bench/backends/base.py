@@ -1,6 +1,6 @@
-"""A contender: what it is asked in the parent process, and what it does in its own.
+"""A backend: what it is asked in the parent process, and what it does in its own.
 
-Shapes: B rows, S prompt tokens.
+Shapes: B sequences, S prompt tokens.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from nemotron_runtime.bundle.folder import Bundle
 
-from nemotron_export.bench.shapes import Shape
+from nemotron_export.bench.options import BenchOptions
 
-__all__ = ["BenchRequest", "Contender", "ContenderSpec", "Description", "Ids"]
+__all__ = ["Backend", "BackendSpec", "BenchRequest", "Description", "Ids"]
 
 Ids = npt.NDArray[np.int64]
 
@@ -30,31 +30,25 @@ class BenchRequest:
         checkpoint: the checkpoint; the folder of the first bundle's weights where None.
         weights_dir: where the bundles' weights are, if they were moved.
         allow_unverified: bundles may be pending.
-        shapes: what will be measured.
-        eager_dtypes: dtypes of eager PyTorch; float32, the bundles' own and bfloat16 where empty.
-        eager_caches: kinds of KV cache of eager PyTorch.
-        eager_device: where eager PyTorch computes: "cpu" or "cuda".
+        options: what is measured, and how.
     """
 
     bundles: tuple[Bundle, ...]
     checkpoint: Path | None
     weights_dir: Path | None
     allow_unverified: bool
-    shapes: tuple[Shape, ...]
-    eager_dtypes: tuple[str, ...]
-    eager_caches: tuple[str, ...]
-    eager_device: str = "cpu"
+    options: BenchOptions
 
 
 @dataclass(frozen=True)
-class ContenderSpec:
-    """One contender before its process exists.
+class BackendSpec:
+    """One backend before its process exists.
 
     Attributes:
-        kind: its key in `CONTENDERS`.
+        kind: its key in `BACKENDS`.
         name: what tables call it.
         options: for its constructor; plain JSON.
-        weight_bytes: of all its weights, which must fit into memory beside everyone else's.
+        weight_bytes: of all its weights, which must fit into memory with all the others'.
         device: where it computes and has its weights: "cpu" or "cuda".
     """
 
@@ -67,13 +61,13 @@ class ContenderSpec:
 
 @dataclass(frozen=True)
 class Description:
-    """What a loaded contender is.
+    """What a loaded backend is.
 
     Attributes:
         dtype: what it computes in.
         vocab_size: token ids are below it.
         weight_bytes: of the weights that each decode step reads, see `bench.traffic`.
-        kv_bytes_per_token: keys and values of one token of one row, all layers.
+        kv_bytes_per_token: keys and values of one token of one sequence, all layers.
     """
 
     dtype: str
@@ -82,10 +76,10 @@ class Description:
     kv_bytes_per_token: int
 
 
-class Contender(ABC):
+class Backend(ABC):
     """Generates greedily in a process of its own, one request at a time.
 
-    :meth:`specs` runs in the parent and imports no heavy package; so modules of contenders import theirs inside the
+    :meth:`specs` runs in the parent and imports no heavy package; so modules of backends import theirs inside the
     methods. The rest runs in the child: :meth:`prepare`, :meth:`load`, then for each measurement :meth:`reset`,
     :meth:`prefill` and :meth:`decode`, and :meth:`close`. Every call returns when its result is on the host.
 
@@ -102,8 +96,8 @@ class Contender(ABC):
 
     @classmethod
     @abstractmethod
-    def specs(cls, request: BenchRequest) -> list[ContenderSpec]:
-        """The contenders of this kind that a request asks for.
+    def specs(cls, request: BenchRequest) -> list[BackendSpec]:
+        """The backends of this kind that a request asks for.
 
         Raises:
             MissingDependencyError: a package that it needs is not installed.
@@ -119,16 +113,16 @@ class Contender(ABC):
         """Opens files and makes ready for :meth:`reset`; this is the load time."""
 
     @abstractmethod
-    def reset(self, rows: int, slots: int) -> None:
-        """Starts over with a fresh KV cache of `rows` rows with `slots` tokens each."""
+    def reset(self, sequences: int, capacity: int) -> None:
+        """Starts over with a fresh KV cache of so many sequences of `capacity` tokens each."""
 
     @abstractmethod
     def prefill(self, ids_BS: Ids) -> Ids:
-        """Feeds the prompts; gives the first new token of each row [B]."""
+        """Feeds the prompts; gives the first new token of each sequence [B]."""
 
     @abstractmethod
     def decode(self, tokens_B: Ids) -> Ids:
-        """Feeds one token per row; gives the next ones [B]."""
+        """Feeds one token per sequence; gives the next ones [B]."""
 
     def device_peak_bytes(self) -> int | None:
         """The most that it allocated of the GPU's memory, CUDA's own context not counted; None without one."""

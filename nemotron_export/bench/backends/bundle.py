@@ -8,56 +8,54 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from nemotron_errors import LimitError, RequestError
+from nemotron_formats.dtypes import item_bytes
 from nemotron_runtime.bundle.folder import Bundle
 from nemotron_runtime.bundle.manifest import Manifest
-from nemotron_runtime.executors.onnxruntime.cuda import CUDA_PROVIDER
 from nemotron_runtime.sampling.device import GREEDY
 
-from nemotron_export.bench.backends.base import BenchRequest, Contender, ContenderSpec, Description, Ids
+from nemotron_export.bench.backends.base import Backend, BackendSpec, BenchRequest, Description, Ids
 from nemotron_export.bench.shapes import Shape
-from nemotron_export.bench.traffic import item_bytes, kv_bytes_per_token, read_parameters, total_parameters
+from nemotron_export.bench.traffic import kv_bytes_per_token, read_parameters, total_parameters
 from nemotron_export.checkpoint.expected import expected_tensors
 from nemotron_export.config.config import NemotronConfig
 
 if TYPE_CHECKING:
     from nemotron_runtime.model import Model
 
-__all__ = ["BundleContender"]
+__all__ = ["BundleBackend"]
 
 
-class BundleContender(Contender):
-    """Options: path, weights_dir, allow_unverified, kind (of the session)."""
+class BundleBackend(Backend):
+    """Options: path, weights_dir, allow_unverified, executor."""
 
     kind: ClassVar[str] = "bundle"
     _model: Model
 
     @classmethod
-    def specs(cls, request: BenchRequest) -> list[ContenderSpec]:
+    def specs(cls, request: BenchRequest) -> list[BackendSpec]:
         """One per bundle."""
         specs = []
         for bundle, name in zip(request.bundles, _names(request.bundles), strict=True):
-            for shape in request.shapes:
+            for shape in request.options.shapes:
                 _check_fits(bundle, shape)
             config = NemotronConfig.from_dict(bundle.manifest.model.config)
             options = {
                 "path": str(bundle.directory),
                 "weights_dir": None if request.weights_dir is None else str(request.weights_dir),
                 "allow_unverified": request.allow_unverified,
-                "kind": bundle.manifest.session.kind,
+                "executor": bundle.manifest.session.executor,
             }
-            on_gpu = bundle.manifest.session.kind == "tensorrt" or bundle.manifest.session.provider == CUDA_PROVIDER
-            device = "cuda" if on_gpu else "cpu"
             embedding = total_parameters(config) - read_parameters(config)
             weights = _read_bytes(bundle.manifest, config) + embedding * item_bytes(bundle.manifest.dtype)
             # an engine for prompts and one for steps hold their own each
             copies = 2 if bundle.manifest.weights.mode == "embedded" else 1
-            specs.append(ContenderSpec(cls.kind, name, options, copies * weights, device))
+            specs.append(BackendSpec(cls.kind, name, options, copies * weights, bundle.manifest.session.device))
         return specs
 
     def prepare(self) -> None:
         import nemotron_runtime.model  # noqa: F401
 
-        if self.options["kind"] == "tensorrt":
+        if self.options["executor"] == "tensorrt":
             from nemotron_runtime.cuda import load_driver
             from nemotron_runtime.executors.tensorrt.module import load_tensorrt
 
@@ -84,8 +82,8 @@ class BundleContender(Contender):
             kv_bytes_per_token(config, manifest.session.cache_dtype),
         )
 
-    def reset(self, rows: int, slots: int) -> None:
-        self._model.engine.reset(rows, slots)
+    def reset(self, sequences: int, capacity: int) -> None:
+        self._model.engine.reset(sequences, capacity)
 
     def prefill(self, ids_BS: Ids) -> Ids:
         return np.argmax(self._model.engine.prefill(list(ids_BS)), axis=-1)
@@ -112,14 +110,14 @@ def _read_bytes(manifest: Manifest, config: NemotronConfig) -> int:
     return quantized.file.size + rest * item_bytes(manifest.dtype)
 
 
-def _scheme(manifest: Manifest) -> str:
+def _format(manifest: Manifest) -> str:
     quantized = manifest.quantization
-    return "" if quantized is None else f" int{quantized.bits} g{quantized.group_size}"
+    return "" if quantized is None else f" {quantized.format}"
 
 
 def _names(bundles: Sequence[Bundle]) -> list[str]:
     """Target, dtype and quantization; where these are the same the folder's name, then a number where that is too."""
-    names = [f"bundle {b.manifest.target} {b.manifest.dtype}{_scheme(b.manifest)}" for b in bundles]
+    names = [f"bundle {b.manifest.target} {b.manifest.dtype}{_format(b.manifest)}" for b in bundles]
     folders = [f"{name} ({b.directory.resolve().name})" for name, b in zip(names, bundles, strict=True)]
     names = [folder if names.count(name) > 1 else name for name, folder in zip(names, folders, strict=True)]
     return [f"{name} #{names[: i + 1].count(name)}" if names.count(name) > 1 else name for i, name in enumerate(names)]
@@ -133,7 +131,7 @@ def _check_fits(bundle: Bundle, shape: Shape) -> None:
     if shape.batch > limits.max_batch:
         remedy = "lower --batch, or build with a larger --max-batch"
         raise LimitError(f"--batch {shape.batch}", f"at most {limits.max_batch} rows", remedy, where=where)
-    if shape.slots > limits.max_seq_len:
+    if shape.capacity > limits.max_seq_len:
         found = f"{shape.prompt_tokens} prompt tokens and {shape.new_tokens} new ones"
         remedy = "lower --prompt-tokens, --context or --new-tokens, or build with a larger --max-seq-len"
         raise LimitError(found, f"at most {limits.max_seq_len} tokens a row", remedy, where=where)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from nemotron_errors import MissingDependencyError, RequestError
+from nemotron_formats.dtypes import RUN_DTYPES, item_bytes
 
-from nemotron_export.bench.backends.base import BenchRequest, Contender, ContenderSpec, Description, Ids
-from nemotron_export.bench.traffic import ITEM_BYTES, item_bytes, kv_bytes_per_token, read_parameters, total_parameters
+from nemotron_export.bench.backends.base import Backend, BackendSpec, BenchRequest, Description, Ids
+from nemotron_export.bench.options import EAGER_CACHES
+from nemotron_export.bench.traffic import kv_bytes_per_token, read_parameters, total_parameters
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.installation.extras import require
 
@@ -15,13 +17,12 @@ if TYPE_CHECKING:
     from nemotron_export.model import NemotronForCausalLM
     from nemotron_export.model.cache import Cache
 
-__all__ = ["EAGER_CACHES", "EAGER_DEVICES", "EagerContender"]
+__all__ = ["EAGER_DEVICES", "EagerBackend"]
 
-EAGER_CACHES = ("dynamic", "static")
 EAGER_DEVICES = ("cpu", "cuda")
 
 
-class EagerContender(Contender):
+class EagerBackend(Backend):
     """Options: checkpoint, dtype, cache, device."""
 
     kind: ClassVar[str] = "eager"
@@ -29,7 +30,7 @@ class EagerContender(Contender):
     _past: Cache
 
     @classmethod
-    def specs(cls, request: BenchRequest) -> list[ContenderSpec]:
+    def specs(cls, request: BenchRequest) -> list[BackendSpec]:
         """One per dtype and kind of cache: they differ in speed and in peak memory."""
         require("torch", "which eager PyTorch is")
         if request.checkpoint is None and not request.bundles:
@@ -40,24 +41,24 @@ class EagerContender(Contender):
             if bundle.manifest.model.config != checkpoint.config.to_dict():
                 found = f"{bundle.directory} was built from another model"
                 remedy = "name the bundles' checkpoint with --checkpoint, or measure them one after another"
-                raise RequestError(found, "bundles of the checkpoint they are held against", remedy, where=str(folder))
+                raise RequestError(found, "bundles of the checkpoint they are compared with", remedy, where=str(folder))
         own = (bundle.manifest.dtype for bundle in request.bundles)
-        dtypes = request.eager_dtypes or tuple(dict.fromkeys(("float32", *own, "bfloat16")))
-        _check_known("--eager-dtype", dtypes, tuple(ITEM_BYTES))
-        _check_known("--eager-cache", request.eager_caches, EAGER_CACHES)
-        _check_known("--eager-device", (request.eager_device,), EAGER_DEVICES)
-        device = request.eager_device
-        beside = ", cuda" if device == "cuda" else ""
+        dtypes = request.options.eager_dtypes or tuple(dict.fromkeys(("float32", *own, "bfloat16")))
+        _check_known("--eager-dtype", dtypes, RUN_DTYPES)
+        _check_known("--eager-cache", request.options.eager_caches, EAGER_CACHES)
+        _check_known("--eager-device", (request.options.eager_device,), EAGER_DEVICES)
+        device = request.options.eager_device
+        place = ", cuda" if device == "cuda" else ""
         return [
-            ContenderSpec(
+            BackendSpec(
                 cls.kind,
-                f"eager {dtype}, sdpa, {cache} cache{beside}",
+                f"eager {dtype}, sdpa, {cache} cache{place}",
                 {"checkpoint": str(checkpoint.directory), "dtype": dtype, "cache": cache, "device": device},
                 total_parameters(checkpoint.config, tied=checkpoint.tied) * item_bytes(dtype),
                 device,
             )
             for dtype in dict.fromkeys(dtypes)
-            for cache in dict.fromkeys(request.eager_caches)
+            for cache in dict.fromkeys(request.options.eager_caches)
         ]
 
     def prepare(self) -> None:
@@ -75,22 +76,24 @@ class EagerContender(Contender):
     def load(self) -> Description:
         import torch
 
+        from nemotron_export.model import NemotronForCausalLM
         from nemotron_export.model.cache import DynamicCache
-        from nemotron_export.model.load import load_model
 
         dtype = self.options["dtype"]
         checkpoint = Checkpoint.open(self.options["checkpoint"])
-        self._model = load_model(checkpoint, getattr(torch, dtype), "sdpa", self.options["device"])
+        self._model = NemotronForCausalLM.from_checkpoint(
+            checkpoint, getattr(torch, dtype), device=self.options["device"]
+        )
         self._past = DynamicCache()
         config = checkpoint.config
         return Description(
             dtype, config.vocab_size, read_parameters(config) * item_bytes(dtype), kv_bytes_per_token(config, dtype)
         )
 
-    def reset(self, rows: int, slots: int) -> None:
+    def reset(self, sequences: int, capacity: int) -> None:
         from nemotron_export.model.cache import DynamicCache, StaticCache
 
-        self._past = DynamicCache() if self.options["cache"] == "dynamic" else StaticCache(slots)
+        self._past = DynamicCache() if self.options["cache"] == "dynamic" else StaticCache(capacity)
 
     def prefill(self, ids_BS: Ids) -> Ids:
         return self._next(ids_BS)

@@ -31,7 +31,7 @@ _MOST_NAMES, _TICK_SPACE = 12, 34
 
 
 def position_plot(document: dict[str, Any]) -> Chart | None:
-    """Errors by position, a line for each prompt; in a lower precision beside PyTorch's own."""
+    """Errors by position, a line for each prompt; in a lower precision with PyTorch's own."""
     prompts = document.get("drift", {}).get("prompts", [])
     if not prompts:
         return None
@@ -88,8 +88,8 @@ def layer_plot(document: dict[str, Any]) -> Chart | None:
             lines.append(series(f"{stage}, tolerance", f"{style} own", xs, bounds, y, labels, dots=False))
     level = y(points[0]["tolerance"])
     rules = (Rule(LEFT, level, RIGHT, level, f"tolerance, {number(points[0]['tolerance'])}"),) if constant else ()
-    caption = "What leaves each decoder layer beside eager PyTorch: the largest difference at the chosen positions, as "
-    caption += "a share of the value's range."
+    caption = "What leaves each decoder layer, compared with eager PyTorch: the largest difference at the chosen "
+    caption += "positions, as a share of the value's range."
     return Chart(
         "drift-by-layer", "Drift by layer", caption, "decoder layer", "max |Δ| / range of the value",
         _layer_ticks(points, names, x), error_ticks(y, errors), tuple(lines), rules,
@@ -131,7 +131,7 @@ def _layer_ticks(points: Sequence[dict[str, Any]], names: Sequence[str], x: Scal
     numbered = [name for name in names if layers[name] is not None]
     every = -(-max(len(numbered), 1) // _MOST_NAMES)
     ticks: list[Tick] = []
-    # the ends first: where there is no room for all, what is beside them goes unnamed
+    # the ends first: where there is no room for all, their neighbours go unnamed
     for index in sorted(range(len(names)), key=lambda index: index not in (0, len(names) - 1)):
         layer, module = layers[names[index]], names[index].partition(": ")[0].rpartition(".")[2]
         roomy = all(abs(x(index) - tick.at) >= _TICK_SPACE for tick in ticks)

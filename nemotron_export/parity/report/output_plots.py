@@ -1,4 +1,4 @@
-"""Outputs of the bundle beside eager PyTorch's, their differences, and the margins of its choices."""
+"""Outputs of the bundle next to eager PyTorch's, their differences, and the margins of its choices."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from nemotron_errors import RequestError
 from nemotron_runtime.bundle.folder import write_atomically
 
-from nemotron_export.parity.report import chart, summary
+from nemotron_export.parity.report import chart, words
 from nemotron_export.parity.report.drift_plots import layer_plot, position_plot
 from nemotron_export.parity.report.numbers import number, within
 from nemotron_export.parity.report.output_plots import difference_plot, margin_plot, scatter_plot
@@ -36,7 +36,7 @@ def write_html(document: dict[str, Any], path: str | Path) -> None:
 def render_html(document: dict[str, Any]) -> str:
     """A page for people of what parity.json holds (schema.json; docs/parity-report.md says what it means).
 
-    Everything in the document is text to the page, names and tokens of strangers included.
+    Everything in the document is escaped, names and tokens of unknown origin included.
 
     Raises:
         RequestError: a document that is none.
@@ -46,16 +46,16 @@ def render_html(document: dict[str, Any]) -> str:
         bundle = document.get("bundle", {})
         values = {
             "name": str(bundle.get("name") or f"a {document['dtype']} bundle"),
-            "verdict": summary.verdict(document),
-            "headline": summary.headline(document),
-            "facts": summary.facts(document),
-            "tiles": summary.tiles(document),
+            "verdict": words.verdict(document),
+            "headline": words.headline(document),
+            "facts": words.facts(document),
+            "tiles": words.tiles(document),
             "plots": plots,
-            "flips": summary.flips(document),
-            "checks": summary.checks(document),
+            "flips": words.flips(document),
+            "checks": words.checks(document),
             "bisection": _bisection(document),
             "bundle": bundle,
-            "definitions": summary.definitions(document),
+            "definitions": words.definitions(document),
             "environment": document.get("environment", {}),
             "judged_by": document.get("judged_by", ""),
         }
@@ -80,7 +80,7 @@ def _template() -> jinja2.Template:
 
 
 def _printable(value: Any) -> Any:
-    """Control and direction characters in names are shown, not obeyed."""
+    """Control and direction characters in names are shown as escapes, and have no effect."""
     if not isinstance(value, str) or isinstance(value, Markup) or value.isprintable():
         return value
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in value)
@@ -101,7 +101,7 @@ def _bisection(document: dict[str, Any]) -> dict[str, Any] | None:
             "module": point["point"].partition(": ")[0].removeprefix(layer).lstrip("."),
             "op": point["point"].partition(": ")[2],
             "within": within(point),
-            "meter": summary.meter(float("inf") if point["error"] is None else point["error"] / point["tolerance"]),
+            "meter": words.meter(float("inf") if point["error"] is None else point["error"] / point["tolerance"]),
         }
         for point in found["inside"]
     ]

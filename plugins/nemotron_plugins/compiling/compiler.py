@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import re
 from typing import Any
 
@@ -11,17 +12,21 @@ from nemotron_errors import GraphError
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from nemotron_plugins.kernels import KERNELS
-from nemotron_plugins.launches.launch import CompiledKernel, Launch, LaunchRecord
+from nemotron_plugins.launches.launch import CompiledKernel, Gpu, Launch, LaunchRecord
 
-__all__ = ["ARCHITECTURES", "compile_kernel"]
+__all__ = ["ARCHITECTURES", "compile_kernel", "kernel_function"]
 
 # compute capability × 10: A100, RTX 30, RTX 40 and L40, H100 and H200, B200, RTX 50
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
-_FIRST_WITH_PDL = 90
 _TRITON_TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 # what Triton appends to a kernel's own parameters, in this order
 _HIDDEN_ARGUMENTS = ("global_scratch", "profile_scratch")
+
+
+def kernel_function(launch: Launch) -> Any:
+    """The Triton function that a launch names."""
+    file, function = launch.kernel.split(".")
+    return getattr(importlib.import_module(f"nemotron_plugins.kernels.{file}"), function)
 
 
 def compile_kernel(launch: Launch, *, dtype: str, architecture: int) -> CompiledKernel:
@@ -42,14 +47,14 @@ def compile_kernel(launch: Launch, *, dtype: str, architecture: int) -> Compiled
         raise GraphError(f"architecture sm_{architecture}", names, "name one of them", where=launch.kernel)
     if dtype not in _TRITON_TYPES:
         raise GraphError(f"dtype {dtype}", ", ".join(_TRITON_TYPES), "name one of them", where=launch.kernel)
-    if launch.pdl and architecture < _FIRST_WITH_PDL:
+    if launch.pdl and not Gpu(architecture, 1).pdl:
         raise GraphError(
             f"programmatic dependent launch on sm_{architecture}",
-            f"sm_{_FIRST_WITH_PDL} or later",
+            "an architecture that has it",
             "make the launch rule with pdl=False",
             where=launch.kernel,
         )
-    kernel = KERNELS[launch.kernel]
+    kernel = kernel_function(launch)
     arguments = tuple((name, kind.replace("T", _TRITON_TYPES[dtype])) for name, kind in launch.arguments)
     source = ASTSource(
         fn=kernel,

@@ -1,8 +1,8 @@
-"""The index of the largest logit of each row: first of each part of the vocabulary, then of all.
+"""The index of the largest logit of each sequence: first of each part of the vocabulary, then of all.
 
 Of equal logits the lowest index wins; NaN counts as infinity, so that an index is always one of the vocabulary.
 
-Shapes: B rows, V vocabulary, P parts.
+Shapes: B sequences, V vocabulary, P parts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def argmax_kernel(
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Block (row, part)."""
+    """Block (sequence, part)."""
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
@@ -56,7 +56,7 @@ def argmax_combine_kernel(
     PARTS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Block (row)."""
+    """Block (sequence)."""
     if PDL:
         gdc_launch_dependents()
         gdc_wait()

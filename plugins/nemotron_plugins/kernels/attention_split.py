@@ -1,4 +1,4 @@
-"""A row's filled slots split over blocks: what the decode kernels share.
+"""A sequence's filled slots split over blocks: what the decode kernels share.
 
 Shapes: M query vectors of a group, D head_dim, P splits.
 """
@@ -15,7 +15,7 @@ __all__ = ["attend_part", "part_of", "prefetch_part", "skip_part"]
 
 @triton.jit
 def part_of(filled, split, SPLITS: tl.constexpr, BLOCK_N: tl.constexpr):
-    """First slot of a part of the filled ones, and the one behind its last; equal or less where it is empty."""
+    """First slot of a part of the filled ones, and the one after its last; equal or less where it is empty."""
     part = (filled + SPLITS * BLOCK_N - 1) // (SPLITS * BLOCK_N) * BLOCK_N
     begin = split * part
     return begin, tl.minimum(begin + part, filled)

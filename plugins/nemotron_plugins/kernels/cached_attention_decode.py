@@ -1,9 +1,9 @@
-"""Cached attention of one or a few new tokens per row: each row's filled slots are split over blocks, then combined.
+"""Cached attention of a few new tokens per sequence: its filled slots are split over blocks, then combined.
 
 The query heads of a group are the rows of one tile, so a key or value is read once for all of them. Blocks whose
-part of a row is empty return at once: what is read follows each row's own length, not the longest one.
+part of a sequence is empty return at once: what is read follows each sequence's own length, not the longest one.
 
-Shapes: B rows, N cache rows, S new tokens, T cache slots, H query heads, G key/value heads, D head_dim, M query vectors
+Shapes: B sequences, S new tokens, T cache capacity, H query heads, G key/value heads, D head_dim, M query vectors
 of a group (new tokens × heads), P splits.
 """
 
@@ -21,15 +21,14 @@ __all__ = ["cached_attention_combine_kernel", "cached_attention_decode_kernel"]
 @triton.jit
 def cached_attention_decode_kernel(
     q_ptr,  # [B, S, H, D]
-    k_cache_ptr,  # [N, G, T, D]
-    v_cache_ptr,  # [N, G, T, D]
+    k_cache_ptr,  # [B, G, T, D]
+    v_cache_ptr,  # [B, G, T, D]
     query_start_ptr,  # [B] int64
-    cache_row_ptr,  # [B] int64, read where HAS_CACHE_ROW
     out_ptr,  # [B, S, H, D], written where SPLITS is 1
     partial_ptr,  # [B, S, H, P, D] fp32, else
     partial_lse_ptr,  # [B, S, H, P] fp32, else: log2 of the sum of powers of two, -inf for an empty part
     tokens,  # S
-    slots,  # T
+    capacity,  # T
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -39,14 +38,12 @@ def cached_attention_decode_kernel(
     BLOCK_DIM: tl.constexpr,
     SPLITS: tl.constexpr,
     PREFETCH: tl.constexpr,
-    HAS_CACHE_ROW: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Block (row and key/value head, split).
+    """Block (sequence and key/value head, split).
 
-    Before it waits for the kernel in front, it reads lengths and cache rows, which nothing writes that launches its
-    dependents early, and asks for the first PREFETCH slots of its part of the cache: what is written later is in the L2
-    cache, too.
+    Before it waits for the previous kernel, it reads lengths, which nothing writes that launches its dependents early,
+    and asks for the first PREFETCH slots of its part of the cache: what is written later is in the L2 cache, too.
     """
     if PDL:
         gdc_launch_dependents()
@@ -54,11 +51,8 @@ def cached_attention_decode_kernel(
     kv_head = tl.program_id(0) % KV_HEADS
     split = tl.program_id(1)
     start = tl.load(query_start_ptr + row).to(tl.int32)
-    begin, end = part_of(tl.minimum(start + tokens, slots), split, SPLITS, BLOCK_N)
-    cache_row = row.to(tl.int64)
-    if HAS_CACHE_ROW:
-        cache_row = tl.load(cache_row_ptr + row)
-    offset = (cache_row * KV_HEADS + kv_head) * slots * HEAD_DIM
+    begin, end = part_of(tl.minimum(start + tokens, capacity), split, SPLITS, BLOCK_N)
+    offset = (row.to(tl.int64) * KV_HEADS + kv_head) * capacity * HEAD_DIM
     if PREFETCH > 0:
         prefetch_part(k_cache_ptr + offset, v_cache_ptr + offset, begin, end, HEAD_DIM, BLOCK_DIM, PREFETCH)
     if PDL:

@@ -1,9 +1,9 @@
-"""Cached attention of many new tokens per row, behind any number of earlier ones: a tiled causal pass over the cache.
+"""Cached attention of many new tokens per sequence, after any number of earlier ones: tiled and causal.
 
 A tile holds BLOCK_M query vectors of one key/value head: the heads of a group side by side, token after token.
 Slots that every token of the tile sees are taken without comparisons, the rest with them.
 
-Shapes: B rows, N cache rows, S new tokens, T cache slots, H query heads, G key/value heads, D head_dim, M query
+Shapes: B sequences, S new tokens, T cache capacity, H query heads, G key/value heads, D head_dim, M query
 vectors.
 """
 
@@ -21,13 +21,12 @@ __all__ = ["cached_attention_prefill_kernel"]
 @triton.jit
 def cached_attention_prefill_kernel(
     q_ptr,  # [B, S, H, D]
-    k_cache_ptr,  # [N, G, T, D]
-    v_cache_ptr,  # [N, G, T, D]
+    k_cache_ptr,  # [B, G, T, D]
+    v_cache_ptr,  # [B, G, T, D]
     query_start_ptr,  # [B] int64
-    cache_row_ptr,  # [B] int64, read where HAS_CACHE_ROW
     out_ptr,  # [B, S, H, D]
     tokens,  # S
-    slots,  # T
+    capacity,  # T
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -35,10 +34,9 @@ def cached_attention_prefill_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
-    HAS_CACHE_ROW: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Block (tile, row and key/value head). The last tiles read most and start first."""
+    """Block (tile, sequence and key/value head). The last tiles read most and start first."""
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
@@ -49,7 +47,7 @@ def cached_attention_prefill_kernel(
     start = tl.maximum(tl.load(query_start_ptr + row).to(tl.int32), 0)
     first_token = tile * BLOCK_M // GROUP
     last_token = tl.minimum((tile * BLOCK_M + BLOCK_M - 1) // GROUP, tokens - 1)
-    end = tl.minimum(start + last_token + 1, slots)
+    end = tl.minimum(start + last_token + 1, capacity)
     seen_by_all = tl.minimum(start + first_token + 1, end) // BLOCK_N * BLOCK_N
 
     m_M = tile * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -59,10 +57,7 @@ def cached_attention_prefill_kernel(
     lane_1D = tl.arange(0, BLOCK_DIM)[None, :]
     exists_MD = (token_M < tokens)[:, None] & (lane_1D < HEAD_DIM)
 
-    cache_row = row.to(tl.int64)
-    if HAS_CACHE_ROW:
-        cache_row = tl.load(cache_row_ptr + row)
-    offset = (cache_row * KV_HEADS + kv_head) * slots * HEAD_DIM
+    offset = (row.to(tl.int64) * KV_HEADS + kv_head) * capacity * HEAD_DIM
     q_MD = tl.load(q_ptr + vector_M[:, None] * HEAD_DIM + lane_1D, mask=exists_MD, other=0.0)
     max_M = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     sum_M = tl.zeros((BLOCK_M,), tl.float32)

@@ -1,10 +1,10 @@
-"""The C largest logits of each row, as a tournament: the C largest of each part, then of so many parts together.
+"""The C largest logits of each sequence, as a tournament: the C largest of each part, then of so many parts together.
 
 A logit and its index are one key, an int64 whose order is the choice: in its high half the logit's bits, made to order
 as integers do; in its low half the distance of the index from the largest 32-bit number, so that of equal logits the
 lowest index comes first. NaN counts as infinity.
 
-Shapes: B rows, V vocabulary, P parts, N keys of a part or row, C candidates.
+Shapes: B sequences, V vocabulary, P parts, N keys of a part or row, C candidates.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _exchange(key_H, axis: tl.constexpr, descending):
 
 @triton.jit
 def _merge(key_H, STAGE: tl.constexpr):
-    """Sorts bitonic runs of 2^STAGE: descending and ascending by turns, all descending where there is one run."""
+    """Sorts bitonic runs of 2^STAGE: alternately descending and ascending, all descending where there is one run."""
     DIMS: tl.constexpr = len(key_H.shape)
     descending = 1 if DIMS == STAGE else 1 - tl.reshape(tl.arange(0, 2), [1] * (DIMS - 1 - STAGE) + [2] + [1] * STAGE)
     for i in tl.static_range(STAGE):
@@ -43,7 +43,7 @@ def _largest(key_N, LOG_BLOCK: tl.constexpr, LOG_COUNT: tl.constexpr):
     key_H = tl.reshape(key_N, [2] * LOG_BLOCK)
     for stage in tl.static_range(1, LOG_COUNT + 1):
         key_H = _merge(key_H, stage)
-    # of a descending run beside an ascending one, the larger of each pair are the largest of both, and bitonic
+    # of a descending run next to an ascending one, the larger of each pair are the largest of both, and bitonic
     for _ in tl.static_range(LOG_BLOCK - LOG_COUNT):
         key_H = _merge(tl.max(key_H, len(key_H.shape) - 1 - LOG_COUNT), LOG_COUNT)
     return tl.reshape(key_H, [1 << LOG_COUNT])
@@ -60,7 +60,7 @@ def candidates_kernel(
     LOG_COUNT: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Block (row, part)."""
+    """Block (sequence, part)."""
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
@@ -97,7 +97,7 @@ def candidates_merge_kernel(
     LOG_COUNT: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Block (row, part)."""
+    """Block (sequence, part)."""
     if PDL:
         gdc_launch_dependents()
         gdc_wait()

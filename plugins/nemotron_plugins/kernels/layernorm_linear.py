@@ -15,7 +15,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from nemotron_plugins.kernels.layernorm_tile import norm_parameters, normalised, row_statistics
 from nemotron_plugins.kernels.row_tiles import (
     accumulate,
-    beside_outputs,
+    align_outputs,
     new_accumulator,
     output_places,
     prefetch_weight,
@@ -50,10 +50,10 @@ def layernorm_linear_kernel(
     PREFETCH: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Block (outputs, group of ROWS rows). Before it waits for the kernel in front it reads parameters alone.
+    """Block (outputs, group of ROWS rows). Before it waits for the previous kernel, it reads parameters alone.
 
     With the norm, a tile of the weight is always on its way while one is multiplied: the statistics take as long as
-    the memory does, and the second tile is asked for in front of them.
+    the memory does, and the second tile is asked for before them.
     """
     run_dtype: tl.constexpr = x_ptr.dtype.element_ty
     out_O = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
@@ -93,7 +93,7 @@ def layernorm_linear_kernel(
     y = totals(acc, BLOCK_ROWS)
     if HAS_BIAS:
         bias_O = tl.load(bias_ptr + out_O, mask=out_O < OUTPUTS, other=0.0).to(tl.float32)
-        y += beside_outputs(bias_O, BLOCK_ROWS)
+        y += align_outputs(bias_O, BLOCK_ROWS)
     if RELU_SQUARED:
         # a comparison, so that NaN stays
         y = tl.where(y < 0.0, 0.0, y)

@@ -1,4 +1,4 @@
-"""LayerNorm1P of several rows, in front of a projection: there each block would compute the norm of all rows again.
+"""LayerNorm1P of several rows, before a projection: there each block would compute the norm of all rows again.
 
 Numbers: those of ``layernorm_tile``, as in the projection of one row.
 """
@@ -25,7 +25,7 @@ def layernorm_rows_kernel(
     BLOCK_IN: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Block (row). Before it waits for the kernel in front it reads parameters alone."""
+    """Block (row). Before it waits for the previous kernel, it reads parameters alone."""
     run_dtype: tl.constexpr = x_ptr.dtype.element_ty
     offset = tl.program_id(0).to(tl.int64) * INPUTS
     gamma_I, beta_I = norm_parameters(norm_weight_ptr, norm_bias_ptr, 0, run_dtype, INPUTS, BLOCK_IN)

@@ -13,7 +13,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from nemotron_plugins.kernels.row_tiles import (
     accumulate,
-    beside_outputs,
+    align_outputs,
     new_accumulator,
     output_places,
     prefetch_weight,
@@ -43,7 +43,7 @@ def linear_residual_kernel(
     PREFETCH: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Block (outputs, group of ROWS rows). Before it waits for the kernel in front it reads the weight alone."""
+    """Block (outputs, group of ROWS rows). Before it waits for the previous kernel, it reads the weight alone."""
     out_O = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     first_row = tl.program_id(1) * ROWS
     weight_OI = weight_tile(weight_ptr, out_O, 0, INPUTS, OUTPUTS, BLOCK_OUT, BLOCK_IN)
@@ -61,7 +61,7 @@ def linear_residual_kernel(
     y = totals(acc, BLOCK_ROWS)
     if HAS_BIAS:
         bias_O = tl.load(bias_ptr + out_O, mask=out_O < OUTPUTS, other=0.0).to(tl.float32)
-        y += beside_outputs(bias_O, BLOCK_ROWS)
+        y += align_outputs(bias_O, BLOCK_ROWS)
     places, exists = output_places(out_O, first_row, rows, OUTPUTS, ROWS, BLOCK_ROWS)
     y += tl.load(residual_ptr + places, mask=exists, other=0.0).to(tl.float32)
     tl.store(out_ptr + places, y.to(out_ptr.dtype.element_ty), mask=exists)

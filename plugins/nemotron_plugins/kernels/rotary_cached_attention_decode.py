@@ -1,12 +1,12 @@
-"""Rotation, cache update and attention of one new token per row, in one launch.
+"""Rotation, cache update and attention of one new token per sequence, in one launch.
 
-Every block rotates the queries of its group anew, which are few; the block whose part of the row ends with the new
+Every block rotates the queries of its group anew, which are few; the block whose part of the sequence ends with the new
 token rotates its key, writes key and value into the caches, and reads them back from there. What the splits leave is
 put together by ``cached_attention_combine_kernel``.
 
 Numbers: those of ``rotary_kv_cache_update_kernel`` and ``cached_attention_decode_kernel``, bit for bit.
 
-Shapes: B rows, N cache rows, T cache slots, H query heads, G key/value heads, D head_dim, P positions in the table or
+Shapes: B sequences, T cache capacity, H query heads, G key/value heads, D head_dim, P positions in the table or
 splits, R rotary_dim, M query vectors of a group.
 """
 
@@ -23,13 +23,13 @@ __all__ = ["rotary_cached_attention_decode_kernel"]
 
 @triton.jit
 def _partner(lane, HALF: tl.constexpr):
-    """The lane that one is rotated with; itself behind the rotated ones."""
+    """The lane that one is rotated with; itself after the rotated ones."""
     return tl.where(lane < HALF, lane + HALF, tl.where(lane < 2 * HALF, lane - HALF, lane))
 
 
 @triton.jit
 def _rotate(x, partner, cos, sin, lane, HALF: tl.constexpr):
-    """x and its partner lanes, of the run dtype, rotated by cos and sin, fp32; lanes behind 2 HALF stay as they are."""
+    """x and its partner lanes, of the run dtype, rotated by cos and sin, fp32; lanes after 2 HALF stay as they are."""
     run_dtype: tl.constexpr = x.dtype
     x_cos = (x.to(tl.float32) * cos).to(run_dtype).to(tl.float32)
     partner_sin = (partner.to(tl.float32) * sin).to(run_dtype).to(tl.float32)
@@ -44,14 +44,12 @@ def rotary_cached_attention_decode_kernel(
     sin_ptr,  # [P, R/2]
     position_ptr,  # [B, 1] int64
     query_start_ptr,  # [B] int64: the slot of the new token
-    cache_row_ptr,  # [B] int64, read where HAS_CACHE_ROW
-    k_cache_ptr,  # [N, G, T, D], written in place
-    v_cache_ptr,  # [N, G, T, D], written in place
+    k_cache_ptr,  # [B, G, T, D], written in place
+    v_cache_ptr,  # [B, G, T, D], written in place
     out_ptr,  # [B, 1, H, D], written where SPLITS is 1
     partial_ptr,  # [B, 1, H, P, D] fp32, else
     partial_lse_ptr,  # [B, 1, H, P] fp32, else: log2 of the sum of powers of two, -inf for an empty part
-    cache_rows,  # N
-    slots,  # T
+    capacity,  # T
     positions,  # P
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
@@ -63,14 +61,13 @@ def rotary_cached_attention_decode_kernel(
     BLOCK_DIM: tl.constexpr,
     SPLITS: tl.constexpr,
     PREFETCH: tl.constexpr,
-    HAS_CACHE_ROW: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Block (row and key/value head, split). A slot or cache row that does not exist is not written.
+    """Block (sequence and key/value head, split). A slot that does not exist is not written.
 
-    Before it waits for the kernel in front, it reads lengths, cache rows, positions and angles, which nothing writes
-    that launches its dependents early, and asks for the first PREFETCH slots of its part of the cache: what is written
-    later is in the L2 cache, too.
+    Before it waits for the previous kernel, it reads lengths, positions and angles, which nothing writes that launches
+    its dependents early, and asks for the first PREFETCH slots of its part of the cache: what is written later is in
+    the L2 cache, too.
     """
     if PDL:
         gdc_launch_dependents()
@@ -78,11 +75,8 @@ def rotary_cached_attention_decode_kernel(
     kv_head = tl.program_id(0) % KV_HEADS
     split = tl.program_id(1)
     start = tl.load(query_start_ptr + row).to(tl.int32)
-    begin, end = part_of(tl.minimum(start + 1, slots), split, SPLITS, BLOCK_N)
-    cache_row = row.to(tl.int64)
-    if HAS_CACHE_ROW:
-        cache_row = tl.load(cache_row_ptr + row)
-    offset = (cache_row * KV_HEADS + kv_head) * slots * HEAD_DIM
+    begin, end = part_of(tl.minimum(start + 1, capacity), split, SPLITS, BLOCK_N)
+    offset = (row.to(tl.int64) * KV_HEADS + kv_head) * capacity * HEAD_DIM
     k_ptr, v_ptr = k_cache_ptr + offset, v_cache_ptr + offset
     lane_D = tl.arange(0, BLOCK_DIM)
     position = tl.load(position_ptr + row)
@@ -108,10 +102,9 @@ def rotary_cached_attention_decode_kernel(
             k_D = tl.load(k_new_ptr + lane_D, mask=exists_D, other=0.0)
             k_partner_D = tl.load(k_new_ptr + partner_D, mask=exists_D, other=0.0)
             v_D = tl.load(k_new_ptr + KV_HEADS * HEAD_DIM + lane_D, mask=exists_D, other=0.0)
-            written_D = (exists_D & (cache_row >= 0) & (cache_row < cache_rows)) != 0
             place_D = start * HEAD_DIM + lane_D
-            tl.store(k_ptr + place_D, _rotate(k_D, k_partner_D, cos_D, sin_D, lane_D, HALF), mask=written_D)
-            tl.store(v_ptr + place_D, v_D, mask=written_D)
+            tl.store(k_ptr + place_D, _rotate(k_D, k_partner_D, cos_D, sin_D, lane_D, HALF), mask=exists_D)
+            tl.store(v_ptr + place_D, v_D, mask=exists_D)
             # other threads of the block read it
             tl.debug_barrier()
         q_M1 = token_ptr + (kv_head * GROUP + m_M)[:, None] * HEAD_DIM

@@ -4,9 +4,9 @@ Numbers: loads are widened to fp32, each product is rounded to the run dtype and
 the rounding places of the op's definition. Compiled without multiply-add fusion the result equals the definition's bit
 for bit.
 
-Shapes: B rows, N cache rows, S new tokens, H query heads, G key/value heads, D head_dim, T cache slots, P positions in
+Shapes: B sequences, S new tokens, H query heads, G key/value heads, D head_dim, T cache capacity, P positions in
 the table, R rotary_dim. One block takes BLOCK_HEADS heads of q, of k or of v, of one token. q, k and v are three
-tensors, or parts of one: their tokens lie Q_STRIDE or KV_STRIDE values apart, k's and v's behind an offset.
+tensors, or parts of one: their tokens lie Q_STRIDE or KV_STRIDE values apart, k's and v's after an offset.
 """
 
 from __future__ import annotations
@@ -71,13 +71,11 @@ def rotary_kv_cache_update_kernel(
     sin_ptr,  # [P, R/2]
     position_ptr,  # [B, S] int64
     write_index_ptr,  # [B] int64
-    cache_row_ptr,  # [B] int64, read where HAS_CACHE_ROW
     q_out_ptr,  # [B, S, H, D], may be a q of its own
-    k_cache_ptr,  # [N, G, T, D], written in place
-    v_cache_ptr,  # [N, G, T, D], written in place
+    k_cache_ptr,  # [B, G, T, D], written in place
+    v_cache_ptr,  # [B, G, T, D], written in place
     tokens,  # S
-    cache_rows,  # N
-    slots,  # T
+    capacity,  # T
     positions,  # P
     QUERY_HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
@@ -91,12 +89,11 @@ def rotary_kv_cache_update_kernel(
     BLOCK_HALF: tl.constexpr,
     BLOCK_TAIL: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
-    HAS_CACHE_ROW: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """A slot or cache row that does not exist is not written.
+    """A slot that does not exist is not written.
 
-    Positions, indices and angles are read before it waits for the kernel in front: nothing that launches its dependents
+    Positions, indices and angles are read before it waits for the previous kernel: nothing that launches its dependents
     early writes them.
     """
     if PDL:
@@ -111,9 +108,6 @@ def rotary_kv_cache_update_kernel(
     sin_1h = _angles(sin_ptr, position, in_table, HALF, BLOCK_HALF)
     row = token // tokens
     slot = tl.load(write_index_ptr + row) + token % tokens
-    cache_row = row
-    if HAS_CACHE_ROW:
-        cache_row = tl.load(cache_row_ptr + row)
     if PDL:
         gdc_wait()
     if part < QUERY_PARTS:
@@ -123,11 +117,11 @@ def rotary_kv_cache_update_kernel(
             head_N, head_N < QUERY_HEADS, cos_1h, sin_1h, HEAD_DIM, HALF, BLOCK_HALF, BLOCK_TAIL,
         )  # fmt: skip
     else:
-        exists = (slot >= 0) & (slot < slots) & (cache_row >= 0) & (cache_row < cache_rows)
-        head_stride = slots * HEAD_DIM
+        exists = (slot >= 0) & (slot < capacity)
+        head_stride = capacity * HEAD_DIM
         k_src_ptr = k_ptr + K_OFFSET + token * KV_STRIDE
         v_src_ptr = v_ptr + V_OFFSET + token * KV_STRIDE
-        dst_offset = cache_row * KV_HEADS * head_stride + slot * HEAD_DIM
+        dst_offset = row * KV_HEADS * head_stride + slot * HEAD_DIM
         if part < QUERY_PARTS + KV_PARTS:
             head_N = (part - QUERY_PARTS) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
             _rotate_heads(

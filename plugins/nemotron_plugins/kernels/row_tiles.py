@@ -16,7 +16,7 @@ import triton.language as tl
 
 __all__ = [
     "accumulate",
-    "beside_outputs",
+    "align_outputs",
     "features",
     "new_accumulator",
     "output_places",
@@ -137,8 +137,8 @@ def totals(acc, BLOCK_ROWS: tl.constexpr):
 
 
 @triton.jit
-def beside_outputs(vector_O, BLOCK_ROWS: tl.constexpr):
-    """A vector [O] as it stands beside the finished product."""
+def align_outputs(vector_O, BLOCK_ROWS: tl.constexpr):
+    """A vector [O] in the layout of the finished product, to be added to it."""
     if BLOCK_ROWS > 1:
         vector_O = vector_O[:, None]
     return vector_O

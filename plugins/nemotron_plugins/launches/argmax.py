@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from nemotron_plugins.launches.launch import GridAxis, Launch
-from nemotron_plugins.launches.rotary import next_power_of_two
+from nemotron_plugins.launches.launch import Gpu, GridAxis, Launch, next_power_of_two
 
-__all__ = ["argmax_combine_rule", "argmax_rule"]
+__all__ = ["argmax_combine_rule", "argmax_launches", "argmax_rule"]
 
 _BLOCK = 1024
 _MAX_PARTS = 256
@@ -15,7 +14,7 @@ def argmax_rule(*, vocab: int, multiprocessors: int, pdl: bool = False) -> Launc
     """The launch of ``argmax_kernel`` on logits [B, vocab]; its constexpr ``PARTS`` says how many partial results."""
     parts = max(1, min(_MAX_PARTS, next_power_of_two(multiprocessors), next_power_of_two(-(-vocab // _BLOCK))))
     return Launch(
-        kernel="argmax_kernel",
+        kernel="argmax.argmax_kernel",
         arguments=(("logits_ptr", "*fp32"), ("partial_ptr", "*fp32"), ("partial_index_ptr", "*i64")),
         constexprs={"VOCAB": vocab, "PARTS": parts, "BLOCK": _BLOCK, "PDL": pdl},
         grid=(GridAxis(1, ("B",)), GridAxis(parts)),
@@ -27,9 +26,9 @@ def argmax_rule(*, vocab: int, multiprocessors: int, pdl: bool = False) -> Launc
 
 
 def argmax_combine_rule(*, parts: int, pdl: bool = False) -> Launch:
-    """The launch of ``argmax_combine_kernel`` behind an ``argmax_kernel`` of so many parts."""
+    """The launch of ``argmax_combine_kernel`` after an ``argmax_kernel`` of so many parts."""
     return Launch(
-        kernel="argmax_combine_kernel",
+        kernel="argmax.argmax_combine_kernel",
         arguments=(("partial_ptr", "*fp32"), ("partial_index_ptr", "*i64"), ("token_ptr", "*i64")),
         constexprs={"PARTS": parts, "PDL": pdl},
         grid=(GridAxis(1, ("B",)),),
@@ -38,3 +37,9 @@ def argmax_combine_rule(*, parts: int, pdl: bool = False) -> Launch:
         fp_fusion=True,
         pdl=pdl,
     )
+
+
+def argmax_launches(vocab: int, gpu: Gpu) -> dict[str, Launch]:
+    """Both launches of the greedy choice on logits [B, vocab], in their order."""
+    part = argmax_rule(vocab=vocab, multiprocessors=gpu.multiprocessors, pdl=gpu.pdl)
+    return {"argmax": part, "argmax_combine": argmax_combine_rule(parts=int(part.constexprs["PARTS"]), pdl=gpu.pdl)}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from nemotron_plugins.launches.launch import Constant, GridAxis, Launch
-from nemotron_plugins.launches.rotary import ITEM_BYTES, next_power_of_two
+from nemotron_formats.dtypes import item_bytes
+
+from nemotron_plugins.launches.launch import Constant, GridAxis, Launch, next_power_of_two
 
 __all__ = [
     "MAX_DECODE_ROWS",
@@ -25,13 +26,12 @@ _MAX_SPLITS = 64
 _MANY_SPLITS = 16
 # architectures whose blocks have about 100 KB of shared memory; the others have 163 KB or more
 _SMALL_SHARED_MEMORY = (86, 89, 120)
-_INPUTS = (("q_ptr", "*T"), ("k_cache_ptr", "*T"), ("v_cache_ptr", "*T"))
-_INDICES = (("query_start_ptr", "*i64"), ("cache_row_ptr", "*i64"))
+_INPUTS = (("q_ptr", "*T"), ("k_cache_ptr", "*T"), ("v_cache_ptr", "*T"), ("query_start_ptr", "*i64"))
 _PARTIALS = (("partial_ptr", "*fp32"), ("partial_lse_ptr", "*fp32"))
-_SIZES = (("tokens", "i32"), ("slots", "i32"))
+_SIZES = (("tokens", "i32"), ("capacity", "i32"))
 
 
-def _constexprs(query_heads: int, kv_heads: int, head_dim: int, has_cache_row: bool, pdl: bool) -> dict[str, Constant]:
+def _constexprs(query_heads: int, kv_heads: int, head_dim: int, pdl: bool) -> dict[str, Constant]:
     return {
         "KV_HEADS": kv_heads,
         "GROUP": query_heads // kv_heads,
@@ -39,17 +39,16 @@ def _constexprs(query_heads: int, kv_heads: int, head_dim: int, has_cache_row: b
         # softmax runs on powers of two: exp(x) = 2 ** (x · log2 e)
         "SCALE_LOG2": head_dim**-0.5 * math.log2(math.e),
         "BLOCK_DIM": max(_MIN_TILE, next_power_of_two(head_dim)),
-        "HAS_CACHE_ROW": has_cache_row,
         "PDL": pdl,
     }
 
 
-def decode_splits(*, kv_heads: int, max_rows: int, slots: int, multiprocessors: int) -> int:
-    """Into how many parts each row's cache is split: a power of two that gives every
-    multiprocessor several blocks at ``max_rows``."""
+def decode_splits(*, kv_heads: int, sequences: int, capacity: int, multiprocessors: int) -> int:
+    """Into how many parts each sequence's cache is split: a power of two that gives every
+    multiprocessor several blocks at ``sequences``."""
     # as measured on an H100: blocks that wait for the memory let others run
-    wanted = multiprocessors * (4 if max_rows == 1 else 2) // (kv_heads * max_rows)
-    useful = -(-slots // 32)
+    wanted = multiprocessors * (4 if sequences == 1 else 2) // (kv_heads * sequences)
+    useful = -(-capacity // 32)
     return max(1, min(_MAX_SPLITS, next_power_of_two(wanted + 1) // 2, next_power_of_two(useful)))
 
 
@@ -60,33 +59,30 @@ def cached_attention_decode_rule(
     head_dim: int,
     dtype: str,
     splits: int,
-    tokens: int = 1,
-    has_cache_row: bool = False,
     pdl: bool = False,
 ) -> Launch:
-    """The launch of ``cached_attention_decode_kernel`` for up to ``tokens`` new tokens per row.
+    """The launch of ``cached_attention_decode_kernel`` for as many new tokens as its tile has place for.
 
-    ``tokens`` × heads per group must not pass :data:`MAX_DECODE_ROWS`; ``splits`` is a power of two.
+    A tile holds ``BLOCK_M`` query vectors: new tokens × heads of a group. ``splits`` is a power of two.
     """
-    constexprs = _constexprs(query_heads, kv_heads, head_dim, has_cache_row, pdl)
-    slot_bytes = ITEM_BYTES[dtype] * int(constexprs["BLOCK_DIM"])
-    # as measured on an H100: where parts are long, and few, larger tiles read them faster
-    few = splits < _MANY_SPLITS and ITEM_BYTES[dtype] == 2
-    if slot_bytes <= 256:
-        block_n, stages = (64, 3) if few else (32, 2)
+    constexprs = _constexprs(query_heads, kv_heads, head_dim, pdl)
+    vector_bytes = item_bytes(dtype) * int(constexprs["BLOCK_DIM"])
+    # as measured on an H100: parts that are long, as few are, are read faster in larger tiles
+    long_parts = splits < _MANY_SPLITS and item_bytes(dtype) == 2
+    if vector_bytes <= 256:
+        block_n, stages = (64, 3) if long_parts else (32, 2)
     else:
-        block_n, stages = (32, 3) if slot_bytes <= 512 else (16, 2)
+        block_n, stages = (32, 3) if vector_bytes <= 512 else (16, 2)
     constexprs |= {
-        "BLOCK_M": max(_MIN_TILE, next_power_of_two(tokens * query_heads // kv_heads)),
+        "BLOCK_M": max(_MIN_TILE, next_power_of_two(query_heads // kv_heads)),
         "BLOCK_N": block_n,
         "SPLITS": splits,
         "PREFETCH": block_n if pdl else 0,
     }
     return Launch(
-        kernel="cached_attention_decode_kernel",
+        kernel="cached_attention_decode.cached_attention_decode_kernel",
         arguments=(
             *_INPUTS,
-            *_INDICES,
             ("out_ptr", "*T"),
             *_PARTIALS,
             *_SIZES,
@@ -108,33 +104,31 @@ def rotary_cached_attention_decode_rule(
     rotary_dim: int,
     dtype: str,
     splits: int,
-    has_cache_row: bool = False,
     pdl: bool = False,
 ) -> Launch:
-    """The launch of ``rotary_cached_attention_decode_kernel``: attention's, for one new token per row."""
+    """The launch of ``rotary_cached_attention_decode_kernel``: attention's, for one new token per sequence."""
     attention = cached_attention_decode_rule(
-        query_heads=query_heads, kv_heads=kv_heads, head_dim=head_dim, dtype=dtype, splits=splits,
-        has_cache_row=has_cache_row, pdl=pdl,
+        query_heads=query_heads, kv_heads=kv_heads, head_dim=head_dim, dtype=dtype, splits=splits, pdl=pdl,
     )  # fmt: skip
     return dataclasses.replace(
         attention,
-        kernel="rotary_cached_attention_decode_kernel",
+        kernel="rotary_cached_attention_decode.rotary_cached_attention_decode_kernel",
         arguments=(
             *((f"{name}_ptr", "*T") for name in ("qkv", "cos", "sin")),
             ("position_ptr", "*i64"),
-            *_INDICES,
+            ("query_start_ptr", "*i64"),
             *((f"{name}_ptr", "*T") for name in ("k_cache", "v_cache", "out")),
             *_PARTIALS,
-            *((name, "i32") for name in ("cache_rows", "slots", "positions")),
+            *((name, "i32") for name in ("capacity", "positions")),
         ),
         constexprs=attention.constexprs | {"HALF": rotary_dim // 2},
     )
 
 
 def cached_attention_combine_rule(*, query_heads: int, head_dim: int, splits: int, pdl: bool = False) -> Launch:
-    """The launch of ``cached_attention_combine_kernel`` behind a decode of the same ``splits``, where they pass 1."""
+    """The launch of ``cached_attention_combine_kernel`` after a decode of the same ``splits``, where they pass 1."""
     return Launch(
-        kernel="cached_attention_combine_kernel",
+        kernel="cached_attention_decode.cached_attention_combine_kernel",
         arguments=(*_PARTIALS, ("out_ptr", "*T")),
         constexprs={
             "HEAD_DIM": head_dim,
@@ -157,11 +151,10 @@ def cached_attention_prefill_rule(
     head_dim: int,
     dtype: str,
     architecture: int,
-    has_cache_row: bool = False,
     pdl: bool = False,
 ) -> Launch:
     """The launch of ``cached_attention_prefill_kernel``; tiles fit the shared memory of ``architecture`` (90, …)."""
-    constexprs = _constexprs(query_heads, kv_heads, head_dim, has_cache_row, pdl)
+    constexprs = _constexprs(query_heads, kv_heads, head_dim, pdl)
     small = architecture in _SMALL_SHARED_MEMORY
     wide = int(constexprs["BLOCK_DIM"]) > 128
     if dtype == "float32":
@@ -172,8 +165,8 @@ def cached_attention_prefill_rule(
         block_m, block_n, warps, stages = (64, 64, 4, 2) if small else (128, 64, 8, 2)
     constexprs |= {"BLOCK_M": block_m, "BLOCK_N": block_n}
     return Launch(
-        kernel="cached_attention_prefill_kernel",
-        arguments=(*_INPUTS, *_INDICES, ("out_ptr", "*T"), *_SIZES),
+        kernel="cached_attention_prefill.cached_attention_prefill_kernel",
+        arguments=(*_INPUTS, ("out_ptr", "*T"), *_SIZES),
         constexprs=constexprs,
         grid=(GridAxis(query_heads // kv_heads, ("S",), block_m), GridAxis(kv_heads, ("B",))),
         num_warps=warps,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from nemotron_plugins.launches.launch import GridAxis, Launch
+from nemotron_plugins.launches.launch import Gpu, GridAxis, Launch
 
-__all__ = ["candidates_merge_rule", "candidates_rule", "tournament"]
+__all__ = ["candidates_launches", "candidates_merge_rule", "candidates_rule", "tournament"]
 
 # top-k and nuclei that are in use keep fewer; the sums of a block's sort grow with it
 _LOG_COUNT = 7
@@ -25,7 +25,7 @@ def candidates_rule(*, vocab: int, pdl: bool = False) -> Launch:
     """The launch of ``candidates_kernel`` on logits [B, vocab]; its keys are [B, parts, 2^LOG_COUNT]."""
     assert 0 < vocab < _MOST
     return Launch(
-        kernel="candidates_kernel",
+        kernel="candidates.candidates_kernel",
         arguments=(
             ("logits_ptr", "*fp32"),
             ("temperature_ptr", "*fp32"),
@@ -44,7 +44,7 @@ def candidates_rule(*, vocab: int, pdl: bool = False) -> Launch:
 def candidates_merge_rule(*, pdl: bool = False) -> Launch:
     """A launch of ``candidates_merge_kernel``: B rows of keys, each in P parts."""
     return Launch(
-        kernel="candidates_merge_kernel",
+        kernel="candidates.candidates_merge_kernel",
         arguments=(("key_ptr", "*i64"), ("largest_key_ptr", "*i64"), ("keys", "i32")),
         constexprs={"LOG_BLOCK": _LOG_BLOCK, "LOG_COUNT": _LOG_COUNT, "PDL": pdl},
         grid=(GridAxis(1, ("B",)), GridAxis(1, ("P",))),
@@ -53,3 +53,11 @@ def candidates_merge_rule(*, pdl: bool = False) -> Launch:
         fp_fusion=False,
         pdl=pdl,
     )
+
+
+def candidates_launches(vocab: int, gpu: Gpu) -> dict[str, Launch]:
+    """That on logits [B, vocab], and that on what it leaves, for each further launch of :func:`tournament`."""
+    return {
+        "candidates": candidates_rule(vocab=vocab, pdl=gpu.pdl),
+        "candidates_merge": candidates_merge_rule(pdl=gpu.pdl),
+    }

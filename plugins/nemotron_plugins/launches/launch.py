@@ -1,4 +1,4 @@
-"""What a kernel launch is, as data: the rule before compilation and the record kept beside a cubin. Needs no Triton."""
+"""What a kernel launch is, as data: the rule before compilation and the record kept with a cubin. Needs no Triton."""
 
 from __future__ import annotations
 
@@ -9,9 +9,33 @@ from typing import Any
 
 from nemotron_errors import BundleError
 
-__all__ = ["CompiledKernel", "GridAxis", "Launch", "LaunchRecord"]
+__all__ = ["CompiledKernel", "Gpu", "GridAxis", "Launch", "LaunchRecord", "next_power_of_two"]
 
 Constant = int | float | bool
+_FIRST_WITH_PDL = 90
+
+
+def next_power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n; 1 for n below 1."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What launches are chosen for.
+
+    Attributes:
+        architecture: compute capability × 10, for example 90.
+        multiprocessors: how many it has.
+    """
+
+    architecture: int
+    multiprocessors: int
+
+    @property
+    def pdl(self) -> bool:
+        """Whether it has programmatic dependent launch."""
+        return self.architecture >= _FIRST_WITH_PDL
 
 
 @dataclass(frozen=True)
@@ -35,7 +59,7 @@ class Launch:
     """How one kernel is compiled and launched.
 
     Attributes:
-        kernel: name of the kernel in :mod:`nemotron_plugins.kernels`.
+        kernel: ``file.function`` in :mod:`nemotron_plugins.kernels`.
         arguments: name and type of each run-time argument, in the kernel's order; ``*T`` is a pointer to activations.
         constexprs: compile-time arguments.
         grid: one to three axes.
@@ -65,7 +89,7 @@ class LaunchRecord:
     """Everything a driver needs to launch a cubin without Triton.
 
     Attributes:
-        kernel: name of the kernel in :mod:`nemotron_plugins.kernels`.
+        kernel: ``file.function`` in :mod:`nemotron_plugins.kernels`.
         entry: name of the function in the cubin.
         architecture: for example ``sm_90``.
         dtype: of the activations: ``float32``, ``float16`` or ``bfloat16``.

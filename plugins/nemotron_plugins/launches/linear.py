@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nemotron_plugins.launches.launch import Constant, GridAxis, Launch
-from nemotron_plugins.launches.rotary import ITEM_BYTES, next_power_of_two
+from nemotron_formats.dtypes import item_bytes
 
-__all__ = ["ROW_BUCKETS", "layernorm_linear_rule", "layernorm_rows_rule", "linear_residual_rule", "row_bucket"]
+from nemotron_plugins.launches.launch import Constant, GridAxis, Launch, next_power_of_two
+
+__all__ = [
+    "ROW_BUCKETS",
+    "layernorm_linear_rule",
+    "layernorm_rows_rule",
+    "linear_residual_rule",
+    "row_bucket",
+    "row_buckets",
+]
 
 # rows that one block computes; more rows take more blocks, which read the weight again
 ROW_BUCKETS = (1, 2, 4, 8)
@@ -15,10 +23,12 @@ ROW_BUCKETS = (1, 2, 4, 8)
 _MIN_TILE = 16
 # a projection of so many outputs takes blocks of more of them, one of so many inputs of fewer
 _LONG = 8192
-# input features behind the first tile that a block asks the L2 cache for while it waits for the kernel in front
+# input features after the first tile that a block asks the L2 cache for while it waits for the kernel before it
 _PREFETCH = 512
 # bytes that the address and the size of such a request are multiples of
 _PREFETCH_ALIGNMENT = 16
+# of a value of any run dtype, at least
+_LEAST_ITEM_BYTES = 2
 # values of x of one row that a block holds at once for a norm's statistics
 _STATISTICS_TILE = 4096
 
@@ -32,14 +42,19 @@ class _Blocks:
 
 
 def row_bucket(rows: int) -> int:
-    """The bucket for so many rows: the smallest that holds them, or the largest."""
+    """The bucket for so many rows: the smallest that holds them, or the largest, whose grid takes any number."""
     return min(next_power_of_two(rows), ROW_BUCKETS[-1])
+
+
+def row_buckets(rows: int) -> tuple[int, ...]:
+    """The buckets of every number of rows up to ``rows``, ascending."""
+    return tuple(bucket for bucket in ROW_BUCKETS if bucket <= row_bucket(rows))
 
 
 def _blocks(rows: int, inputs: int, outputs: int, dtype: str, *, normed: bool) -> _Blocks:
     """Block sizes, as measured on an H100; several rows have no norm and fit 99 KB of shared memory everywhere."""
     if rows > 1:
-        chosen = _Blocks(_MIN_TILE, 32, 4, 4) if ITEM_BYTES[dtype] == 4 else _Blocks(_MIN_TILE, 256, 2, 5)
+        chosen = _Blocks(_MIN_TILE, 32, 4, 4) if item_bytes(dtype) == 4 else _Blocks(_MIN_TILE, 256, 2, 5)
         tile = min(chosen.inputs, max(_MIN_TILE, next_power_of_two(inputs)))
         return _Blocks(chosen.outputs, tile, chosen.num_warps, chosen.num_stages)
     if normed:
@@ -51,7 +66,7 @@ def _blocks(rows: int, inputs: int, outputs: int, dtype: str, *, normed: bool) -
 
 def _prefetch(blocks: _Blocks, rows: int, inputs: int, *, normed: bool, pdl: bool) -> int:
     """Input features for the L2 cache: a row with a norm reads ahead by itself; only a kernel that waits has time."""
-    if not pdl or (normed and rows == 1) or inputs * min(ITEM_BYTES.values()) % _PREFETCH_ALIGNMENT:
+    if not pdl or (normed and rows == 1) or inputs * _LEAST_ITEM_BYTES % _PREFETCH_ALIGNMENT:
         return 0
     return max(0, min(_PREFETCH, inputs - blocks.inputs))
 
@@ -105,7 +120,7 @@ def layernorm_linear_rule(
     has_bias: bool = False,
     pdl: bool = False,
 ) -> Launch:
-    """The launch of ``layernorm_linear_kernel``; for several rows, behind that of :func:`layernorm_rows_rule`.
+    """The launch of ``layernorm_linear_kernel``; for several rows, after that of :func:`layernorm_rows_rule`.
 
     Args:
         inputs: width of x.
@@ -133,13 +148,13 @@ def layernorm_linear_rule(
         ("bias_ptr", "*T"),
         ("out_ptr", "*fp32" if output == "float32" else "*T"),
     )
-    return _launch("layernorm_linear_kernel", arguments, constexprs, blocks, outputs, rows, pdl)
+    return _launch("layernorm_linear.layernorm_linear_kernel", arguments, constexprs, blocks, outputs, rows, pdl)
 
 
 def layernorm_rows_rule(*, inputs: int, epsilon: float, pdl: bool = False) -> Launch:
     """The launch of ``layernorm_rows_kernel``, for any number of rows; see :func:`layernorm_linear_rule`."""
     return Launch(
-        kernel="layernorm_rows_kernel",
+        kernel="layernorm_rows.layernorm_rows_kernel",
         arguments=(("x_ptr", "*T"), ("norm_weight_ptr", "*T"), ("norm_bias_ptr", "*T"), ("out_ptr", "*T")),
         constexprs={
             "INPUTS": inputs,
@@ -168,4 +183,4 @@ def linear_residual_rule(
         ("residual_ptr", "*T"),
         ("out_ptr", "*T"),
     )
-    return _launch("linear_residual_kernel", arguments, constexprs, blocks, outputs, rows, pdl)
+    return _launch("linear_residual.linear_residual_kernel", arguments, constexprs, blocks, outputs, rows, pdl)

@@ -1,7 +1,8 @@
-"""What the plugins have in common, without TensorRT: attributes, kernels, types, and launches by argument name."""
+"""What the plugins have in common, without TensorRT: requests, kernels, sizes, types, and launches by argument name."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,14 +11,19 @@ from typing import Any, ClassVar
 from nemotron_errors import GraphError
 
 from nemotron_plugins.driver.kernel import LoadedKernel
-from nemotron_plugins.launches.launch import CompiledKernel, LaunchRecord
-from nemotron_plugins.tensorrt.fields import Attribute, Field, FieldSpec, attribute_fields, kernel_fields
+from nemotron_plugins.launches.launch import CompiledKernel, Gpu, Launch, LaunchRecord
+from nemotron_plugins.requests import KernelRequest
 
-__all__ = ["PluginOp", "Tensor", "row_buckets_of", "smallest_bucket"]
+__all__ = ["Operand", "PluginOp", "Tensor"]
 
-_REBUILD = "build the kernels for this model"
-# what a letter of ``inputs`` and ``outputs`` stands for; T is the dtype of the kernels
+_REBUILD = "build the kernels for this graph"
+_MEND = "make the node as the op's schema says"
+# sizes that calls may differ in: sequences, tokens, capacity of the caches, positions
+_VARYING = "BSTP"
+# what a letter of an operand's dtype stands for; T is the run dtype
 _DTYPES = {"I": "int64", "F": "float32"}
+# more multiprocessors than any GPU has
+_ENDLESS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -32,88 +38,141 @@ class Tensor:
     address: int = 0
 
 
-class PluginOp(ABC):
-    """One op of the dialect with the attributes of a node and its kernels; immutable, so that plugins may share it.
+@dataclass(frozen=True)
+class Operand:
+    """An input or output of an op, as its schema has it.
 
-    Subclasses name the op and tell shapes, workspace and launches.
+    Attributes:
+        dtype: T run dtype, I int64, F float32.
+        sizes: a letter per axis; ``*X`` at the end stands for all further axes, whose product is X.
+        optional: whether the input, the last one, may be left out.
+    """
+
+    dtype: str
+    sizes: str
+    optional: bool = False
+
+
+class PluginOp(ABC):
+    """One op of the dialect with the request of a node and its kernels; immutable, so that plugins may share it.
+
+    Subclasses name the op, its operands and attributes, and tell launches and workspace.
 
     Args:
-        values: every attribute's value.
-        kernels: what :meth:`keys_of` names, by key.
+        request: the node's.
+        kernels: by variant, what :meth:`launches` gives.
 
     Raises:
-        GraphError: kernels that are not those of these attributes.
+        GraphError: a request that is not as the op takes it, or kernels that are not those of the request.
         BundleError: a cubin that is not its record's.
     """
 
     name: ClassVar[str]
-    attributes: ClassVar[tuple[FieldSpec, ...]] = ()
-    # a letter for each input and output: T run dtype, I int64, F float32; the last inputs may be left out
-    inputs: ClassVar[str]
-    optional_inputs: ClassVar[int] = 1
+    # the type of each attribute, or its choices
+    attributes: ClassVar[Mapping[str, type | tuple[str, ...]]] = {}
+    inputs: ClassVar[tuple[Operand, ...]]
+    # output → the input whose memory it is
     aliases: ClassVar[Mapping[int, int]] = {}
-    # kernel → its arguments, in any order
-    arguments: ClassVar[Mapping[str, tuple[str, ...]]]
+    formats: ClassVar[tuple[str, ...]] = ("dense",)
 
-    def __init__(self, values: Mapping[str, Attribute], kernels: Mapping[str, CompiledKernel]) -> None:
-        self.values = dict(values)
-        self.kernels = dict(kernels)
-        self._loaded = {key: LoadedKernel(kernel.record, kernel.cubin) for key, kernel in kernels.items()}
-        if not kernels:
-            self._refuse("no kernels", "kernels of this op")
-        dtypes = {kernel.record.dtype for kernel in kernels.values()}
-        if len(dtypes) != 1:
-            self._refuse(f"kernels for {', '.join(sorted(dtypes))}", "kernels for one dtype")
-        (self.dtype,) = dtypes
-        for key, record in self.records.items():
-            known, found = self.arguments.get(record.kernel, ()), [name for name, _ in record.arguments]
-            if sorted(found) != sorted(known):
-                expected = f"one of {', '.join(self.arguments)} with the arguments that this version passes"
-                self._refuse(f"{record.kernel} with {', '.join(found)}", expected, key)
+    def __init__(self, request: KernelRequest, kernels: Mapping[str, CompiledKernel]) -> None:
+        self.check(request)
+        self.request, self.kernels = request, dict(kernels)
+        self.sizes = self.sizes_of(request.shapes)
+        self._check_kernels()
+        self._loaded = {variant: LoadedKernel(kernel.record, kernel.cubin) for variant, kernel in kernels.items()}
 
     @classmethod
     @abstractmethod
-    def keys_of(cls, values: Mapping[str, Attribute], held: Sequence[str]) -> list[str]:
-        """The keys, of those that a library holds, of the kernels that a node of these attributes launches.
+    def launches(cls, request: KernelRequest, gpu: Gpu) -> dict[str, Launch]:
+        """The launch rule: every kernel that a node of this request launches, by a name of its own (the variant).
 
-        Raises:
-            GraphError: one is missing.
+        A larger GPU gets the same variants, or more.
         """
 
     @property
     @abstractmethod
-    def outputs(self) -> str:
-        """A letter for each output, as in ``inputs``."""
-
-    @abstractmethod
-    def output_shapes(self, inputs: Sequence[Sequence[Any]]) -> list[list[Any]]:
-        """Sizes of each output: expressions of the inputs', or integers."""
-
-    @abstractmethod
-    def check_shapes(self, inputs: Sequence[Tensor]) -> None:
-        """Holds the inputs' known sizes against kernels and attributes.
-
-        Raises:
-            GraphError: they do not fit.
-        """
-
-    def workspace(self, inputs: Sequence[Tensor]) -> int:
-        """Bytes of scratch memory for inputs of at most these shapes."""
-        return 0
+    def outputs(self) -> tuple[Operand, ...]:
+        """The outputs; a size that no input has is an attribute's: see :meth:`output_shapes`."""
 
     @abstractmethod
     def enqueue(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], workspace: int, stream: int) -> None:
         """Launches the kernels."""
 
-    @property
-    def records(self) -> dict[str, LaunchRecord]:
-        """The kernels' launch records, by key."""
-        return {key: kernel.record for key, kernel in self.kernels.items()}
+    def workspace(self, inputs: Sequence[Tensor]) -> int:
+        """Bytes of scratch memory for inputs of at most these shapes."""
+        return 0
+
+    @classmethod
+    def check(cls, request: KernelRequest) -> None:
+        """Holds a request against attributes, operands and formats of the op.
+
+        Raises:
+            GraphError: they do not fit.
+        """
+        found = dict(request.attributes)
+        if sorted(found) != sorted(cls.attributes):
+            names = ", ".join(found) or "none"
+            cls._refuse(f"attributes {names}", ", ".join(cls.attributes) or "none", remedy=_MEND)
+        for name, kind in cls.attributes.items():
+            value = found[name]
+            if isinstance(kind, tuple):
+                if value not in kind:
+                    cls._refuse(f"'{value}'", f"one of {', '.join(kind)}", name, remedy="use one of them")
+            elif type(value) is not kind:
+                cls._refuse(f"{value!r}", f"a value of type {kind.__name__}", name, remedy=_MEND)
+        if request.format not in cls.formats:
+            remedy = "choose such a format, or add a launch rule for this one"
+            cls._refuse(f"weights in format {request.format}", ", ".join(cls.formats), remedy=remedy)
+        for letter, size in cls.sizes_of(request.shapes).items():
+            if letter not in _VARYING and not _is_known(size):
+                cls._refuse(f"a size {letter} that varies", "a number, for its kernels", remedy=_MEND)
+
+    @classmethod
+    def sizes_of(cls, shapes: Sequence[Sequence[Any]]) -> dict[str, Any]:
+        """The inputs' sizes by letter; of a size that several have, one that is known (a number that is not negative).
+
+        Raises:
+            GraphError: too many or few inputs or axes, or two sizes for a letter.
+        """
+        least = sum(not operand.optional for operand in cls.inputs)
+        if not least <= len(shapes) <= len(cls.inputs):
+            cls._refuse(f"{len(shapes)} inputs", f"{least} to {len(cls.inputs)}", remedy=_MEND)
+        sizes: dict[str, Any] = {}
+        for index, (operand, shape) in enumerate(zip(cls.inputs, shapes, strict=False)):
+            letters, _, product = operand.sizes.partition("*")
+            plain, rest = shape[: len(letters)], shape[len(letters) :]
+            if len(plain) != len(letters) or bool(rest) != bool(product):
+                cls._refuse(f"{len(shape)} axes of input {index}", f"[{', '.join(operand.sizes)}]", remedy=_MEND)
+            pairs = [*zip(letters, plain, strict=True)]
+            if product and all(map(_is_known, rest)):
+                pairs.append((product, math.prod(rest)))
+            for letter, size in pairs:
+                known = sizes.get(letter)
+                if _is_known(known) and _is_known(size) and size != known:
+                    cls._refuse(f"size {size} of input {index}", f"{known}: {letter}, as an input before", remedy=_MEND)
+                sizes[letter] = known if letter in sizes and not _is_known(size) else size
+        return sizes
 
     @property
-    def fields(self) -> list[Field]:
-        """What an engine keeps of the plugin."""
-        return attribute_fields(self.values) + kernel_fields(self.kernels)
+    def dtype(self) -> str:
+        """The run dtype."""
+        return self.request.dtype
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The node's attributes."""
+        return dict(self.request.attributes)
+
+    @property
+    def records(self) -> dict[str, LaunchRecord]:
+        """The kernels' launch records, by variant."""
+        return {variant: kernel.record for variant, kernel in self.kernels.items()}
+
+    def output_shapes(self, inputs: Sequence[Sequence[Any]]) -> list[list[Any]]:
+        """Sizes of each output: expressions of the inputs', or integers."""
+        sizes = {**self.sizes, **self.sizes_of(inputs)}
+        return [[sizes[letter] for letter in operand.sizes] for operand in self.outputs]
 
     def output_dtypes(self, inputs: Sequence[str]) -> list[str]:
         """The outputs' dtypes.
@@ -122,65 +181,62 @@ class PluginOp(ABC):
             GraphError: inputs of other dtypes, or too many or few of them.
         """
         self._check_count(len(inputs))
-        for index, (letter, found) in enumerate(zip(self.inputs, inputs, strict=False)):
-            if found != self._dtype(letter):
-                self._refuse(f"input {index} of {found}", self._dtype(letter), remedy="cast it, or build other kernels")
-        return [self._dtype(letter) for letter in self.outputs]
+        for index, (operand, found) in enumerate(zip(self.inputs, inputs, strict=False)):
+            expected = self._dtype_of(operand)
+            if found != expected:
+                self._refuse(f"input {index} of {found}", expected, remedy="cast it, or build other kernels")
+        return [self._dtype_of(operand) for operand in self.outputs]
 
     def supports(self, position: int, dtypes: Sequence[str], num_inputs: int) -> bool:
-        """Whether the input, or behind them output, of this position may have its dtype."""
-        letters = self.inputs[:num_inputs] + self.outputs
-        return position < len(letters) and dtypes[position] == self._dtype(letters[position])
+        """Whether the input, or after them output, of this position may have its dtype."""
+        operands = [*self.inputs[:num_inputs], *self.outputs]
+        return position < len(operands) and dtypes[position] == self._dtype_of(operands[position])
 
     def configure(self, inputs: Sequence[Tensor]) -> None:
-        """Checks the inputs of a node, or of a call.
+        """Holds the inputs' known sizes, of a node or of a call, against those that the kernels were compiled for.
 
         Raises:
-            GraphError: they do not fit kernels or attributes.
+            GraphError: they do not fit.
         """
         self._check_count(len(inputs))
-        self.check_shapes(inputs)
+        for index, (tensor, shape) in enumerate(zip(inputs, self.request.shapes, strict=True)):
+            pairs = zip(tensor.shape, shape, strict=False)
+            if len(tensor.shape) != len(shape) or any(size not in (-1, known) for size, known in pairs if known):
+                expected = f"{['any' if size is None else size for size in shape]}, as its kernels take it"
+                self._refuse(f"input {index} of shape {list(tensor.shape)}", expected)
 
-    def _launch(self, key: str, stream: int, values: Mapping[str, int], **sizes: int) -> None:
-        kernel = self._loaded[key]
+    def _launch(self, variant: str, stream: int, values: Mapping[str, int], **sizes: int) -> None:
+        kernel = self._loaded[variant]
         kernel.launch(stream, [values[name] for name, _ in kernel.record.arguments], **sizes)
 
-    def _dtype(self, letter: str) -> str:
-        return _DTYPES.get(letter, self.dtype)
+    def _dtype_of(self, operand: Operand) -> str:
+        return _DTYPES.get(operand.dtype, self.dtype)
 
     def _check_count(self, count: int) -> None:
-        least, most = len(self.inputs) - self.optional_inputs, len(self.inputs)
-        if not least <= count <= most:
-            self._refuse(f"{count} inputs", f"{least} to {most}", remedy="make the node as the op's schema says")
+        if count != len(self.request.shapes):
+            self._refuse(f"{count} inputs", f"{len(self.request.shapes)}, as its kernels take them")
 
-    def _check_constant(self, key: str, constant: str, expected: object, what: str) -> None:
-        found = self.kernels[key].record.constexprs.get(constant)
-        if found != expected:
-            self._refuse(f"a kernel compiled for {constant} = {found}", f"{expected}, {what}", key)
+    def _check_kernels(self) -> None:
+        """Holds the kernels against the launch rule of this version; how far they split is the GPU's own."""
+        architectures = {record.architecture for record in self.records.values()}
+        if len(architectures) != 1:
+            self._refuse(f"kernels for {', '.join(sorted(architectures)) or 'nothing'}", "for one architecture")
+        number = int(architectures.pop().removeprefix("sm_"))
+        least, most = (self.launches(self.request, Gpu(number, count)) for count in (0, _ENDLESS))
+        for variant in least.keys() - self.kernels.keys():
+            self._refuse("no such kernel", "every kernel of its launch rule", variant)
+        for variant, record in self.records.items():
+            found = f"{record.kernel} for {record.dtype} of {', '.join(name for name, _ in record.arguments)}"
+            rule = most.get(variant)
+            names = "none" if rule is None else ", ".join(name for name, _ in rule.arguments)
+            expected = "no such kernel" if rule is None else f"{rule.kernel} for {self.dtype} of {names}"
+            if found != expected:
+                self._refuse(found, f"{expected}, as this version launches it", variant)
 
-    def _check_size(self, what: str, found: int, expected: int) -> None:
-        if found not in (-1, expected):
-            remedy = "build the kernels for this model, or mend the graph"
-            self._refuse(f"{what} of {found}", f"{expected}, as its kernels take it", remedy=remedy)
-
-    def _refuse(self, found: str, expected: str, key: str = "", *, remedy: str = _REBUILD) -> None:
-        raise GraphError(found, expected, remedy, where=f"{self.name}.{key}" if key else self.name)
-
-
-def row_buckets_of(op: str, prefix: str, held: Sequence[str]) -> list[int]:
-    """The row buckets R of the kernels ``prefix.rR`` that a library holds, in ascending order.
-
-    Raises:
-        GraphError: there is none.
-    """
-    start = f"{prefix}.r"
-    buckets = sorted(int(key[len(start) :]) for key in held if key.startswith(start) and key[len(start) :].isdigit())
-    if not buckets:
-        known = ", ".join(sorted({key.rpartition(".r")[0] or key for key in held}))
-        raise GraphError(f"kernels {known or 'none'}", f"kernels {start}1, …", _REBUILD, where=op)
-    return buckets
+    @classmethod
+    def _refuse(cls, found: str, expected: str, part: str = "", *, remedy: str = _REBUILD) -> None:
+        raise GraphError(found, expected, remedy, where=f"{cls.name}.{part}" if part else cls.name)
 
 
-def smallest_bucket(rows: int, buckets: Sequence[int]) -> int:
-    """The smallest bucket that holds so many rows, or the largest, whose grid takes any number."""
-    return min((bucket for bucket in buckets if bucket >= rows), default=max(buckets))
+def _is_known(size: Any) -> bool:
+    return isinstance(size, int) and size >= 0

@@ -2,58 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 
-from nemotron_plugins.launches.launch import CompiledKernel
-from nemotron_plugins.tensorrt.fields import Attribute
+from nemotron_plugins.launches.attention import rotary_cached_attention_decode_rule
+from nemotron_plugins.launches.launch import Gpu, Launch
+from nemotron_plugins.requests import KernelRequest
 from nemotron_plugins.tensorrt.operator import Tensor
 from nemotron_plugins.tensorrt.packed_rotary import PackedRotaryOp
-from nemotron_plugins.tensorrt.split_attention import PARTIALS, SplitAttentionOp
+from nemotron_plugins.tensorrt.split_attention import SplitAttentionOp
 
 __all__ = ["PackedRotaryCachedAttention"]
 
 
 class PackedRotaryCachedAttention(PackedRotaryOp, SplitAttentionOp):
-    """The first output is the attention's; S is 1. See :class:`PackedRotaryOp`.
-
-    Raises:
-        GraphError: also where a row has several tokens.
-    """
+    """The first output is the attention's; S is 1. See :class:`PackedRotaryOp` and :class:`SplitAttentionOp`."""
 
     name = "PackedRotaryCachedAttention"
-    decode = "rotary_cached_attention_decode"
-    arguments = {  # noqa: RUF012
-        "rotary_cached_attention_decode_kernel": (
-            "qkv_ptr", "cos_ptr", "sin_ptr", "position_ptr", "query_start_ptr", "cache_row_ptr", "k_cache_ptr",
-            "v_cache_ptr", "out_ptr", *PARTIALS, "cache_rows", "slots", "positions",
-        ),
-        "cached_attention_combine_kernel": (*PARTIALS, "out_ptr"),
-    }  # fmt: skip
-
-    def __init__(self, values: Mapping[str, Attribute], kernels: Mapping[str, CompiledKernel]) -> None:
-        super().__init__(values, kernels)
-        group = self._heads // self._kv_heads
-        for rows in self._buckets:
-            key = f"{self.decode}.r{rows}"
-            self._check_constant(key, "KV_HEADS", self._kv_heads, "the node's num_kv_heads")
-            self._check_constant(key, "GROUP", group, "as many of the node's num_heads as share a key")
-        self._check_combines()
 
     @classmethod
-    def keys_of(cls, values: Mapping[str, Attribute], held: Sequence[str]) -> list[str]:
-        """For each bucket of rows the kernel, and what combines its splits."""
-        return cls._split_keys(held)
+    def check(cls, request: KernelRequest) -> None:
+        """Also refuses several tokens per sequence."""
+        super().check(request)
+        tokens = request.shapes[0][1]
+        if tokens != 1:
+            cls._refuse(f"{'any number of' if tokens is None else tokens} tokens per sequence", "1")
 
-    def check_shapes(self, inputs: Sequence[Tensor]) -> None:
-        """One token; otherwise see :meth:`PackedRotaryOp._check_key`."""
-        self._check_size("tokens per row", inputs[0].shape[1], 1)
-        for rows in self._buckets:
-            self._check_key(f"{self.decode}.r{rows}", inputs)
+    @classmethod
+    def launches(cls, request: KernelRequest, gpu: Gpu) -> dict[str, Launch]:
+        """See :meth:`PluginOp.launches`."""
+        rotary = cls._rotary(request)
+        heads = {name: rotary[name] for name in ("query_heads", "kv_heads", "head_dim")}
+        decode = partial(rotary_cached_attention_decode_rule, **rotary, dtype=request.dtype, pdl=gpu.pdl)
+        return cls._split_launches(request, gpu, lambda splits: decode(splits=splits), **heads)
 
     def workspace(self, inputs: Sequence[Tensor]) -> int:
-        """The splits' partial results, for up to B rows."""
+        """The splits' partial results, for up to B sequences."""
         most = range(1, max(inputs[0].shape[0], 1) + 1)
-        return max(sum(self._partial_bytes(B, B * self._heads)) for B in most)
+        return max(sum(self._partial_bytes(B, B * self.sizes["H"])) for B in most)
 
     def enqueue(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], workspace: int, stream: int) -> None:
         """See :meth:`PluginOp.enqueue`."""
@@ -63,4 +49,4 @@ class PackedRotaryCachedAttention(PackedRotaryOp, SplitAttentionOp):
             "query_start_ptr": inputs[6].address,
             "out_ptr": outputs[0].address,
         }
-        self._launch_split(B * self._heads, workspace, stream, values, B=B, S=1)
+        self._launch_split(B * self.sizes["H"], workspace, stream, values, B=B, S=1)

@@ -2,53 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from nemotron_errors import GraphError
-
-from nemotron_plugins.launches.launch import CompiledKernel
-from nemotron_plugins.tensorrt.fields import Attribute
+from nemotron_plugins.launches.launch import Gpu, Launch
+from nemotron_plugins.launches.rotary import rotary_kv_cache_update_rule
+from nemotron_plugins.requests import KernelRequest
 from nemotron_plugins.tensorrt.operator import Tensor
 from nemotron_plugins.tensorrt.packed_rotary import PackedRotaryOp
 
 __all__ = ["PackedRotaryKVCacheUpdate"]
 
-_DECODE, _MANY = "packed_rotary_kv_cache_update", "packed_rotary_kv_cache_update_prefill"
+_DECODE, _MANY = "decode", "many"
+# more tokens than make a small launch
+_MANY_TOKENS = 1 << 20
 
 
 class PackedRotaryKVCacheUpdate(PackedRotaryOp):
-    """The first output is the rotated q; see :class:`PackedRotaryOp`."""
+    """The first output is the rotated q. ``decode`` takes one token per sequence, ``many`` several."""
 
     name = "PackedRotaryKVCacheUpdate"
-    arguments = {  # noqa: RUF012
-        "rotary_kv_cache_update_kernel": (
-            "q_ptr", "k_ptr", "v_ptr", "cos_ptr", "sin_ptr", "position_ptr", "write_index_ptr", "cache_row_ptr",
-            "q_out_ptr", "k_cache_ptr", "v_cache_ptr", "tokens", "cache_rows", "slots", "positions",
-        )
-    }  # fmt: skip
-
-    def __init__(self, values: Mapping[str, Attribute], kernels: Mapping[str, CompiledKernel]) -> None:
-        super().__init__(values, kernels)
-        H, G = self._heads, self._kv_heads
-        for key in kernels:
-            D = int(self.records[key].constexprs["HEAD_DIM"])
-            self._check_constant(key, "QUERY_HEADS", H, "the node's num_heads")
-            self._check_constant(key, "KV_HEADS", G, "the node's num_kv_heads")
-            self._check_constant(key, "K_OFFSET", H * D, "where k lies in a packed tensor")
-            self._check_constant(key, "V_OFFSET", (H + G) * D, "where v lies in a packed tensor")
 
     @classmethod
-    def keys_of(cls, values: Mapping[str, Attribute], held: Sequence[str]) -> list[str]:
-        """One kernel for decoding and one for many tokens."""
-        for key in (_DECODE, _MANY):
-            if key not in held:
-                raise GraphError("no such kernel", "one for each phase", "build the kernels", where=f"{cls.name}.{key}")
-        return [_DECODE, _MANY]
-
-    def check_shapes(self, inputs: Sequence[Tensor]) -> None:
-        """See :meth:`PackedRotaryOp._check_key`."""
-        for key in self.records:
-            self._check_key(key, inputs)
+    def launches(cls, request: KernelRequest, gpu: Gpu) -> dict[str, Launch]:
+        """See :meth:`PluginOp.launches`."""
+        tokens, rotary = request.shapes[0][1], cls._rotary(request)
+        found = {}
+        if tokens in (None, 1):
+            found[_DECODE] = rotary_kv_cache_update_rule(**rotary, max_tokens=request.sequences, pdl=gpu.pdl)
+        if tokens != 1:
+            found[_MANY] = rotary_kv_cache_update_rule(**rotary, max_tokens=_MANY_TOKENS, pdl=gpu.pdl)
+        return found
 
     def enqueue(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], workspace: int, stream: int) -> None:
         """See :meth:`PluginOp.enqueue`."""

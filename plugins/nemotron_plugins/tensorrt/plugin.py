@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from nemotron_errors import GraphError
+from nemotron_formats.dtypes import DTYPES
 
 from nemotron_plugins.tensorrt.errors import record_error
-from nemotron_plugins.tensorrt.fields import Attribute, Field, FieldSpec, attribute_fields, attributes_of, kernels_of
+from nemotron_plugins.tensorrt.fields import Field, kernel_fields, kernels_of, request_field, request_in
 from nemotron_plugins.tensorrt.library import current_library
 from nemotron_plugins.tensorrt.operator import PluginOp, Tensor
 from nemotron_plugins.tensorrt.raw_fields import FieldCollection, field_reader
@@ -19,8 +20,7 @@ __all__ = ["PLUGIN_VERSION", "make_op", "plugin_classes"]
 PLUGIN_VERSION = "1"
 _NAMESPACE = ""
 # TensorRT's names of dtypes → numpy's
-_DTYPES = {"BF16": "bfloat16", "HALF": "float16", "FLOAT": "float32", "INT64": "int64", "INT32": "int32"}
-_EXAMPLES: dict[type, Attribute] = {int: 0, float: 0.0, str: "?"}
+_DTYPES = {each.tensorrt: each.name for each in DTYPES.values()}
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
@@ -28,10 +28,10 @@ def make_op(op: type[PluginOp], fields: Sequence[Field]) -> PluginOp:
     """An op from fields: of a node, with the kernels of the library in use, or of an engine, which hold both.
 
     Raises:
-        GraphError: attributes that are wrong, no library in use, or kernels that are missing or do not fit.
+        GraphError: a request that is wrong, no library in use, or kernels that are missing or do not fit.
         BundleError: kernels among the fields that are broken.
     """
-    values = attributes_of(op.name, op.attributes, fields)
+    request = request_in(op.name, fields)
     kernels = kernels_of(op.name, fields)
     if not kernels:
         library = current_library()
@@ -42,8 +42,11 @@ def make_op(op: type[PluginOp], fields: Sequence[Field]) -> PluginOp:
                 "build inside nemotron_plugins.tensorrt.use_library",
                 where=op.name,
             )
-        kernels = {key: library[key] for key in op.keys_of(values, list(library))}
-    return op(values, kernels)
+        kernels = library.of(request)
+        if not kernels:
+            remedy = "build the library of the requests of all nodes"
+            raise GraphError("no kernels in the library", f"those of {request.key}", remedy, where=op.name)
+    return op(request, kernels)
 
 
 def _recorded(method: _Method) -> _Method:
@@ -72,6 +75,86 @@ def _tensors(descriptions: Sequence[Any], addresses: Sequence[int] | None = None
     ]
 
 
+class _Plugin:
+    """A node of an engine: what TensorRT calls, without its base classes. Subclasses know TensorRT's module, trt."""
+
+    trt: Any
+
+    def _begin(self, op: PluginOp) -> None:
+        self.op = op
+        self.plugin_name, self.plugin_version, self.plugin_namespace = op.name, PLUGIN_VERSION, _NAMESPACE
+        self.num_outputs = len(op.outputs)
+        self._fields: FieldCollection | None = None
+
+    def get_capability_interface(self, kind: Any) -> Any:
+        return self
+
+    def clone(self) -> Any:
+        return type(self)(self.op)  # type: ignore[call-arg]
+
+    @_recorded
+    def get_output_data_types(self, input_types: Sequence[Any]) -> list[Any]:
+        found = self.op.output_dtypes([_dtype(kind) for kind in input_types])
+        names = {value: key for key, value in _DTYPES.items()}
+        return [getattr(self.trt.DataType, names[name]) for name in found]
+
+    @_recorded
+    def get_output_shapes(self, inputs: Sequence[Any], shape_inputs: Sequence[Any], builder: Any) -> list[Any]:
+        shapes = self.op.output_shapes([[each[i] for i in range(len(each))] for each in inputs])
+        made = []
+        for shape in shapes:
+            sizes = self.trt.DimsExprs(len(shape))
+            for i, size in enumerate(shape):
+                sizes[i] = builder.constant(size) if isinstance(size, int) else size
+            made.append(sizes)
+        return made
+
+    def get_aliased_input(self, output: int) -> int:
+        return self.op.aliases.get(output, -1)
+
+    @_recorded
+    def supports_format_combination(self, position: int, tensors: Sequence[Any], num_inputs: int) -> bool:
+        # those after the position are not known yet
+        dtypes = [_dtype(each.desc.type) for each in tensors[: position + 1]]
+        linear = tensors[position].desc.format == self.trt.TensorFormat.LINEAR
+        return linear and self.op.supports(position, dtypes, num_inputs)
+
+    @_recorded
+    def configure_plugin(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+        self.op.configure(_tensors([each.desc for each in inputs]))
+
+    @_recorded
+    def on_shape_change(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+        self.op.configure(_tensors(inputs))
+
+    def get_valid_tactics(self) -> list[int]:
+        return []
+
+    def set_tactic(self, tactic: int) -> None:
+        pass
+
+    @_recorded
+    def get_workspace_size(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+        return self.op.workspace([Tensor(_dtype(each.desc.type), tuple(each.max)) for each in inputs])
+
+    def attach_to_context(self, context: Any) -> Any:
+        return self.clone()
+
+    @_recorded
+    def get_fields_to_serialize(self) -> Any:
+        if self._fields is None:
+            fields = [request_field(self.op.request.to_json()), *kernel_fields(self.op.kernels)]
+            self._fields = FieldCollection(self.trt, fields)
+        return self._fields.collection
+
+    @_recorded
+    def enqueue(
+        self, input_desc: Sequence[Any], output_desc: Sequence[Any], inputs: Sequence[int], outputs: Sequence[int],
+        workspace: int, stream: int,
+    ) -> None:  # fmt: skip
+        self.op.enqueue(_tensors(input_desc, inputs), _tensors(output_desc, outputs), workspace, stream)
+
+
 def plugin_classes(trt: Any) -> tuple[type, type]:
     """The plugin class, made of a :class:`PluginOp`, and the creator class, made of a subclass of it.
 
@@ -82,98 +165,26 @@ def plugin_classes(trt: Any) -> tuple[type, type]:
         MissingDependencyError: bindings whose fields cannot be read.
     """
     read_field = field_reader(trt)
+    bases = (trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuildV2, trt.IPluginV3OneRuntime)
+    module = trt
 
-    class Plugin(  # type: ignore[misc, name-defined]
-        trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuildV2, trt.IPluginV3OneRuntime
-    ):
-        """A node of an engine."""
+    class Plugin(_Plugin, *bases):  # type: ignore[misc]
+        trt = module
 
         def __init__(self, op: PluginOp) -> None:
-            trt.IPluginV3.__init__(self)
-            trt.IPluginV3OneCore.__init__(self)
-            trt.IPluginV3OneBuildV2.__init__(self)
-            trt.IPluginV3OneRuntime.__init__(self)
-            self.op = op
-            self.plugin_name, self.plugin_version, self.plugin_namespace = op.name, PLUGIN_VERSION, _NAMESPACE
-            self.num_outputs = len(op.outputs)
-            self._fields: FieldCollection | None = None
-
-        def get_capability_interface(self, kind: Any) -> Any:
-            return self
-
-        def clone(self) -> Any:
-            return Plugin(self.op)
-
-        @_recorded
-        def get_output_data_types(self, input_types: Sequence[Any]) -> list[Any]:
-            found = self.op.output_dtypes([_dtype(kind) for kind in input_types])
-            names = {value: key for key, value in _DTYPES.items()}
-            return [getattr(trt.DataType, names[name]) for name in found]
-
-        @_recorded
-        def get_output_shapes(self, inputs: Sequence[Any], shape_inputs: Sequence[Any], builder: Any) -> list[Any]:
-            shapes = self.op.output_shapes([[each[i] for i in range(len(each))] for each in inputs])
-            made = []
-            for shape in shapes:
-                sizes = trt.DimsExprs(len(shape))
-                for i, size in enumerate(shape):
-                    sizes[i] = builder.constant(size) if isinstance(size, int) else size
-                made.append(sizes)
-            return made
-
-        def get_aliased_input(self, output: int) -> int:
-            return self.op.aliases.get(output, -1)
-
-        @_recorded
-        def supports_format_combination(self, position: int, tensors: Sequence[Any], num_inputs: int) -> bool:
-            # those behind the position are not known yet
-            dtypes = [_dtype(each.desc.type) for each in tensors[: position + 1]]
-            linear = tensors[position].desc.format == trt.TensorFormat.LINEAR
-            return linear and self.op.supports(position, dtypes, num_inputs)
-
-        @_recorded
-        def configure_plugin(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-            self.op.configure(_tensors([each.desc for each in inputs]))
-
-        @_recorded
-        def on_shape_change(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-            self.op.configure(_tensors(inputs))
-
-        def get_valid_tactics(self) -> list[int]:
-            return []
-
-        def set_tactic(self, tactic: int) -> None:
-            pass
-
-        @_recorded
-        def get_workspace_size(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-            return self.op.workspace([Tensor(_dtype(each.desc.type), tuple(each.max)) for each in inputs])
-
-        def attach_to_context(self, context: Any) -> Any:
-            return self.clone()
-
-        @_recorded
-        def get_fields_to_serialize(self) -> Any:
-            if self._fields is None:
-                self._fields = FieldCollection(trt, self.op.fields)
-            return self._fields.collection
-
-        @_recorded
-        def enqueue(
-            self, input_desc: Sequence[Any], output_desc: Sequence[Any], inputs: Sequence[int], outputs: Sequence[int],
-            workspace: int, stream: int,
-        ) -> None:  # fmt: skip
-            self.op.enqueue(_tensors(input_desc, inputs), _tensors(output_desc, outputs), workspace, stream)
+            for base in bases:
+                base.__init__(self)
+            self._begin(op)
 
     class Creator(trt.IPluginCreatorV3One):  # type: ignore[misc, name-defined]
-        """Makes plugins of one op: from a node's attributes, or from what an engine kept."""
+        """Makes plugins of one op: from a node's request, or from what an engine kept."""
 
         def __init__(self, op: type[PluginOp]) -> None:
             trt.IPluginCreatorV3One.__init__(self)
             self.op = op
             self.name, self.plugin_version, self.plugin_namespace = op.name, PLUGIN_VERSION, _NAMESPACE
-            # the ONNX parser passes these attributes of a node, and warns of those that a node leaves out
-            self._kept = FieldCollection(trt, _example_fields(op.attributes))
+            # the ONNX parser passes this attribute of a node, and no other
+            self._kept = FieldCollection(trt, [request_field("?")])
             self.field_names = self._kept.collection
 
         @_recorded
@@ -181,7 +192,3 @@ def plugin_classes(trt: Any) -> tuple[type, type]:
             return Plugin(make_op(self.op, [read_field(each) for each in fields]))
 
     return Plugin, Creator
-
-
-def _example_fields(attributes: Sequence[FieldSpec]) -> list[Field]:
-    return attribute_fields({spec.name: _EXAMPLES[spec.kind] for spec in attributes})

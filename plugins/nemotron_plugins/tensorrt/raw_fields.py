@@ -65,7 +65,7 @@ def field_reader(trt: Any) -> Callable[[Any], Field]:
         return _read_data
     if _structure(field) is not None and _read_structure(field) == sample:
         return _read_structure
-    found = f"TensorRT {trt.__version__} beside NumPy {np.__version__}, whose plugin fields cannot be read"
+    found = f"TensorRT {trt.__version__} with NumPy {np.__version__}, whose plugin fields cannot be read"
     raise MissingDependencyError(
         found, "bindings that fit NumPy", "install TensorRT 10.6 or a later one of version 10", where="tensorrt"
     )

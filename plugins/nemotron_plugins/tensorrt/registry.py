@@ -1,4 +1,4 @@
-"""Makes the plugins known to TensorRT."""
+"""The plugins by op, and how they are made known to TensorRT."""
 
 from __future__ import annotations
 
@@ -18,9 +18,16 @@ from nemotron_plugins.tensorrt.plugin import PLUGIN_VERSION, plugin_classes
 
 __all__ = ["PLUGIN_OPS", "register"]
 
-PLUGIN_OPS: tuple[type[PluginOp], ...] = (
-    PackedRotaryCachedAttention, PackedRotaryKVCacheUpdate, CachedAttention, LayerNormLinear, LinearResidual,
-)  # fmt: skip
+PLUGIN_OPS: dict[str, type[PluginOp]] = {
+    op.name: op
+    for op in (
+        PackedRotaryCachedAttention,
+        PackedRotaryKVCacheUpdate,
+        CachedAttention,
+        LayerNormLinear,
+        LinearResidual,
+    )
+}
 
 _lock = threading.Lock()
 # a registry keeps pointers to creators
@@ -43,7 +50,7 @@ def register() -> None:
                 f"no tensorrt ({error})", "TensorRT 10.6", 'pip install "nemotron-export[tensorrt]"', where="tensorrt"
             ) from error
         _, creator = plugin_classes(trt)
-        made = [creator(op) for op in PLUGIN_OPS]
+        made = [creator(op) for op in PLUGIN_OPS.values()]
         registry = trt.get_plugin_registry()
         for each in made:
             if registry.register_creator(each, "") is False:

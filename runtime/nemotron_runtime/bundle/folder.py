@@ -12,10 +12,18 @@ from pathlib import Path
 
 from nemotron_errors import BundleError
 
-from nemotron_runtime.bundle.manifest import MANIFEST_FILE, Manifest, ParityRecord, ParityState, WeightsFile
-from nemotron_runtime.checks.reference import REFERENCE_FILE, missing_reference_remedy
+from nemotron_runtime.bundle.manifest import MANIFEST_FILE, REFERENCE_FILE, Manifest
+from nemotron_runtime.bundle.records import FileRecord, ParityRecord, ParityState, WeightsFile
 
-__all__ = ["Bundle", "PlacedWeights", "set_parity_state", "write_atomically", "write_manifest"]
+__all__ = [
+    "Bundle",
+    "PlacedWeights",
+    "file_record",
+    "missing_reference_remedy",
+    "set_parity_state",
+    "write_atomically",
+    "write_manifest",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -124,6 +132,21 @@ def write_atomically(path: Path, text: str) -> None:
             Path(temporary).unlink(missing_ok=True)
         found = f"{error.strerror or error} while writing"
         raise BundleError(found, "a folder that can be written to", "check its permissions", where=str(path)) from error
+
+
+def missing_reference_remedy(bundle: Path) -> str:
+    """What a user does about a bundle that was built without a reference."""
+    return (
+        f"run `nemotron-export parity {bundle}`, which makes the reference from the checkpoint and checks the bundle "
+        'against it (pip install "nemotron-export[build]")'
+    )
+
+
+def file_record(path: Path) -> FileRecord:
+    """Size and SHA-256 of a file."""
+    with path.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    return FileRecord(size=path.stat().st_size, sha256=digest)
 
 
 def _check_parity(manifest: Manifest, directory: Path, allow_unverified: bool) -> None:

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from nemotron_errors import BundleError
+from nemotron_formats.tensors import FileSpan
 
 from nemotron_runtime.bundle.folder import Bundle, PlacedWeights
-from nemotron_runtime.bundle.manifest import WeightPart
 
 __all__ = ["changed_chunk", "check_digests", "checked_chunks", "map_weights", "packed_weights"]
 
@@ -53,7 +53,7 @@ def packed_weights(bundle: Bundle, views: Mapping[str, mmap.mmap]) -> npt.NDArra
     packed = np.empty(sum(part.length for part in parts), np.uint8)
     starts = itertools.accumulate((part.length for part in parts), initial=0)
 
-    def copy(part: WeightPart, at: int) -> None:
+    def copy(part: FileSpan, at: int) -> None:
         # numpy copies without the interpreter's lock
         packed[at : at + part.length] = np.frombuffer(views[part.file], np.uint8, part.length, part.offset)
 
@@ -125,7 +125,7 @@ def _needed_chunks(bundle: Bundle, placed: PlacedWeights, view: mmap.mmap) -> It
     if quantization is None or placed.record is quantization.file:
         yield from enumerate(chunks)
         return
-    unread = set(quantization.tensors) - set(quantization.kept)
+    unread = set(quantization.tensors) - set(quantization.skipped)
     # the header's hash was checked when the bundle was opened
     data = 8 + int.from_bytes(view[:8], "little")
     header = json.loads(view[8:data])

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from nemotron_errors import BundleError
+from nemotron_formats.tensors import FileSpan
 
 from nemotron_runtime.bundle.folder import Bundle, PlacedWeights
-from nemotron_runtime.bundle.manifest import WeightPart
 from nemotron_runtime.bundle.weights import changed_chunk, check_digests
 
 __all__ = ["Chunk", "Piece", "PieceReader", "plan_pieces"]
@@ -50,7 +50,7 @@ class Piece:
         return self.end - self.start
 
 
-def plan_pieces(bundle: Bundle, parts: Iterable[WeightPart], most: int) -> list[Piece]:
+def plan_pieces(bundle: Bundle, parts: Iterable[FileSpan], most: int) -> list[Piece]:
     """What is read for these parts: every chunk that one of them touches, whole and once, and nothing else.
 
     Files that the build did not scan have no digests: of those the parts alone are read.

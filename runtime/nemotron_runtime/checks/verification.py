@@ -63,11 +63,10 @@ def check_bundle(
         found, remedy = f"no {REFERENCE_FILE} (built with --no-parity)", missing_reference_remedy(opened.directory)
         raise BundleError(found, "the reference to compare with", remedy, where=str(opened.directory))
     reference = read_reference(opened.file(REFERENCE_FILE))
-    stored = opened.manifest.quantization
-    name = None if stored is None else f"int{stored.bits}-g{stored.group_size}"
-    weight_format = None if name is None else format_named(name, str(opened.directory))
+    quantization = opened.manifest.quantization
+    stored = None if quantization is None else format_named(quantization.format, "quantization")
     with Engine(open_executor(opened, threads)) as engine:
-        return check(engine, reference, opened.manifest.dtype, weight_format=weight_format, progress=progress)
+        return check(engine, reference, opened.manifest.dtype, weight_format=stored, progress=progress)
 
 
 def record_report(directory: str | Path, report: ParityReport, document: Mapping[str, Any] | None = None) -> None:

@@ -9,7 +9,7 @@ from nemotron_errors import BundleError
 from nemotron_runtime.bundle.folder import Bundle
 from nemotron_runtime.executors.executor import Executor
 from nemotron_runtime.executors.onnxruntime.cpu import OnnxRuntimeExecutor
-from nemotron_runtime.executors.onnxruntime.cuda import CUDA_PROVIDER, OnnxRuntimeCudaExecutor
+from nemotron_runtime.executors.onnxruntime.cuda import OnnxRuntimeCudaExecutor
 from nemotron_runtime.executors.onnxruntime.genai import GenaiExecutor
 
 __all__ = ["open_executor"]
@@ -29,7 +29,7 @@ def _refuse_rtx(bundle: Bundle, threads: int | None) -> Executor:
     )  # fmt: skip
 
 
-# what a manifest may name; the strict reader refuses others
+# what a manifest's session.executor may be; the strict reader refuses others
 _EXECUTORS: dict[str, Callable[[Bundle, int | None], Executor]] = {
     "onnxruntime": OnnxRuntimeExecutor,
     "onnxruntime-cuda": OnnxRuntimeCudaExecutor,
@@ -50,10 +50,4 @@ def open_executor(bundle: Bundle, threads: int | None = None) -> Executor:
         MissingDependencyError: what it needs is not installed.
         BundleError: see the executor.
     """
-    return _EXECUTORS[_name(bundle)](bundle, threads)
-
-
-def _name(bundle: Bundle) -> str:
-    session = bundle.manifest.session
-    on_cuda = session.kind == "onnxruntime" and session.provider == CUDA_PROVIDER
-    return f"{session.kind}-cuda" if on_cuda else session.kind
+    return _EXECUTORS[bundle.manifest.session.executor](bundle, threads)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nemotron_runtime.bundle.manifest import HeadRecord
+from nemotron_runtime.bundle.records import HeadRecord
 from nemotron_runtime.engine.engine import Engine
 from nemotron_runtime.tasks.outputs import outputs_at, sigmoid, softmax
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nemotron_runtime.bundle.manifest import HeadRecord
+from nemotron_runtime.bundle.records import HeadRecord
 from nemotron_runtime.engine.engine import Engine
 from nemotron_runtime.tasks.outputs import outputs_at, softmax
 from nemotron_runtime.text.encoding import Encoding

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from nemotron_graphs.passes.matching import dtype_of, shape_of
+
 __all__ = ["BindRopeTablesPass"]
 
 
@@ -17,7 +19,7 @@ class BindRopeTablesPass(ir.passes.InPlacePass):
 
     Rules:
         1. the input becomes an initializer of the input's dtype (rounded as PyTorch rounds: to nearest, ties to even);
-        2. the symbolic table length becomes the number of rows.
+        2. the symbolic table length becomes the table's own.
     """
 
     def __init__(self, cos: np.ndarray, sin: np.ndarray) -> None:
@@ -27,11 +29,9 @@ class BindRopeTablesPass(ir.passes.InPlacePass):
         inputs = {v.name: v for v in model.graph.inputs}
         for name, table in self.tables.items():
             value = inputs[name]
-            assert value.dtype is not None
-            assert value.shape is not None
-            assert table.shape[1:] == tuple(value.shape[1:])
+            assert table.shape[1:] == tuple(shape_of(value)[1:])
             model.graph.inputs.remove(value)
             value.shape = ir.Shape(table.shape)
-            value.const_value = ir.tensor(table.astype(value.dtype.numpy()), name=name)
+            value.const_value = ir.tensor(table.astype(dtype_of(value).numpy()), name=name)
             model.graph.register_initializer(value)
         return ir.passes.PassResult(model, modified=True)

@@ -1,15 +1,15 @@
-"""Forms ONNX Runtime's SkipLayerNormalization out of a residual sum and the LayerNormalization behind it."""
+"""Forms ONNX Runtime's SkipLayerNormalization out of a residual sum and the LayerNormalization that reads it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import onnx_ir as ir
+
+from nemotron_graphs.passes.matching import CONTRIB, FusionPass, input_of, producer, require, shape_of
 
 __all__ = ["FormSkipLayerNormalizationPass"]
 
 
-class FormSkipLayerNormalizationPass(ir.passes.InPlacePass):
+class FormSkipLayerNormalizationPass(FusionPass):
     """Adds and normalises in one node, which gives the sum too.
 
     Precondition: comes last: a pass that names values would name the two results that are left out.
@@ -21,47 +21,34 @@ class FormSkipLayerNormalizationPass(ir.passes.InPlacePass):
            or the sum is read before the norm, the nodes stay.
     """
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        graph = model.graph
-        place = {node: index for index, node in enumerate(graph)}
-        norms = [n for n in graph if (n.domain, n.op_type) == ("", "LayerNormalization")]
-        formed = [_form(graph, node, place) for node in norms]
-        if any(formed):
-            model.opset_imports["com.microsoft"] = 1
-        return ir.passes.PassResult(model, any(formed))
+    forms = "SkipLayerNormalization"
+    domain = CONTRIB
+    anchor = ("LayerNormalization", "")
 
+    def begin(self, graph: ir.Graph) -> None:
+        self._place = {node: index for index, node in enumerate(graph)}
 
-def _form(graph: ir.Graph, norm: ir.Node, place: dict[ir.Node, int]) -> bool:
-    total = norm.inputs[0]
-    add = None if total is None else total.producer()
-    if total is None or add is None or not _fits(norm, add, place):
-        return False
-    fused = ir.Node(
-        "com.microsoft",
-        "SkipLayerNormalization",
-        [*add.inputs, *norm.inputs[1:3]],
-        [ir.AttrFloat32("epsilon", norm.attributes.get_float("epsilon", 1e-5))],
-        num_outputs=4,
-    )
-    place[fused] = place[norm]
-    # mean and deviation are not computed
-    fused.outputs[1].name = fused.outputs[2].name = ""
-    old = norm.outputs[0]
-    graph.insert_before(norm, fused)
-    for new, previous in ((fused.outputs[0], old), (fused.outputs[3], total)):
-        name, new.shape, new.type = previous.name, previous.shape, previous.type
-        previous.name, new.name = f"{name}/unfused", name
-        ir.convenience.replace_all_uses_with(previous, new, replace_graph_outputs=True)
-    graph.remove([norm, add], safe=True)
-    return True
+    def fuse(self, graph: ir.Graph, node: ir.Node) -> None:
+        add = producer(node.inputs[0], "Add")
+        self._check(node, add)
+        new = ir.Node(
+            CONTRIB,
+            self.forms,
+            [*add.inputs, *node.inputs[1:3]],
+            [ir.AttrFloat32("epsilon", node.attributes.get_float("epsilon", 1e-5))],
+            num_outputs=4,
+        )
+        self._place[new] = self._place[node]
+        # mean and deviation are not computed
+        new.outputs[1].name = new.outputs[2].name = ""
+        old, results = (node.outputs[0], add.outputs[0]), (new.outputs[0], new.outputs[3])
+        ir.convenience.replace_nodes_and_values(graph, node, [node, add], [new], old, results)
 
-
-def _fits(norm: ir.Node, add: ir.Node, place: Mapping[ir.Node, int]) -> bool:
-    x, y = (*add.inputs, None)[:2]
-    if (add.domain, add.op_type) != ("", "Add") or x is None or y is None or x.shape is None or x.shape != y.shape:
-        return False
-    if len(norm.inputs) < 3 or norm.inputs[2] is None or any(value.uses() for value in norm.outputs[1:]):
-        return False
-    if len(x.shape) != 3 or norm.attributes.get_int("axis", -1) not in (-1, 2):
-        return False
-    return all(place[user] >= place[norm] for user, _ in add.outputs[0].uses())
+    def _check(self, norm: ir.Node, add: ir.Node) -> None:
+        x, y = input_of(add, 0), input_of(add, 1)
+        require(x.shape is not None and x.shape == y.shape, f"{x.shape} is added to {y.shape}")
+        require(len(shape_of(x)) == 3 and norm.attributes.get_int("axis", -1) in (-1, 2), "not over the last of 3 axes")
+        require(len(norm.inputs) == 3 and norm.inputs[2] is not None, "it has no beta")
+        require(not any(value.uses() for value in norm.outputs[1:]), "its mean or deviation is read")
+        early = [user for user, _ in add.outputs[0].uses() if self._place[user] < self._place[norm]]
+        require(not early, f"the sum is read before it by {', '.join(user.op_type for user in early)}")

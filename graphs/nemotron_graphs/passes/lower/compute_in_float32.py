@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping
 
 import onnx_ir as ir
 
+from nemotron_graphs.passes.matching import add_cast, cast_output
+
 __all__ = ["ComputeInFloat32Pass"]
 
 _SIXTEEN_BITS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -20,8 +22,8 @@ class ComputeInFloat32Pass(ir.passes.InPlacePass):
     computes in float32, which is right too.
 
     Rules, for an op of ``ops`` whose first input is of one of the dtypes there:
-        1. its 16-bit inputs are cast to float32 in front of it;
-        2. its first output is cast back behind it, under the old output's name.
+        1. its 16-bit inputs are cast to float32 before it;
+        2. its first output is cast back, under the old output's name.
 
     Args:
         ops: op type of ONNX → dtypes in which it is widened.
@@ -34,33 +36,13 @@ class ComputeInFloat32Pass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         found = [node for node in model.graph if node.domain == "" and self._widens(node)]
         for node in found:
-            _widen(model.graph, node)
+            for index, value in enumerate(node.inputs):
+                if value is not None and value.dtype in _SIXTEEN_BITS:
+                    cast = add_cast(model.graph, node, value, ir.DataType.FLOAT, name=f"{node.outputs[0].name}/{index}")
+                    node.replace_input_with(index, cast)
+            cast_output(model.graph, node, ir.DataType.FLOAT, "float32")
         return ir.passes.PassResult(model, modified=bool(found))
 
     def _widens(self, node: ir.Node) -> bool:
         first = node.inputs[0] if node.inputs else None
         return first is not None and first.dtype in self._ops.get(node.op_type, ())
-
-
-def _widen(graph: ir.Graph, node: ir.Node) -> None:
-    output = node.outputs[0]
-    narrow = output.dtype
-    assert narrow is not None
-    for index, value in enumerate(node.inputs):
-        if value is not None and value.dtype in _SIXTEEN_BITS:
-            cast = _cast(value, ir.DataType.FLOAT)
-            graph.insert_before(node, cast)
-            node.replace_input_with(index, cast.outputs[0])
-    back = _cast(output, narrow)
-    ir.convenience.replace_all_uses_with(output, back.outputs[0], replace_graph_outputs=True)
-    back.replace_input_with(0, output)
-    output.type, output.name, back.outputs[0].name = (
-        ir.TensorType(ir.DataType.FLOAT), f"{output.name}/float32", output.name
-    )  # fmt: skip
-    graph.insert_after(node, back)
-
-
-def _cast(value: ir.Value, dtype: ir.DataType) -> ir.Node:
-    node = ir.Node("", "Cast", [value], [ir.AttrInt64("to", dtype)])
-    node.outputs[0].shape, node.outputs[0].type = value.shape, ir.TensorType(dtype)
-    return node

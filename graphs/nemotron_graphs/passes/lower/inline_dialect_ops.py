@@ -20,7 +20,7 @@ class InlineDialectOpsPass(ir.passes.InPlacePass):
     Rules:
         1. a node of an op in ``ops`` (all of the dialect where None) is replaced by the op's function body for the
            optional inputs and the attributes that the node has;
-        2. dialect nodes of that body are replaced in turn;
+        2. dialect nodes of that body are replaced likewise;
         3. its outputs keep their names and shapes.
     """
 
@@ -32,14 +32,7 @@ class InlineDialectOpsPass(ir.passes.InPlacePass):
         wanted = [n for n in model.graph if n.domain == DOMAIN and n.op_type in self.ops]
         for node in wanted:
             nodes, results = bodies.expand(node.op_type, node.inputs, node.attributes)
-            model.graph.insert_before(node, nodes)
-            for old, new in zip(node.outputs, results, strict=True):
-                name, shape, type_ = old.name, old.shape, old.type
-                # a result that is an input of the node itself keeps its own name
-                if new.producer() is not None:
-                    old.name, new.name, new.shape, new.type = f"{name}/inlined", name, shape, type_
-                ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-            model.graph.remove(node, safe=True)
+            ir.convenience.replace_nodes_and_values(model.graph, node, [node], nodes, node.outputs, results)
         if wanted and not any(node.domain == DOMAIN for node in model.graph):
             model.opset_imports.pop(DOMAIN, None)
         if wanted:

@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from nemotron_graphs.ops import DOMAIN
 from nemotron_graphs.passes.lower.native_nodes import heads_first
-from nemotron_graphs.passes.nodes import add_node, take_place
+from nemotron_graphs.passes.matching import add_node, input_of, nodes_of, take_place
 
 __all__ = ["LowerKVCacheUpdatePass"]
 
@@ -16,24 +16,13 @@ class LowerKVCacheUpdatePass(ir.passes.InPlacePass):
 
     Rule: ``KVCacheUpdate(cache, new, write_index)``, cache [B, G, T, D] and new [B, S, G, D], becomes
     ``TensorScatter<axis=2>(cache, Transpose(new), write_index)``.
-
-    Precondition: no cache_row, which TensorScatter does not know.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        nodes = [n for n in model.graph if (n.domain, n.op_type) == (DOMAIN, "KVCacheUpdate")]
+        nodes = nodes_of(model.graph, "KVCacheUpdate", DOMAIN)
         for node in nodes:
-            _lower(model.graph, node)
+            cache, new, write_index = (input_of(node, index) for index in range(3))
+            inputs = [cache, heads_first(model.graph, node, new), write_index]
+            name, axis = f"{node.outputs[0].name}/scattered", ir.AttrInt64("axis", 2)
+            take_place(model.graph, node, add_node(model.graph, node, "TensorScatter", inputs, [axis], name=name))
         return ir.passes.PassResult(model, bool(nodes))
-
-
-def _lower(graph: ir.Graph, node: ir.Node) -> None:
-    cache, new, write_index = node.inputs[:3]
-    assert new is not None
-    if len(node.inputs) > 3 and node.inputs[3] is not None:
-        raise ir.passes.PreconditionError(
-            f"'{node.outputs[0].name}': found a cache_row; expected rows in the cache's order; trace it without"
-        )
-    inputs = [cache, heads_first(graph, node, new), write_index]
-    name = f"{node.outputs[0].name}/scattered"
-    take_place(graph, node, add_node(graph, node, "TensorScatter", inputs, [ir.AttrInt64("axis", 2)], name=name))

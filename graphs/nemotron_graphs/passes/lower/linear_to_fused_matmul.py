@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from nemotron_graphs.ops import DOMAIN
+from nemotron_graphs.passes.matching import CONTRIB, add_node, nodes_of, take_place
 
 __all__ = ["LowerLinearToFusedMatMulPass"]
 
@@ -18,22 +19,18 @@ class LowerLinearToFusedMatMulPass(ir.passes.InPlacePass):
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        modified = False
-        for node in model.graph:
-            if (node.domain, node.op_type) != (DOMAIN, "Linear"):
-                continue
-            bias = node.inputs[2] if len(node.inputs) > 2 else None
-            old = node.outputs[0]
-            product = ir.Node("com.microsoft", "FusedMatMul", node.inputs[:2], [ir.AttrInt64("transB", 1)])
-            nodes = [product]
-            if bias is not None:
-                product.outputs[0].name = f"{old.name}/product"
-                product.outputs[0].shape, product.outputs[0].type = old.shape, old.type
-                nodes.append(ir.Node("", "Add", [product.outputs[0], bias]))
-            new = nodes[-1].outputs[0]
-            new.name, new.shape, new.type = old.name, old.shape, old.type
-            ir.convenience.replace_nodes_and_values(model.graph, node, [node], nodes, [old], [new])
-            modified = True
-        if modified:
-            model.opset_imports["com.microsoft"] = 1
-        return ir.passes.PassResult(model, modified)
+        graph = model.graph
+        nodes = nodes_of(graph, "Linear", DOMAIN)
+        for node in nodes:
+            x, weight, *bias = node.inputs
+            old, transposed = node.outputs[0], ir.AttrInt64("transB", 1)
+            result = add_node(
+                graph, node, "FusedMatMul", [x, weight], [transposed],
+                name=f"{old.name}/product", shape=old.shape, dtype=old.dtype, domain=CONTRIB,
+            )  # fmt: skip
+            if bias:
+                result = add_node(graph, node, "Add", [result, *bias], name=f"{old.name}/sum")
+            take_place(graph, node, result)
+        if nodes:
+            model.opset_imports[CONTRIB] = 1
+        return ir.passes.PassResult(model, bool(nodes))

@@ -1,127 +1,123 @@
-"""Lowers the dialect's Linear with a quantized weight to ONNX Runtime's MatMulNBits."""
+"""Lowers the dialect's Linear with integer weights to ONNX Runtime's MatMulNBits.
+
+Shapes: O output features, I input features.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import onnx_ir as ir
+from nemotron_formats.tensors import EncodedWeight
+from nemotron_formats.weights import GroupedIntegers
 
 from nemotron_graphs.ops import DOMAIN
-from nemotron_graphs.passes.nodes import add_node
-from nemotron_graphs.weights import QuantizedWeight
+from nemotron_graphs.passes.matching import (
+    CONTRIB,
+    add_cast,
+    add_node,
+    dtype_of,
+    input_of,
+    nodes_of,
+    onnx_dtype,
+    produced_by,
+    size_of,
+    take_place,
+)
 
 __all__ = ["LowerLinearToMatMulNBitsPass"]
 
 
 class LowerLinearToMatMulNBitsPass(ir.passes.InPlacePass):
-    """Replaces projections whose weights the bundle holds as codes and scales.
+    """Replaces projections whose weights the bundle holds as integer codes and scales.
 
     Args:
-        weights: name of a weight → its quantized parts.
-
-    Precondition: a weight [O, I] has codes [O, groups, bytes], groups being I / group size, rounded up.
+        weights: name of a weight → its format, and the places of its codes and scales on disk.
+        accuracy_level: how the kernel may treat activations: 0 leaves them, 4 makes them int8.
 
     Rules:
-        1. ``Linear(x, w)`` → ``MatMulNBits(x, codes, scales)`` where ``w`` is a graph input that is quantized, or a
-           Cast of it;
+        1. ``Linear(x, w)`` → ``MatMulNBits(x, codes, scales)`` where ``w`` is a graph input of ``weights``, or a Cast
+           of it;
         2. ``Linear(x, w, b)`` → ``MatMulNBits(x, codes, scales, , , b)`` likewise;
         3. where x is no float32, the scales are cast to its dtype, which the node asks for;
         4. codes and scales become graph inputs, one of each however many nodes read them, to be bound like any weight.
 
     Postcondition: every weight of ``weights`` was found. What else reads such a weight (the lookup of a tied embedding)
     keeps it; any other Linear is left to the passes that follow.
+
+    Raises:
+        PreconditionError: a weight in a format that is no :class:`GroupedIntegers`, or operands of other shapes.
+        PostconditionError: a weight that no Linear reads.
     """
 
-    def __init__(self, weights: Mapping[str, QuantizedWeight]) -> None:
+    def __init__(self, weights: Mapping[str, EncodedWeight], accuracy_level: int) -> None:
         self.weights = weights
+        self.accuracy_level = accuracy_level
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
-        inputs: dict[str, tuple[ir.Value, ir.Value]] = {}
-        for node in graph:
-            if (node.domain, node.op_type) != (DOMAIN, "Linear"):
-                continue
-            x, weight, bias = (*node.inputs, None)[:3]
-            assert weight is not None
-            dtype, stored = weight.dtype, _stored(weight)
+        operands: dict[str, tuple[ir.Value, ir.Value]] = {}
+        for node in nodes_of(graph, "Linear", DOMAIN):
+            weight = input_of(node, 1)
+            cast = produced_by(weight, "Cast")
+            stored = weight if cast is None else input_of(cast, 0)
             name = stored.name or ""
             if not stored.is_graph_input() or name not in self.weights:
                 continue
-            quantized = self.weights[name]
-            if name not in inputs:
-                _check(weight, quantized)
-                packed, scales = _parts(graph, quantized)
-                inputs[name] = packed, _cast(graph, node, scales, dtype)
-            _replace(graph, node, quantized, [x, *inputs[name], None, None, bias])
-        if missing := sorted(set(self.weights) - set(inputs)):
+            encoded = self.weights[name]
+            O, I = size_of(weight, 0), size_of(weight, 1)  # noqa: E741
+            weight_format = _checked_format(name, encoded, O, I)
+            if name not in operands:
+                codes, scales = _add_inputs(graph, encoded)
+                if dtype_of(weight) != ir.DataType.FLOAT:
+                    scales = add_cast(graph, node, scales, dtype_of(weight), name=f"{scales.name}/cast")
+                operands[name] = codes, scales
+            attributes = {
+                "K": I,
+                "N": O,
+                "bits": weight_format.bits,
+                "block_size": weight_format.group_size,
+                "accuracy_level": self.accuracy_level,
+            }
+            bias = [None, None, *node.inputs[2:]] if len(node.inputs) > 2 else []
+            product = add_node(
+                graph, node, "MatMulNBits", [node.inputs[0], *operands[name], *bias],
+                [ir.AttrInt64(key, number) for key, number in attributes.items()],
+                name=f"{node.outputs[0].name}/product", domain=CONTRIB,
+            )  # fmt: skip
+            take_place(graph, node, product)
+        if missing := sorted(set(self.weights) - set(operands)):
             raise ir.passes.PostconditionError(
-                f"quantized weights that no Linear reads: found {', '.join(missing)}; expected none; "
+                f"encoded weights that no Linear reads: found {', '.join(missing)}; expected none; "
                 "lower other passes' projections after this one"
             )
-        if inputs:
-            model.opset_imports["com.microsoft"] = 1
-        return ir.passes.PassResult(model, bool(inputs))
+        if operands:
+            model.opset_imports[CONTRIB] = 1
+        return ir.passes.PassResult(model, bool(operands))
 
 
-def _check(weight: ir.Value, quantized: QuantizedWeight) -> None:
-    assert weight.shape is not None
-    rows, features = weight.shape
-    assert isinstance(features, int)
-    expected = (rows, -(-features // quantized.group_size), quantized.group_size * quantized.bits // 8)
-    if quantized.packed_shape != expected:
+def _checked_format(name: str, encoded: EncodedWeight, O: int, I: int) -> GroupedIntegers:  # noqa: E741
+    """The format of a weight [O, I], whose operands have the shapes that it says."""
+    if not isinstance(encoded.format, GroupedIntegers):
         raise ir.passes.PreconditionError(
-            f"weight '{weight.name}': found codes of shape {list(quantized.packed_shape)}; expected {list(expected)}; "
-            "quantize it again"
+            f"weight '{name}': found format {encoded.format.name}; expected integers in groups; "
+            "choose a target whose projections take that format"
         )
+    for operand in encoded.format.operands(O, I):
+        found = encoded.operands[operand.name].shape
+        if tuple(found) != operand.shape:
+            raise ir.passes.PreconditionError(
+                f"weight '{name}': found {operand.name} of shape {list(found)}; expected {list(operand.shape)}; "
+                "quantize it again"
+            )
+    return encoded.format
 
 
-def _parts(graph: ir.Graph, quantized: QuantizedWeight) -> tuple[ir.Value, ir.Value]:
-    packed = ir.Value(
-        name=quantized.packed, shape=ir.Shape(quantized.packed_shape), type=ir.TensorType(ir.DataType.UINT8)
+def _add_inputs(graph: ir.Graph, encoded: EncodedWeight) -> tuple[ir.Value, ir.Value]:
+    """Codes and scales as inputs of the graph."""
+    codes, scales = (
+        ir.Value(name=entry.name, shape=ir.Shape(entry.shape), type=ir.TensorType(onnx_dtype(entry)))
+        for entry in (encoded.operands["codes"], encoded.operands["scales"])
     )
-    scales = ir.Value(
-        name=quantized.scales, shape=ir.Shape(quantized.packed_shape[:2]), type=ir.TensorType(ir.DataType.FLOAT)
-    )
-    graph.inputs.extend((packed, scales))
-    return packed, scales
-
-
-def _stored(weight: ir.Value) -> ir.Value:
-    """What a weight that the graph casts is cast from."""
-    node = weight.producer()
-    source = node.inputs[0] if node is not None and (node.domain, node.op_type) == ("", "Cast") else None
-    return weight if source is None else source
-
-
-def _cast(graph: ir.Graph, before: ir.Node, scales: ir.Value, dtype: ir.DataType | None) -> ir.Value:
-    assert dtype is not None
-    if dtype == ir.DataType.FLOAT:
-        return scales
-    to = ir.AttrInt64("to", dtype)
-    return add_node(graph, before, "Cast", [scales], [to], name=f"{scales.name}/cast", shape=scales.shape, dtype=dtype)
-
-
-def _replace(graph: ir.Graph, node: ir.Node, quantized: QuantizedWeight, inputs: list[ir.Value | None]) -> None:
-    weight, old = node.inputs[1], node.outputs[0]
-    assert weight is not None
-    assert weight.shape is not None
-    rows, features = weight.shape
-    assert isinstance(rows, int)
-    assert isinstance(features, int)
-    while inputs[-1] is None:
-        inputs.pop()
-    product = ir.Node(
-        "com.microsoft",
-        "MatMulNBits",
-        inputs,
-        [
-            ir.AttrInt64("K", features),
-            ir.AttrInt64("N", rows),
-            ir.AttrInt64("bits", quantized.bits),
-            ir.AttrInt64("block_size", quantized.group_size),
-            ir.AttrInt64("accuracy_level", quantized.accuracy_level),
-        ],
-    )
-    new = product.outputs[0]
-    new.name, new.shape, new.type = old.name, old.shape, old.type
-    ir.convenience.replace_nodes_and_values(graph, node, [node], [product], [old], [new])
+    graph.inputs.extend((codes, scales))
+    return codes, scales

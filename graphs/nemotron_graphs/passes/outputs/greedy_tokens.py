@@ -1,14 +1,16 @@
-"""Gives the likeliest tokens as an output of their own, so that a session need not copy the logits."""
+"""Gives the likeliest tokens as an output of their own, so that the logits need not be copied to the host."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
+from nemotron_graphs.passes.matching import shape_of
+
 __all__ = ["GreedyTokensPass"]
 
 
 class GreedyTokensPass(ir.passes.InPlacePass):
-    """Adds the output ``tokens`` int64 [batch, positions] behind ``logits`` [batch, positions, values].
+    """Adds the output ``tokens`` int64 [batch, positions] after ``logits`` [batch, positions, values].
 
     Rules:
         1. ``tokens = ArgMax(logits)`` over the last axis, the lowest index of equal ones; it is the last output;
@@ -20,11 +22,10 @@ class GreedyTokensPass(ir.passes.InPlacePass):
         logits = graph.outputs[0]
         if logits.name != "logits" or any(value.name == "tokens" for value in graph.outputs):
             return ir.passes.PassResult(model, modified=False)
-        assert logits.shape is not None
         attributes = {"axis": -1, "keepdims": 0, "select_last_index": 0}
         node = ir.Node("", "ArgMax", [logits], [ir.AttrInt64(name, value) for name, value in attributes.items()])
         tokens = node.outputs[0]
-        tokens.name, tokens.shape = "tokens", ir.Shape(logits.shape[:-1])
+        tokens.name, tokens.shape = "tokens", ir.Shape(shape_of(logits)[:-1])
         tokens.type = ir.TensorType(ir.DataType.INT64)
         graph.append(node)
         graph.outputs.append(tokens)

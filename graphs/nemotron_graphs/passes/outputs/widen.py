@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from nemotron_graphs.ops import DOMAIN
+from nemotron_graphs.passes.matching import produced_by
 
 __all__ = ["WidenOutputPass"]
 
@@ -27,19 +28,17 @@ class WidenOutputPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
         output = graph.outputs[0]
-        node = output.producer()
         if output.dtype == ir.DataType.FLOAT or self.only not in (None, output.dtype):
             return ir.passes.PassResult(model, modified=False)
-        assert node is not None
-        fused = (node.domain, node.op_type) == (DOMAIN, "LayerNormLinear") and not output.uses()
-        if fused and node.attributes.get_string("activation", "none") == "none":
-            node.attributes["output"] = ir.AttrString("output", "float32")
+        fused = produced_by(output, "LayerNormLinear", DOMAIN)
+        if fused is not None and not output.uses() and fused.attributes.get_string("activation", "none") == "none":
+            fused.attributes["output"] = ir.AttrString("output", "float32")
             output.type = ir.TensorType(ir.DataType.FLOAT)
             return ir.passes.PassResult(model, modified=True)
         cast = ir.Node("", "Cast", [output], [ir.AttrInt64("to", ir.DataType.FLOAT)])
         new = cast.outputs[0]
         new.name, new.shape, new.type = output.name, output.shape, ir.TensorType(ir.DataType.FLOAT)
         output.name = f"{output.name}/narrow"
-        graph.insert_after(node, cast)
+        graph.append(cast)
         graph.outputs[0] = new
         return ir.passes.PassResult(model, modified=True)

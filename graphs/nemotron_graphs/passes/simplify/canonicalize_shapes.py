@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
+
+from nemotron_graphs.passes.matching import add_constant, add_node, nodes_of, take_place
 
 __all__ = ["CanonicalizeShapesPass"]
 
 
-# dims of a value that stand side by side: numbers and symbols
+# neighbouring dims of a value: numbers and symbols
 _Dims = tuple[int | str | None, ...]
 
 
@@ -17,7 +18,7 @@ class CanonicalizeShapesPass(ir.passes.InPlacePass):
 
     Rules, for ``y = Shape<start, end>(x)`` with x's shape known:
         1. dims that are all numbers become a Constant;
-        2. others are read from the first graph input that has them side by side, where that is not x already.
+        2. others are read from the first graph input that has them as neighbours, where that is not x already.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -28,9 +29,8 @@ class CanonicalizeShapesPass(ir.passes.InPlacePass):
                 for end in range(start + 1, len(dims) + 1):
                     homes.setdefault(dims[start:end], (value, start))
         modified = False
-        for node in model.graph:
-            if node.op_type == "Shape" and not node.domain:
-                modified |= _rewrite(model.graph, node, homes)
+        for node in nodes_of(model.graph, "Shape"):
+            modified |= _rewrite(model.graph, node, homes)
         return ir.passes.PassResult(model, modified)
 
 
@@ -47,20 +47,18 @@ def _rewrite(graph: ir.Graph, node: ir.Node, homes: dict[_Dims, tuple[ir.Value, 
     end = node.attributes.get_int("end", len(dims))
     wanted = dims[start:end]
     numbers = [dim for dim in wanted if isinstance(dim, int)]
+    name = f"{node.outputs[0].name}/canonical"
     if not wanted or None in wanted:
         return False
     if len(numbers) == len(wanted):
-        new = ir.Node("", "Constant", [], [ir.AttrTensor("value", ir.tensor(np.array(numbers, np.int64)))])
+        new = add_constant(graph, node, numbers, name=name)
     elif wanted in homes:
         home, axis = homes[wanted]
         if home is source:
             return False
-        new = ir.Node("", "Shape", [home], [ir.AttrInt64("start", axis), ir.AttrInt64("end", axis + len(wanted))])
+        dims_read = [ir.AttrInt64("start", axis), ir.AttrInt64("end", axis + len(wanted))]
+        new = add_node(graph, node, "Shape", [home], dims_read, name=name)
     else:
         return False
-    old = node.outputs[0]
-    new.outputs[0].name, new.outputs[0].shape, new.outputs[0].type = old.name, old.shape, old.type
-    graph.insert_before(node, new)
-    ir.convenience.replace_all_uses_with(old, new.outputs[0], replace_graph_outputs=True)
-    graph.remove(node, safe=True)
+    take_place(graph, node, new)
     return True

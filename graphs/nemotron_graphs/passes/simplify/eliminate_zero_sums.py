@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from nemotron_graphs.passes.matching import nodes_of
+
 __all__ = ["EliminateZeroSumsPass"]
 
 
 class EliminateZeroSumsPass(ir.passes.InPlacePass):
-    """Removes what a fixed dim leaves of sums over it: the position of a row's one new token is its start plus zero.
+    """Removes what a fixed dim leaves of sums over it: the position of a sequence's one new token is its start plus 0.
 
     Rule: ``Add(x, c)``, the operands in either order, becomes ``x`` where c is a constant of integer zeros and the sum
     has x's shape.
@@ -19,8 +21,8 @@ class EliminateZeroSumsPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         modified = False
-        for node in model.graph:
-            if (node.domain, node.op_type) != ("", "Add") or node.outputs[0].is_graph_output():
+        for node in nodes_of(model.graph, "Add"):
+            if node.outputs[0].is_graph_output():
                 continue
             for value, other in (node.inputs, reversed(node.inputs)):
                 if value is not None and _is_zero(other) and value.shape == node.outputs[0].shape:

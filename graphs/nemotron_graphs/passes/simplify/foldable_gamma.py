@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from nemotron_graphs.passes.nodes import add_node, take_place
+from nemotron_graphs.passes.matching import add_cast, add_node, dtype_of, input_of, is_op, produced_by, take_place
 
 __all__ = ["FoldableGammaPass"]
 
@@ -22,7 +22,7 @@ class FoldableGammaPass(ir.passes.InPlacePass):
     Rules:
         1. ``Add(parameter [n], scalar constant)`` in bfloat16 or float16 becomes Cast, Add, Cast;
         2. so does ``Add(Cast(parameter [n]), scalar constant)``, of a parameter that is stored in another dtype: the
-           first Cast stays in front, for the parameter is rounded to the run dtype before it is added to;
+           first Cast stays, for the parameter is rounded to the run dtype before it is added to;
         3. another dtype, another shape, or an operand that any other node computes stays.
     """
 
@@ -41,7 +41,7 @@ class FoldableGammaPass(ir.passes.InPlacePass):
 
 def _parts(node: ir.Node) -> tuple[ir.Value, float] | None:
     """The parameter and the constant of a sum that fits; else None."""
-    if (node.domain, node.op_type) != ("", "Add"):
+    if not is_op(node, "Add"):
         return None
     for parameter, other in (node.inputs, node.inputs[::-1]):
         if parameter is None or other is None or not _is_parameter(parameter) or parameter.dtype not in _LOW:
@@ -55,23 +55,17 @@ def _parts(node: ir.Node) -> tuple[ir.Value, float] | None:
 
 def _is_parameter(value: ir.Value) -> bool:
     """Whether a value is given, not computed, or is given and cast."""
-    node = value.producer()
-    if node is not None and (node.domain, node.op_type) == ("", "Cast"):
-        assert node.inputs[0] is not None
-        node = node.inputs[0].producer()
-    return node is None
+    cast = produced_by(value, "Cast")
+    given = value if cast is None else input_of(cast, 0)
+    return given.producer() is None
 
 
 def _rewrite(graph: ir.Graph, node: ir.Node, parameter: ir.Value, constant: ir.Value) -> None:
-    gamma, shape, dtype = node.outputs[0], parameter.shape, parameter.dtype
-    assert shape is not None
-    assert dtype is not None
+    name = node.outputs[0].name
     others = [value for value in node.inputs if value is not None and value is not parameter]
-    to_wide, to_narrow = ir.AttrInt64("to", _WIDE), ir.AttrInt64("to", dtype)
-    wide = add_node(graph, node, "Cast", [parameter], [to_wide], name=f"{gamma.name}/wide", shape=shape, dtype=_WIDE)
-    total = add_node(graph, node, "Add", [wide, constant], name=f"{gamma.name}/sum", shape=shape, dtype=_WIDE)
-    narrow = add_node(graph, node, "Cast", [total], [to_narrow], name=f"{gamma.name}/narrow", shape=shape, dtype=dtype)
-    take_place(graph, node, narrow)
+    wide = add_cast(graph, node, parameter, _WIDE, name=f"{name}/wide")
+    total = add_node(graph, node, "Add", [wide, constant], name=f"{name}/sum", shape=parameter.shape, dtype=_WIDE)
+    take_place(graph, node, add_cast(graph, node, total, dtype_of(parameter), name=f"{name}/narrow"))
     for value in others:
         if not value.uses() and value.is_initializer():
             assert value.name is not None

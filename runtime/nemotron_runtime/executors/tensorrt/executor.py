@@ -12,8 +12,8 @@ import numpy.typing as npt
 from nemotron_errors import BundleError
 from nemotron_formats.cache import cache_specs
 
+from nemotron_runtime.bundle.engine_records import TensorRTRecord
 from nemotron_runtime.bundle.folder import Bundle
-from nemotron_runtime.bundle.manifest_tensorrt import TensorRTRecord
 from nemotron_runtime.cuda import Device
 from nemotron_runtime.executors.batch import Ids, Logits
 from nemotron_runtime.executors.padded import PaddedExecutor
@@ -77,8 +77,9 @@ class TensorRTExecutor(PaddedExecutor):
         if record.has_plugins:
             tensorrt.register_plugins()
         # other tasks choose no tokens
-        library, where = load_library(bundle, record.architecture) if manifest.task == "causal-lm" else (None, "")
-        sampler = hold.enter_context(TensorRTSampler(self.device, self.output_size, library, where))
+        chooses = manifest.task == "causal-lm"
+        kernels = load_library(bundle, record.architecture, self.output_size) if chooses else (None, "")
+        sampler = hold.enter_context(TensorRTSampler(self.device, self.output_size, *kernels))
         self.candidate_count = sampler.candidate_count
         free = self.device.memory()[0]
         prefill = BuiltEngine(tensorrt, bundle, record.prefill_engine)
@@ -104,7 +105,7 @@ class TensorRTExecutor(PaddedExecutor):
         size = max(prefill.memory, decode.memory, 1)
         activations = hold.enter_context(self.device.allocate(size, "the engines' activations"))
         memory = (activations.address, size)
-        fixed_capacity = record.cache_slots or None
+        fixed_capacity = record.cache_capacity or None
         self._cache = hold.enter_context(
             DeviceCache(self.device, stream, self.caches, manifest.limits.max_seq_len, fixed_capacity)
         )

@@ -14,17 +14,19 @@ __all__ = ["find_kernel", "load_library"]
 _FOLDER = "kernels"
 
 
-def load_library(bundle: Bundle, architecture: str) -> tuple[Mapping[str, Any], str]:
-    """The bundle's kernels by key, and their folder.
+def load_library(bundle: Bundle, architecture: str, vocab_size: int) -> tuple[Mapping[str, Any], str]:
+    """The bundle's kernels that choose among logits, by key, and the folder of its kernels.
 
     Raises:
         BundleError: none for this architecture, or changed ones.
     """
     # needs no Triton
     from nemotron_plugins.library import KernelLibrary
+    from nemotron_plugins.requests import logits_request
 
     folder = bundle.file(_FOLDER)
-    return KernelLibrary.load(folder, architecture), str(folder)
+    wanted = (logits_request(op, vocab_size) for op in ("Argmax", "TopCandidates"))
+    return KernelLibrary.load(folder, architecture).of(*wanted), str(folder)
 
 
 def find_kernel(library: Mapping[str, Any], key: str, arguments: Sequence[str], where: str) -> tuple[Any, Any]:

@@ -8,8 +8,8 @@ from typing import Any
 from nemotron_errors import BundleError
 from nemotron_formats.cache import CacheSpec
 
+from nemotron_runtime.bundle.engine_records import TensorRTRecord
 from nemotron_runtime.bundle.folder import Bundle
-from nemotron_runtime.bundle.manifest_tensorrt import TensorRTRecord
 from nemotron_runtime.cuda import Device
 from nemotron_runtime.executors.tensorrt.context import BuiltEngine
 
@@ -59,7 +59,7 @@ def check_engine(
     tensors: dict[str, tuple[str, Any]] = {w.name: (w.dtype, w.shape) for w in record.weights}
     tensors |= dict.fromkeys(row_inputs, ("int64", None))
     for cache in caches:
-        shape_BGTD = cache.shape(-1, record.cache_slots or -1)
+        shape_BGTD = cache.shape(-1, record.cache_capacity or -1)
         tensors |= dict.fromkeys((cache.input_name, cache.output_name), (cache.dtype, shape_BGTD))
     tensors[manifest.head.output] = ("float32", None)
     inputs = (*row_inputs, *(cache.input_name for cache in caches), *(weight.name for weight in record.weights))

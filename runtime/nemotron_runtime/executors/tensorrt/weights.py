@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from nemotron_errors import BundleError
 from nemotron_formats.dtypes import item_bytes
+from nemotron_formats.tensors import FileSpan, WeightInput
 
+from nemotron_runtime.bundle.engine_records import TensorRTRecord
 from nemotron_runtime.bundle.folder import Bundle
-from nemotron_runtime.bundle.manifest import WeightPart
-from nemotron_runtime.bundle.manifest_tensorrt import TensorRTRecord, TensorRTWeight
 from nemotron_runtime.bundle.weights_reading import Piece, PieceReader, plan_pieces
 from nemotron_runtime.cuda import Device, DeviceBuffer
 
@@ -107,11 +107,11 @@ def upload_weights(bundle: Bundle, record: TensorRTRecord, device: Device) -> De
     return done
 
 
-def _lay_out(weights: Iterable[TensorRTWeight]) -> tuple[dict[str, int], list[tuple[int, WeightPart]], int]:
+def _lay_out(weights: Iterable[WeightInput]) -> tuple[dict[str, int], list[tuple[int, FileSpan]], int]:
     """Offset of each weight, (offset, part) in the files' order, and bytes in all; equal parts are shared."""
     offsets: dict[str, int] = {}
-    known: dict[tuple[WeightPart, ...], int] = {}
-    copies: list[tuple[int, WeightPart]] = []
+    known: dict[tuple[FileSpan, ...], int] = {}
+    copies: list[tuple[int, FileSpan]] = []
     end = 0
     for weight in weights:
         if weight.parts in known:
@@ -127,9 +127,9 @@ def _lay_out(weights: Iterable[TensorRTWeight]) -> tuple[dict[str, int], list[tu
     return offsets, copies, end
 
 
-def _upload(device: Device, buffer: DeviceBuffer, bundle: Bundle, copies: list[tuple[int, WeightPart]]) -> None:
+def _upload(device: Device, buffer: DeviceBuffer, bundle: Bundle, copies: list[tuple[int, FileSpan]]) -> None:
     pieces = plan_pieces(bundle, (part for _, part in copies), _STAGING_BYTES)
-    by_file: dict[str, list[tuple[int, WeightPart]]] = defaultdict(list)
+    by_file: dict[str, list[tuple[int, FileSpan]]] = defaultdict(list)
     for target, part in copies:
         by_file[part.file].append((target, part))
     size = max(piece.length for piece in pieces)
@@ -165,7 +165,7 @@ def _upload(device: Device, buffer: DeviceBuffer, bundle: Bundle, copies: list[t
         stream.synchronize()
 
 
-def _moves(piece: Piece, copies: Iterable[tuple[int, WeightPart]]) -> Iterator[tuple[int, int, int]]:
+def _moves(piece: Piece, copies: Iterable[tuple[int, FileSpan]]) -> Iterator[tuple[int, int, int]]:
     """Sub-ranges of a piece to copy: offset on the device, offset in the piece, bytes."""
     for target, part in copies:
         first, last = max(piece.start, part.offset), min(piece.end, part.offset + part.length)
