@@ -1,6 +1,7 @@
-"""The likeliest tokens of a decode step on a GPU, by a small graph of their own that reads the step's logits in place.
+"""Chooses tokens on a GPU for ONNX Runtime: by the graph's own output of tokens, and by a small graph that reads the
+step's logits in place and finds the top-k candidates.
 
-Shapes: B rows, V vocabulary, C candidates.
+Shapes: B sequences, V vocabulary, C candidates.
 """
 
 from __future__ import annotations
@@ -13,51 +14,77 @@ import numpy.typing as npt
 from nemotron_errors import BundleError
 
 from nemotron_runtime.bundle.folder import Bundle
+from nemotron_runtime.executors.batch import Ids, Logits
 from nemotron_runtime.sampling.candidates import Candidates
+from nemotron_runtime.sampling.device import DeviceSampler
 
-__all__ = ["CandidateStep", "check_candidate_graph"]
+__all__ = ["OnnxRuntimeSampler", "check_candidate_graph", "on_device"]
 
 _TYPES = {np.float32: "tensor(float)", np.float16: "tensor(float16)"}
 
 
-class CandidateStep:
-    """The graph's buffers on the device, and their binding behind one decode step's logits.
+def on_device(ort: Any, device: tuple[str, int], array: npt.NDArray[Any]) -> Any:
+    """A copy of an array in a device's memory."""
+    return ort.OrtValue.ortvalue_from_numpy(array, *device)
+
+
+class OnnxRuntimeSampler(DeviceSampler):
+    """The buffers of one decode step's outputs on the device, and the binding of what reads its logits.
 
     Args:
-        session: ONNX Runtime's session of the graph.
-        ort: its module.
-        device: name and number of where the logits are.
-        logits_B1V: the decode step's output buffer.
-        count: C.
+        ort: the module onnxruntime.
+        device: name and number of where the buffers are.
+        logits_BV: zeros like the logits of a step.
         options: of the runs.
+        session: ONNX Runtime's session of the graph of candidates; None where a bundle has none.
+        candidate_count: C.
 
     Attributes:
-        launched: whether it ran, and may have been captured.
+        logits_B1V: what the step writes its logits to.
+        tokens_B1: what it writes the likeliest tokens to.
+        chooses: whether it does write them.
+        launched: whether the graph of candidates ran, and may have been captured.
     """
 
     def __init__(
-        self, session: Any, ort: Any, device: tuple[str, int], logits_B1V: Any, count: int, options: Any
+        self,
+        ort: Any,
+        device: tuple[str, int],
+        logits_BV: npt.NDArray[Any],
+        options: Any,
+        *,
+        chooses: bool,
+        session: Any = None,
+        candidate_count: int = 0,
     ) -> None:
-        def on_device(array: npt.NDArray[Any]) -> Any:
-            return ort.OrtValue.ortvalue_from_numpy(array, *device)
-
-        shape_BC = (logits_B1V.shape()[0], count)
+        B = len(logits_BV)
+        self.chooses, self.launched = chooses, False
+        self.logits_B1V = on_device(ort, device, logits_BV[:, None])
+        self.tokens_B1 = on_device(ort, device, np.zeros((B, 1), np.int64))
         self._session, self._options = session, options
-        self.launched = False
+        if session is None:
+            return
+        shape_BC = (B, candidate_count)
         self._temperature = 1.0
-        self._temperature_1 = on_device(np.ones(1, np.float32))
-        self._logits_BC = on_device(np.zeros(shape_BC, np.float32))
-        self._ids_BC = on_device(np.zeros(shape_BC, np.int64))
-        self._mass_B = on_device(np.zeros(shape_BC[0], np.float32))
+        self._temperature_1 = on_device(ort, device, np.ones(1, np.float32))
+        self._logits_BC = on_device(ort, device, np.zeros(shape_BC, np.float32))
+        self._ids_BC = on_device(ort, device, np.zeros(shape_BC, np.int64))
+        self._mass_B = on_device(ort, device, np.zeros(B, np.float32))
         self._binding = session.io_binding()
-        self._binding.bind_ortvalue_input("logits", logits_B1V)
+        self._binding.bind_ortvalue_input("logits", self.logits_B1V)
         self._binding.bind_ortvalue_input("temperature", self._temperature_1)
         self._binding.bind_ortvalue_output("candidate_logits", self._logits_BC)
         self._binding.bind_ortvalue_output("candidate_ids", self._ids_BC)
         self._binding.bind_ortvalue_output("mass", self._mass_B)
 
-    def run(self, temperature: float) -> Candidates:
-        """The candidates of the logits that the decode step left; ``temperature`` is that of their log_sum."""
+    def greedy(self) -> Ids:
+        """See :meth:`DeviceSampler.greedy`: the logits stay on the device where the graph chooses."""
+        chosen_B: Ids = self.tokens_B1.numpy()[:, 0] if self.chooses else self.logits().argmax(-1)
+        return chosen_B
+
+    def candidates(self, temperature: float) -> Candidates:
+        """See :meth:`DeviceSampler.candidates`: the logits stay on the device."""
+        assert self._session is not None, "a bundle with a graph of candidates"
         if temperature != self._temperature:
             self._temperature_1.update_inplace(np.array([temperature], np.float32))
             self._temperature = temperature
@@ -69,10 +96,15 @@ class CandidateStep:
         log_sum_B = largest_B + np.log(self._mass_B.numpy().astype(np.float64))
         return Candidates(self._ids_BC.numpy(), logits_BC, log_sum_B)
 
+    def logits(self) -> Logits:
+        """See :meth:`DeviceSampler.logits`."""
+        logits_B1V: npt.NDArray[Any] = self.logits_B1V.numpy()
+        return logits_B1V[:, 0].astype(np.float32, copy=False)
+
 
 def check_candidate_graph(bundle: Bundle, session: Any, logits_dtype: Any, count: int) -> None:
     """Raises BundleError where the graph does not take the model's logits, or does not give ``count`` tokens of each
-    row."""
+    sequence."""
     dims_V = f"[batch, 1, {bundle.manifest.model.vocab_size}]"
     expected_inputs = f"logits {_TYPES[logits_dtype]} {dims_V}, temperature tensor(float) [1]"
     expected_outputs = (
