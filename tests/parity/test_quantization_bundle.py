@@ -17,7 +17,8 @@ import torch
 from nemotron_errors import BundleError, RequestError
 from nemotron_formats.weights import Int4
 from nemotron_runtime.bundle.folder import Bundle, write_manifest
-from nemotron_runtime.bundle.manifest import Manifest, WeightsFile
+from nemotron_runtime.bundle.manifest import Manifest
+from nemotron_runtime.bundle.records import WeightsFile
 from nemotron_runtime.checks.checking import check
 from nemotron_runtime.checks.perplexity import measure_nll, perplexity
 from nemotron_runtime.checks.reference import read_reference

@@ -104,9 +104,7 @@ def test_a_session_that_equals_the_reference_passes_and_one_that_is_off_fails() 
     assert row.tolerance == 1.01
     assert "15 tokens" in row.prompt
     worse = replace(reference, texts=tuple(replace(text, nll=text.nll - np.float32(0.02)) for text in reference.texts))
-    failed = [
-        row.check for row in check(ToyEngine(), worse, "float32", weight_format=Int8(128)).rows if not row.passed
-    ]
+    failed = [row.check for row in check(ToyEngine(), worse, "float32", weight_format=Int8(128)).rows if not row.passed]
     assert failed == ["perplexity ratio"]
     assert check(ToyEngine(), worse, "float32", weight_format=Int4(32)).passed
     shifted = check(ToyEngine(error=100.0), reference, "float32", weight_format=Int4(32))
