@@ -212,7 +212,7 @@ def test_a_broken_graph_and_nodes_on_the_cpu_are_refused_at_load(bundle: Bundle,
         ({"count": 0}, r"candidates\.count.*0 tokens.*1 to 96"),
         ({"count": 97}, r"97 tokens.*1 to 96"),
         ({"count": "32"}, r"candidates\.count.*str '32'"),
-        ({"graph": "model.onnx"}, "beside the session's graph"),
+        ({"graph": "model.onnx"}, "another file than the session's graph"),
         ({"graph": "other.onnx"}, "no record of other.onnx"),
         ({"graph": "../candidates.onnx"}, "inside the folder"),
         ({"more": 1}, "unknown keys more"),
@@ -228,9 +228,9 @@ def test_the_manifests_record_is_strict(bundle: Bundle, changes: dict[str, Any],
         Manifest.from_dict(document)
 
 
-@pytest.mark.parametrize("other", [{"task": "token-classification"}, {"session": {"kind": "genai"}}], ids=str)
+@pytest.mark.parametrize("other", [{"task": "token-classification"}, {"session": {"executor": "genai"}}], ids=str)
 def test_only_a_language_model_of_the_row_contract_has_candidates(bundle: Bundle, other: dict[str, Any]) -> None:
     document = json.loads((bundle.directory / "manifest.json").read_text())
     session = document["session"] | other.get("session", {})
-    with pytest.raises(BundleError, match=r"session\.candidates.*kind onnxruntime for causal-lm"):
+    with pytest.raises(BundleError, match=r"session\.candidates.*onnxruntime for causal-lm"):
         Manifest.from_dict({**document, **other, "session": session})
