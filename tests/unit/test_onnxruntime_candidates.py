@@ -32,7 +32,8 @@ def add(folder: Path, model: ir.Model, count: int = COUNT) -> Bundle:
     ir.save(model, path)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["session"] |= {
-        "provider": CUDA, "cuda_graph": True, "candidates": {"graph": CANDIDATES_FILE, "count": count}
+        "executor": "onnxruntime-cuda", "device": "cuda", "provider": CUDA, "cuda_graph": True,
+        "candidates": {"graph": CANDIDATES_FILE, "count": count}
     }  # fmt: skip
     data = path.read_bytes()
     manifest["files"][CANDIDATES_FILE] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -168,7 +169,7 @@ def test_a_bundle_without_the_graph_loads_as_before(tmp_path: Path, recorded: Re
     folder = make_bundle(tmp_path)
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["session"].pop("candidates") is None
-    manifest["session"] |= {"provider": CUDA, "cuda_graph": True}
+    manifest["session"] |= {"executor": "onnxruntime-cuda", "device": "cuda", "provider": CUDA, "cuda_graph": True}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with Engine(OnnxRuntimeCudaExecutor(Bundle.open(folder))) as session:
         assert session.executor.candidate_count == 0
@@ -212,7 +213,7 @@ def test_a_broken_graph_and_nodes_on_the_cpu_are_refused_at_load(bundle: Bundle,
         ({"count": 0}, r"candidates\.count.*0 tokens.*1 to 96"),
         ({"count": 97}, r"97 tokens.*1 to 96"),
         ({"count": "32"}, r"candidates\.count.*str '32'"),
-        ({"graph": "model.onnx"}, "beside the session's graph"),
+        ({"graph": "model.onnx"}, "another file than the session's graph"),
         ({"graph": "other.onnx"}, "no record of other.onnx"),
         ({"graph": "../candidates.onnx"}, "inside the folder"),
         ({"more": 1}, "unknown keys more"),
@@ -228,9 +229,9 @@ def test_the_manifests_record_is_strict(bundle: Bundle, changes: dict[str, Any],
         Manifest.from_dict(document)
 
 
-@pytest.mark.parametrize("other", [{"task": "token-classification"}, {"session": {"kind": "genai"}}], ids=str)
+@pytest.mark.parametrize("other", [{"task": "token-classification"}, {"session": {"executor": "genai"}}], ids=str)
 def test_only_a_language_model_of_the_row_contract_has_candidates(bundle: Bundle, other: dict[str, Any]) -> None:
     document = json.loads((bundle.directory / "manifest.json").read_text())
     session = document["session"] | other.get("session", {})
-    with pytest.raises(BundleError, match=r"session\.candidates.*kind onnxruntime for causal-lm"):
+    with pytest.raises(BundleError, match=r"session\.candidates.*expected one of onnxruntime-cuda for causal-lm"):
         Manifest.from_dict({**document, **other, "session": session})
