@@ -32,7 +32,8 @@ def add(folder: Path, model: ir.Model, count: int = COUNT) -> Bundle:
     ir.save(model, path)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["session"] |= {
-        "provider": CUDA, "cuda_graph": True, "candidates": {"graph": CANDIDATES_FILE, "count": count}
+        "executor": "onnxruntime-cuda", "device": "cuda", "provider": CUDA, "cuda_graph": True,
+        "candidates": {"graph": CANDIDATES_FILE, "count": count}
     }  # fmt: skip
     data = path.read_bytes()
     manifest["files"][CANDIDATES_FILE] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -168,7 +169,7 @@ def test_a_bundle_without_the_graph_loads_as_before(tmp_path: Path, recorded: Re
     folder = make_bundle(tmp_path)
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["session"].pop("candidates") is None
-    manifest["session"] |= {"provider": CUDA, "cuda_graph": True}
+    manifest["session"] |= {"executor": "onnxruntime-cuda", "device": "cuda", "provider": CUDA, "cuda_graph": True}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with Engine(OnnxRuntimeCudaExecutor(Bundle.open(folder))) as session:
         assert session.executor.candidate_count == 0

@@ -25,7 +25,7 @@ from support.recorded_onnxruntime import CPU, CUDA, Recorded, record
 def bundle(tmp_path: Path) -> Bundle:
     folder = make_bundle(tmp_path, kind="fused")
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["session"] |= {"provider": CUDA, "cuda_graph": True}
+    manifest["session"] |= {"executor": "onnxruntime-cuda", "device": "cuda", "provider": CUDA, "cuda_graph": True}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return Bundle.open(folder)
 

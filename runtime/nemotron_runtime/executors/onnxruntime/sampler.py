@@ -1,5 +1,7 @@
-"""Chooses tokens on a GPU for ONNX Runtime: by the graph's own output of tokens, and by a small graph that reads the
-step's logits in place and finds the top-k candidates.
+"""Chooses tokens on a GPU for ONNX Runtime.
+
+The graph itself gives the likeliest tokens; a small graph next to it reads a step's logits where they are and finds the
+top-k candidates.
 
 Shapes: B sequences, V vocabulary, C candidates.
 """
