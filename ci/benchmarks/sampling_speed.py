@@ -1,9 +1,9 @@
-"""What sampling costs compared with greedy decoding: tokens/s by how tokens are chosen, on any bundle.
+"""What sampling costs next to greedy decoding: tokens/s by how tokens are chosen, on any bundle.
 
     python ci/benchmarks/sampling_speed.py BUNDLE [--prompt-tokens 512] [--new-tokens 64] [--rounds 3] [--json out.json]
 
-Each way is measured with the session's likeliest tokens, where it gives them, and with all logits copied to the host,
-one at a time. "Fallbacks" are the steps at which the likeliest tokens did not decide. Times are of decoding alone.
+Each way is measured with the executor's top-k candidates, where it gives them, and with all logits copied to the host,
+taking turns. "Fallbacks" are the steps at which the likeliest tokens did not decide. Times are of decoding alone.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from unittest import mock
 
 import numpy as np
 from nemotron_runtime.bundle.folder import Bundle
+from nemotron_runtime.engine.engine import Engine
 from nemotron_runtime.engine.generation import GenerationParams, generate
-from nemotron_runtime.executors.open import open_session
+from nemotron_runtime.executors.open import open_executor
+from nemotron_runtime.sampling.sequence import SequenceSampler
 
 from nemotron_export.cli.console import print_table
 
@@ -33,12 +35,13 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def measure(session: Any, prompt: np.ndarray, params: GenerationParams) -> tuple[float, int, tuple[int, ...]]:
+def measure(engine: Engine, prompt: np.ndarray, params: GenerationParams) -> tuple[float, int, tuple[int, ...]]:
     """Tokens/s of one request after its first token, the steps that fell back, and the tokens."""
-    kind = type(session)
-    with mock.patch.object(kind, "candidate_logits", autospec=True, side_effect=kind.candidate_logits) as fallback:
-        (answer,) = generate(session, [prompt], params)
-    return (len(answer.token_ids) - 1) / answer.timings.decode_seconds, fallback.call_count, answer.token_ids
+    choose = SequenceSampler.choose
+    with mock.patch.object(SequenceSampler, "choose", autospec=True, side_effect=choose) as from_all:
+        (answer,) = generate(engine, [prompt], params)
+    # the first token comes from the prompt's logits
+    return (len(answer.token_ids) - 1) / answer.timings.decode_seconds, from_all.call_count - 1, answer.token_ids
 
 
 def main() -> int:
@@ -51,8 +54,9 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     rows, records, differing = [], [], 0
-    with open_session(Bundle.open(arguments.bundle, allow_unverified=True)) as session:
-        prompt = np.random.default_rng(0).integers(0, session.vocab_size, arguments.prompt_tokens)
+    with Engine(open_executor(Bundle.open(arguments.bundle, allow_unverified=True))) as engine:
+        given = engine.executor.candidate_count
+        prompt = np.random.default_rng(0).integers(0, engine.vocab_size, arguments.prompt_tokens)
         for name, options in WAYS.items():
             new = arguments.new_tokens
             params = GenerationParams(max_new_tokens=new, seed=1, ignore_eos=True, **options)
@@ -62,12 +66,11 @@ def main() -> int:
             # what is captured and warmed is not measured
             for round_ in range(arguments.rounds + 2):
                 for few in (True, False):
-                    count = session.candidates if few else 0
-                    with mock.patch.object(type(session), "candidates", new=count):
-                        speed, fell_back, tokens[few] = measure(session, prompt, params)
+                    engine.executor.candidate_count = given if few else 0
+                    speed, fell_back, tokens[few] = measure(engine, prompt, params)
                     if round_ >= 2:
                         speeds[few].append(speed)
-                        fallbacks = max(fallbacks, fell_back)
+                        fallbacks = max(fallbacks, fell_back if few and params.draws_from_candidates else 0)
             differing += tokens[True] != tokens[False]
             few_speed, all_speed = (statistics.median(speeds[few]) for few in (True, False))
             same = "yes" if tokens[True] == tokens[False] else "NO"
@@ -75,7 +78,7 @@ def main() -> int:
             record = {"way": name, "tokens_per_second": few_speed, "by_all_logits": all_speed, "fallbacks": fallbacks}
             records.append({**record, "same_tokens": tokens[True] == tokens[False]})
     heads = ["tokens chosen by", "tok/s", "tok/s by all logits", "fallbacks", "same tokens"]
-    print_table(f"Behind {arguments.prompt_tokens} tokens, batch 1", heads, rows)
+    print_table(f"After {arguments.prompt_tokens} tokens, batch 1", heads, rows)
     if arguments.json is not None:
         document = {"bundle": arguments.bundle.name, "prompt_tokens": arguments.prompt_tokens, "ways": records}
         arguments.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

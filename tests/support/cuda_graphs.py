@@ -27,7 +27,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 def on_cpu(name: str) -> Iterator[None]:
     """The target's graphs name the CPU's provider, and may be fp32."""
     target = TARGETS[name]
-    changed = replace(target, dtypes=("float32", "float16"), session={**target.session, "provider": CPU})
+    changed = replace(target, dtypes=("float32", "float16"), executor="onnxruntime", provider=CPU, device="cpu")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(TARGETS, name, changed)
         yield

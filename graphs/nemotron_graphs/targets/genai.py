@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nemotron_graphs import passes
-from nemotron_graphs.targets.onnx_passes import onnx_passes
+from nemotron_graphs.targets.onnx_passes import onnx_passes, packed_projections
 from nemotron_graphs.targets.target import GraphRecipe, Passes, Target
 
 __all__ = ["genai_cpu", "genai_cuda"]
@@ -75,7 +75,7 @@ genai_cuda = Target(
             onnx_passes(_cuda_lowering, _cuda_finishing),
             {
                 "GroupQueryAttention": lambda n: n.layers,
-                "packed projection": lambda n: n.layers,
+                "packed projection": packed_projections,
                 "SkipLayerNormalization": lambda n: 2 * n.layers,
             },
         )

@@ -126,7 +126,8 @@ def _counts(model: ir.Model, context: LoweringContext) -> ModelCounts:
     layers = sum((node.domain, node.op_type) == (DOMAIN, "CachedAttention") for node in model.graph)
     last = model.graph.outputs[0].producer()
     head = last is not None and (last.domain, last.op_type) == (DOMAIN, "Linear")
-    return ModelCounts(layers, context.fp32_mlp_layers, int(head), bool(context.encoded))
+    encoded, half = bool(context.encoded), context.cos.shape[1]
+    return ModelCounts(layers, context.fp32_mlp_layers, int(head), encoded, half)
 
 
 def weight_inputs(model: ir.Model, context: LoweringContext) -> tuple[WeightInput, ...]:

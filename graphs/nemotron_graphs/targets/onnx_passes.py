@@ -8,14 +8,19 @@ from typing import Any
 from nemotron_formats.tensors import EncodedWeight
 
 from nemotron_graphs import passes
-from nemotron_graphs.targets.target import LoweringContext, Passes
+from nemotron_graphs.targets.target import LoweringContext, ModelCounts, Passes
 
-__all__ = ["onnx_passes"]
+__all__ = ["onnx_passes", "packed_projections"]
 
 # MatMulNBits on ONNX Runtime: activations become int8, by group and token, for the product. Left as they are, the 8-bit
 # op of the CPU provider converts the whole weight in every call (22 ms in place of 0.07 ms for [3072, 768]), and the
 # 4-bit op is 3 times slower, for an error that is small next to that of the weights.
 _INT8_ACTIVATIONS = 4
+
+
+def packed_projections(n: ModelCounts) -> int:
+    """Attentions whose projections can be packed: a rotation outside of their kernel stands between."""
+    return n.layers if n.rotary_half % 8 == 0 else 0
 
 
 def _integers(weights: Mapping[str, EncodedWeight]) -> Any:

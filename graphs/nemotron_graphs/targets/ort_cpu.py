@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nemotron_graphs import passes
-from nemotron_graphs.targets.onnx_passes import onnx_passes
+from nemotron_graphs.targets.onnx_passes import onnx_passes, packed_projections
 from nemotron_graphs.targets.target import GraphRecipe, Passes, Target
 
 __all__ = ["ort_cpu"]
@@ -22,7 +22,10 @@ ort_cpu = Target(
             "model.onnx",
             onnx_passes(_lowering),
             # codes of three projections stay apart: one copy of them is enough on the host
-            {"GroupQueryAttention": lambda n: n.layers, "packed projection": lambda n: 0 if n.encoded else n.layers},
+            {
+                "GroupQueryAttention": lambda n: n.layers,
+                "packed projection": lambda n: 0 if n.encoded else packed_projections(n),
+            },
         )
     },
     executor="onnxruntime",

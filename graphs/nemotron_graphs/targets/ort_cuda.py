@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nemotron_graphs import passes
-from nemotron_graphs.targets.onnx_passes import onnx_passes
+from nemotron_graphs.targets.onnx_passes import onnx_passes, packed_projections
 from nemotron_graphs.targets.target import GraphRecipe, LoweringContext, Passes, Target
 
 __all__ = ["ort_cuda"]
@@ -46,7 +46,7 @@ ort_cuda = Target(
             onnx_passes(_lowering, _finishing),
             {
                 "GroupQueryAttention": lambda n: n.layers,
-                "packed projection": lambda n: n.layers,
+                "packed projection": packed_projections,
                 # the first norm follows no sum, and the last one the positions that are wanted
                 "SkipLayerNormalization": lambda n: 2 * n.layers - 1,
             },

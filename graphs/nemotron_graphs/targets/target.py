@@ -51,12 +51,14 @@ class ModelCounts:
         fp32_mlp_layers: those whose relu² and down_proj are in fp32.
         heads: 1, or 0 where the graph gives hidden states.
         encoded: whether the projections' weights are in another format.
+        rotary_half: pairs of lanes that are rotated.
     """
 
     layers: int
     fp32_mlp_layers: int
     heads: int
     encoded: bool
+    rotary_half: int
 
 
 @dataclass(frozen=True)
