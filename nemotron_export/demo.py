@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from nemotron_export.bench import BenchResult
 
-__all__ = ["DemoResult", "GeneratedText", "run_demo"]
+__all__ = ["DemoResult", "run_demo"]
 
 _PROMPTS = ("If the file does not exist,", "This module provides")
 # greedy, with a penalty: a model this small repeats itself without one
@@ -25,21 +25,13 @@ _GENERATION: dict[str, Any] = {"max_new_tokens": 64, "repetition_penalty": 1.15}
 
 
 @dataclass(frozen=True)
-class GeneratedText:
-    """A prompt and what the bundle went on with."""
-
-    prompt: str
-    completion: str
-
-
-@dataclass(frozen=True)
 class DemoResult:
-    """What the demo has to show."""
+    """What the demo has to show; ``texts`` are prompts and what the bundle went on with."""
 
     checkpoint: str
     bundle_bytes: int
     build_seconds: float
-    texts: tuple[GeneratedText, ...]
+    texts: dict[str, str]
     report: ParityReport
     benchmark: BenchResult
 
@@ -49,7 +41,7 @@ class DemoResult:
             "checkpoint": self.checkpoint,
             "bundle_bytes": self.bundle_bytes,
             "build_seconds": self.build_seconds,
-            "texts": [asdict(text) for text in self.texts],
+            "texts": [{"prompt": prompt, "completion": text} for prompt, text in self.texts.items()],
             "parity": self.report.to_dict(),
             "benchmark": self.benchmark.to_dict(),
         }
@@ -95,7 +87,7 @@ def run_demo(
         with nemotron_runtime.load(path, threads=threads) as model:
             progress("generate", 0, 0)
             results = model.generate(list(_PROMPTS), **_GENERATION)
-            texts = tuple(GeneratedText(p, r.text) for p, r in zip(_PROMPTS, results, strict=True))
+            texts = {prompt: result.text for prompt, result in zip(_PROMPTS, results, strict=True)}
         benchmark = run_bench(
             [path], against=["eager"], checkpoint=source, options=BenchOptions(threads=threads), progress=progress
         )

@@ -9,7 +9,7 @@ import typer
 from nemotron_errors import RequestError
 
 from nemotron_export.cli.console import print_json, print_table, show_progress, size_text
-from nemotron_export.cli.loading import AllowUnverified, JsonOutput, WeightsDir
+from nemotron_export.cli.options import AllowUnverified, JsonOutput, WeightsDir
 
 if TYPE_CHECKING:
     from nemotron_export.bench import BenchResult

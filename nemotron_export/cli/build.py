@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from nemotron_export.cli.console import print_json, show_progress, size_text
-from nemotron_export.cli.loading import Reference, ReferenceSteps
+from nemotron_export.cli.options import Reference, ReferenceSteps
 
 __all__ = ["build"]
 

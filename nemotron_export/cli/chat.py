@@ -13,8 +13,21 @@ import typer
 from nemotron_errors import RequestError
 
 from nemotron_export.cli.conversation import Conversation
-from nemotron_export.cli.loading import AllowUnverified, BundleArgument, Threads, WeightsDir, open_model
-from nemotron_export.cli.sampling import MinP, RepetitionPenalty, Seed, Stop, Temperature, TopK, TopP, given_params
+from nemotron_export.cli.options import (
+    AllowUnverified,
+    BundleArgument,
+    MinP,
+    RepetitionPenalty,
+    Seed,
+    Stop,
+    Temperature,
+    Threads,
+    TopK,
+    TopP,
+    WeightsDir,
+    given_params,
+    open_model,
+)
 
 __all__ = ["chat"]
 

@@ -11,12 +11,12 @@ import typer
 from nemotron_errors import RequestError
 
 from nemotron_export.cli.console import print_json, print_table, show_progress
-from nemotron_export.cli.loading import BundleArgument, JsonOutput, Reference, ReferenceSteps, Threads, WeightsDir
+from nemotron_export.cli.options import BundleArgument, JsonOutput, Reference, ReferenceSteps, Threads, WeightsDir
 
 if TYPE_CHECKING:
     from nemotron_runtime.checks.report import ParityReport
 
-    from nemotron_export.parity.baseline import Baseline, BaselineRow
+    from nemotron_export.parity.baseline import BaselineRow
     from nemotron_export.parity.bisect import Bisection
 
 __all__ = ["parity", "print_bisection", "print_report", "verify"]
@@ -47,8 +47,7 @@ def verify(
     with show_progress() as progress:
         report = verify_bundle(bundle, weights_dir=weights_dir, threads=threads, progress=progress)
     document = report_document(bundle, report, threads=threads, judged_by="verify")
-    rows = _compare(held, report, baseline_factor)
-    _finish(bundle, report, document, json_output, junit=junit, baseline=rows)
+    _finish(bundle, report, document, json_output, None, junit, held, baseline_factor)
 
 
 def parity(
@@ -105,26 +104,28 @@ def parity(
             from nemotron_export.parity.report import write_html
 
             write_html(document, report_file)
-    rows = _compare(held, report, baseline_factor)
     bisection = None if examination is None else examination.bisection
-    _finish(bundle, report, document, json_output, bisection, junit=junit, baseline=rows)
+    _finish(bundle, report, document, json_output, bisection, junit, held, baseline_factor)
 
 
 def print_report(report: ParityReport) -> None:
     """The report as a table on stdout."""
-    noted = any(row.note for row in report.rows)
-    columns = ("check", "prompt", "measured", "tolerance", "result", *(("note",) if noted else ()))
-    print_table(
+    _print_checks(
         f"Parity of the {report.dtype} bundle with eager PyTorch fp32",
-        columns,
-        [
-            (r.check, r.prompt, _number(r.measured), _number(r.tolerance), r.passed, *((r.note,) if noted else ()))
-            for r in report.rows
-        ],
+        ("check", "prompt", "measured", "tolerance", "result", "note"),
+        [(r.check, r.prompt, _number(r.measured), _number(r.tolerance), r.passed, r.note) for r in report.rows],
     )
 
 
-def _number(value: float) -> str:
+def _print_checks(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table; its last column, of remarks, is left out where there are none."""
+    most = len(columns) if any(row[-1] for row in rows) else -1
+    print_table(title, columns[:most], [row[:most] for row in rows])
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
     if not math.isfinite(value):
         return str(value)
     return str(int(value)) if value == int(value) else f"{value:.2e}" if value < 0.01 else f"{value:.4f}"
@@ -153,7 +154,7 @@ def print_bisection(found: Bisection) -> None:
     )
 
 
-def _read_baseline(bundle: Path, path: Path | None) -> Baseline | None:
+def _read_baseline(bundle: Path, path: Path | None) -> ParityReport | None:
     """Read before the check, which replaces the bundle's own parity.json."""
     if path is None:
         return None
@@ -165,28 +166,13 @@ def _read_baseline(bundle: Path, path: Path | None) -> Baseline | None:
     return read_baseline(path, bundle_identity(Manifest.read(bundle)))
 
 
-def _compare(held: Baseline | None, report: ParityReport, factor: float) -> tuple[BaselineRow, ...]:
-    if held is None:
-        return ()
-    from nemotron_export.parity.baseline import compare_with_baseline
-
-    return compare_with_baseline(held.report, report, factor)
-
-
 def _print_baseline(rows: Sequence[BaselineRow]) -> None:
-    noted = any(row.problem for row in rows)
     typer.echo()
-    print_table(
+    _print_checks(
         "Against the baseline",
-        ("check", "prompt", "old", "new", "tolerance", "result", *(("what got worse",) if noted else ())),
-        [
-            (
-                r.check, r.prompt, "-" if r.old is None else _number(r.old), "-" if r.new is None else _number(r.new),
-                _number(r.tolerance), r.passed, *((r.problem,) if noted else ()),
-            )
-            for r in rows
-        ],
-    )  # fmt: skip
+        ("check", "prompt", "old", "new", "tolerance", "result", "what got worse"),
+        [(r.check, r.prompt, _number(r.old), _number(r.new), _number(r.tolerance), r.passed, r.problem) for r in rows],
+    )
 
 
 def _finish(
@@ -194,11 +180,16 @@ def _finish(
     report: ParityReport,
     document: dict[str, Any],
     json_output: bool,
-    bisection: Bisection | None = None,
-    *,
-    junit: Path | None = None,
-    baseline: Sequence[BaselineRow] = (),
+    bisection: Bisection | None,
+    junit: Path | None,
+    held: ParityReport | None,
+    factor: float,
 ) -> None:
+    baseline: tuple[BaselineRow, ...] = ()
+    if held is not None:
+        from nemotron_export.parity.baseline import compare_with_baseline
+
+        baseline = compare_with_baseline(held, report, factor)
     worse = sum(not row.passed for row in baseline)
     if junit is not None:
         from nemotron_export.parity.junit import write_junit

@@ -32,8 +32,8 @@ def demo(
     typer.echo(
         f"{result.checkpoint}\n{size_text(result.bundle_bytes)} of bundle, built in {result.build_seconds:.1f} s"
     )
-    for text in result.texts:
-        typer.echo(f"\n[{text.prompt}]{text.completion}")
+    for prompt, text in result.texts.items():
+        typer.echo(f"\n[{prompt}]{text}")
     typer.echo()
     print_report(result.report)
     typer.echo()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -20,7 +21,7 @@ def doctor(json_output: Annotated[bool, typer.Option("--json", help="Print one J
 
     report = examine()
     if json_output:
-        print_json(report.to_dict())
+        print_json(asdict(report))
     else:
         machine = report.machine
         print_table(

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from nemotron_export.cli.console import print_json, print_table
-from nemotron_export.cli.loading import JsonOutput
+from nemotron_export.cli.options import JsonOutput
 
 __all__ = ["inspect"]
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from nemotron_export.cli.console import print_json, print_table
-from nemotron_export.cli.loading import AllowUnverified, BundleArgument, JsonOutput, Threads, WeightsDir, open_model
+from nemotron_export.cli.options import AllowUnverified, BundleArgument, JsonOutput, Threads, WeightsDir, open_model
 
 __all__ = ["answer", "classify", "embed", "tag"]
 

@@ -6,10 +6,9 @@ import os
 import platform
 import shutil
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
-from typing import Any
 
 from nemotron_graphs.targets import TARGETS, Target
 
@@ -86,10 +85,6 @@ class Report:
     targets: tuple[TargetState, ...]
     machine: Machine
     problems: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON holds it."""
-        return asdict(self)
 
 
 def examine() -> Report:

@@ -13,7 +13,7 @@ from typing import Any
 from nemotron_errors import BundleError, RequestError
 from nemotron_runtime.checks.report import ParityReport, ParityRow
 
-__all__ = ["GROWTH", "NOISE", "Baseline", "BaselineRow", "compare_with_baseline", "read_baseline"]
+__all__ = ["GROWTH", "NOISE", "BaselineRow", "compare_with_baseline", "read_baseline"]
 
 # An error may grow to so many times the old one,
 GROWTH = 2.0
@@ -28,14 +28,6 @@ _NAMES = {
     "weights": "set of weight files",
     "contents": "weights",
 }
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """An older parity.json: its report, and the file."""
-
-    report: ParityReport
-    path: Path
 
 
 @dataclass(frozen=True)
@@ -63,7 +55,7 @@ class BaselineRow:
         return values
 
 
-def read_baseline(path: str | Path, identity: Mapping[str, str | None]) -> Baseline:
+def read_baseline(path: str | Path, identity: Mapping[str, str | None]) -> ParityReport:
     """Reads an older parity.json.
 
     Args:
@@ -95,7 +87,7 @@ def read_baseline(path: str | Path, identity: Mapping[str, str | None]) -> Basel
                 "give the baseline of this bundle's model, target and dtype, or start a new one without --baseline",
                 where=where,
             )
-    return Baseline(report, Path(path))
+    return report
 
 
 def compare_with_baseline(

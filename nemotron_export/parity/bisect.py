@@ -80,11 +80,10 @@ class Bisection:
     def to_dict(self) -> dict[str, Any]:
         """What parity.json holds; an error that is not finite becomes null."""
         return {
-            "tokens": self.tokens,
+            **vars(self),
             "layers": [error.to_dict() for error in self.layers],
             "inside": [error.to_dict() for error in self.inside],
             "first": self.first and self.first.to_dict(),
-            "before": self.before,
             "ops": list(self.ops),
         }
 

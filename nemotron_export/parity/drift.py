@@ -71,7 +71,7 @@ class Drift:
         return {
             "prompts": [
                 {
-                    "tokens": each.tokens,
+                    **vars(each),
                     "positions": each.positions.tolist(),
                     "max_error": _finite(each.max_error),
                     "rmse": _finite(each.rmse),

@@ -38,6 +38,8 @@ class Probe:
         specs = cache_specs(model.num_layers, model.num_kv_heads, model.head_dim, session.cache_dtype, names)
         # by the name of the graph's output, which is the input's memory
         self._caches = {spec.output_name: (spec, np.zeros(spec.shape(1, capacity), spec.dtype)) for spec in specs}
+        width = model.num_kv_heads * model.head_dim
+        self._lanes = {"q": slice(0, -2 * width), "k": slice(-2 * width, -width), "v": slice(-width, None)}
         self._producers = {name: node for node in self._model.graph.node for name in node.output}
 
     @property
@@ -91,33 +93,19 @@ class Probe:
         # a binding gives its outputs in the order in which they were bound
         outputs = binding.get_outputs()[len(self._caches) :]
         found = {name: output.numpy() for name, output in zip(free, outputs, strict=True)}
-        return {p.name: self._chosen(p, value, found, start, positions, len(ids)) for p, value in shown.items()}
-
-    def _chosen(
-        self,
-        point: Point,
-        value: str,
-        found: dict[str, npt.NDArray[Any]],
-        start: int,
-        positions: npt.NDArray[np.int64],
-        tokens: int,
-    ) -> npt.NDArray[np.float32]:
-        if point.layout == "cache":
-            cache_GTD = self._caches[value][1][0]
-            rows = cache_GTD[:, start + positions].swapaxes(0, 1)
-        else:
-            # values after logits_index hold the chosen positions alone
-            rows = found[value][0]
-            rows = rows[positions] if len(rows) == tokens else rows
-            if value.endswith(PACKED):
-                rows = self._part(rows, point.packed)
-        return rows.reshape(len(positions), -1).astype(np.float32)
-
-    def _part(self, rows_kW: npt.NDArray[Any], part: str) -> npt.NDArray[Any]:
-        model = self._bundle.manifest.model
-        width = model.num_kv_heads * model.head_dim
-        lanes = {"q": slice(0, -2 * width), "k": slice(-2 * width, -width), "v": slice(-width, None)}[part]
-        return rows_kW[:, lanes]
+        chosen = {}
+        for point, value in shown.items():
+            if point.layout == "cache":
+                cache_GTD = self._caches[value][1][0]
+                rows = cache_GTD[:, start + positions].swapaxes(0, 1)
+            else:
+                # values after logits_index hold the chosen positions alone
+                rows = found[value][0]
+                rows = rows[positions] if len(rows) == len(ids) else rows
+                if value.endswith(PACKED):
+                    rows = rows[:, self._lanes[point.packed]]
+            chosen[point.name] = rows.reshape(len(positions), -1).astype(np.float32)
+        return chosen
 
     def _open(self, extra: Sequence[str]) -> Any:
         model = onnx.ModelProto()

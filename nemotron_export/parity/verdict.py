@@ -59,15 +59,15 @@ def verify_bundle(
 def quiet_about_parity() -> Iterator[None]:
     """Keeps the runtime from warning that a bundle is not proved while it is being proved."""
     logger = logging.getLogger("nemotron_runtime.bundle.folder")
-    logger.addFilter(_drop)
+
+    def drop(record: logging.LogRecord) -> bool:
+        return False
+
+    logger.addFilter(drop)
     try:
         yield
     finally:
-        logger.removeFilter(_drop)
-
-
-def _drop(record: logging.LogRecord) -> bool:
-    return False
+        logger.removeFilter(drop)
 
 
 def report_document(bundle: Path, report: ParityReport, *, threads: int | None, judged_by: str) -> dict[str, Any]:

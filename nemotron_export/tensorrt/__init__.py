@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from nemotron_export.tensorrt.build import BuiltEngine, EngineJob, build_engine
 from nemotron_export.tensorrt.messages import EngineError
-from nemotron_export.tensorrt.products import PRODUCTS, Product, load_product
+from nemotron_export.tensorrt.products import load_product
 
-__all__ = ["PRODUCTS", "BuiltEngine", "EngineError", "EngineJob", "Product", "build_engine", "load_product"]
+__all__ = ["BuiltEngine", "EngineError", "EngineJob", "build_engine", "load_product"]

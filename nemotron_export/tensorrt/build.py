@@ -17,10 +17,6 @@ from nemotron_export.tensorrt.timing_cache import TimingCacheFile
 __all__ = ["BuiltEngine", "EngineJob", "build_engine"]
 
 
-def _no_error() -> Exception | None:
-    return None
-
-
 @dataclass(frozen=True)
 class EngineJob:
     """What an engine is made of.
@@ -48,7 +44,7 @@ class EngineJob:
     parser_flags: Sequence[str] = ()
     options: Callable[[Any], None] = lambda config: None
     around: Callable[[], AbstractContextManager[object]] = nullcontext
-    plugin_error: Callable[[], Exception | None] = _no_error
+    plugin_error: Callable[[], Exception | None] = lambda: None
     loads: bool = True
 
 

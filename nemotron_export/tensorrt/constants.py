@@ -57,7 +57,23 @@ def embed_constants(trt: Any, network: Any, constants: Mapping[str, Constant], w
     if missing:
         raise _refused(f"no input for {len(missing)} weights, for example {missing[0]}", what)
     made: dict[tuple[int, str, tuple[int, ...]], Any] = {}
-    tensors = {name: _constant(trt, network, name, inputs[name], constants[name], made, what) for name in constants}
+
+    def constant_of(name: str, constant: Constant) -> Any:
+        kind, replaced = getattr(trt.DataType, DTYPES[constant.dtype].tensorrt), inputs[name]
+        if tuple(replaced.shape) != constant.shape or replaced.dtype != kind:
+            found = f"{replaced.dtype} {list(replaced.shape)} for {constant.dtype} {list(constant.shape)}"
+            raise _refused(f"{name} of {found}", what)
+        key = (constant.address, constant.dtype, constant.shape)
+        if key not in made:
+            weights = trt.Weights(kind, constant.address, math.prod(constant.shape))
+            layer = network.add_constant(constant.shape, weights)
+            if layer is None:
+                raise _refused(f"a constant for {name} that it does not take", what)
+            made[key] = layer.get_output(0)
+            layer.name = made[key].name = f"{name} (constant)"
+        return made[key]
+
+    tensors = {name: constant_of(name, constant) for name, constant in constants.items()}
     for layer in map(network.get_layer, range(network.num_layers)):
         for index in range(layer.num_inputs):
             read = layer.get_input(index)
@@ -70,25 +86,6 @@ def embed_constants(trt: Any, network: Any, constants: Mapping[str, Constant], w
     kept = {network.get_input(index).name for index in range(network.num_inputs)} & set(constants)
     if kept:
         raise _refused(f"{len(kept)} weights that stay inputs, for example {min(kept)}", what)
-
-
-def _constant(
-    trt: Any, network: Any, name: str, replaced: Any, constant: Constant,
-    made: dict[tuple[int, str, tuple[int, ...]], Any], what: str,
-) -> Any:  # fmt: skip
-    kind, shape = getattr(trt.DataType, DTYPES[constant.dtype].tensorrt), tuple(replaced.shape)
-    if shape != constant.shape or replaced.dtype != kind:
-        raise _refused(f"{name} of {replaced.dtype} {list(shape)} for {constant.dtype} {list(constant.shape)}", what)
-    key = (constant.address, constant.dtype, constant.shape)
-    if key not in made:
-        weights = trt.Weights(kind, constant.address, math.prod(constant.shape))
-        layer = network.add_constant(constant.shape, weights)
-        if layer is None:
-            raise _refused(f"a constant for {name} that it does not take", what)
-        layer.name = made_name = f"{name} (constant)"
-        made[key] = layer.get_output(0)
-        made[key].name = made_name
-    return made[key]
 
 
 def _refused(found: str, what: str) -> EngineError:

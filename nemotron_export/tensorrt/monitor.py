@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -92,22 +93,16 @@ def run_cancellable(work: Callable[[], _Result], cancel: Callable[[], None]) -> 
 
     An interrupt calls ``cancel``, waits for the thread's end and goes on.
     """
-    results: list[_Result] = []
-    errors: list[BaseException] = []
-    lock, ended = threading.Lock(), threading.Event()
-    state = {"begun": False, "stopped": False}
+    # not begun, it is cancelled; begun, its end is waited for
+    future: Future[_Result] = Future()
 
     def run() -> None:
-        with lock:
-            if state["stopped"]:
-                return
-            state["begun"] = True
+        if not future.set_running_or_notify_cancel():
+            return
         try:
-            results.append(work())
+            future.set_result(work())
         except BaseException as error:
-            errors.append(error)
-        finally:
-            ended.set()
+            future.set_exception(error)
 
     thread = threading.Thread(target=run, name="engine build")
     interrupt: BaseException | None = None
@@ -119,21 +114,17 @@ def run_cancellable(work: Callable[[], _Result], cancel: Callable[[], None]) -> 
                 started = True
                 thread.start()
             # a wait without an end cannot be interrupted everywhere
-            while not ended.wait(0.1):
-                pass
+            while not future.done():
+                wait([future], 0.1)
             break
         except BaseException as error:
             interrupt = interrupt or error
             cancel()
-            with lock:
-                state["stopped"] = True
-                if not state["begun"]:
-                    break
+            if future.cancel():
+                break
     if interrupt is not None:
         raise interrupt
-    if errors:
-        raise errors[0]
-    return results[0]
+    return future.result()
 
 
 def _monitor_class(trt: Any) -> type:

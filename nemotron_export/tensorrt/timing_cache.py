@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
-import tempfile
 from pathlib import Path
+
+from nemotron_errors import BundleError
+from nemotron_runtime.bundle.folder import write_atomically
 
 __all__ = ["TimingCacheFile", "default_cache_folder"]
 
@@ -60,14 +61,8 @@ class TimingCacheFile:
 
     def write(self, data: bytes) -> None:
         """Replaces the cache; a reader sees the old one or the new one."""
-        temporary = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(hashlib.sha256(data).digest() + data)
-            os.replace(temporary, self.path)
-        except OSError as error:
-            if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
+            write_atomically(self.path, hashlib.sha256(data).digest() + data)
+        except (OSError, BundleError) as error:
             _log.warning("%s: the timing cache cannot be written (%s)", self.path, error)

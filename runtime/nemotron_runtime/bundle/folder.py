@@ -111,7 +111,7 @@ def set_parity_state(directory: str | Path, state: ParityState, *, reason: str |
     return manifest
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a temporary file beside ``path``, flushes it to disk and renames it.
 
     Raises:
@@ -120,8 +120,8 @@ def write_atomically(path: Path, text: str) -> None:
     temporary = None
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes files private; a bundle is to be read by whom its folder allows
