@@ -31,8 +31,8 @@ from nemotron_runtime.bundle.folder import Bundle
 from nemotron_export.bench import BenchOptions
 from nemotron_export.bench.backends import BACKENDS, BackendSpec, BenchRequest
 from nemotron_export.bench.backends.base import Backend
+from nemotron_export.bench.options import Shape
 from nemotron_export.bench.run import measure_specs
-from nemotron_export.bench.shapes import Shape
 from nemotron_export.bench.traffic import kv_bytes_per_token, read_parameters, total_parameters
 from nemotron_export.bench.worker import prompt_ids
 from nemotron_export.checkpoint import Checkpoint

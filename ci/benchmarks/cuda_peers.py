@@ -31,7 +31,7 @@ from cuda_peers_builds import Built, builds, run_builds
 from cuda_peers_measure import Say, measure
 from support.gpu_memory import gpu_query
 
-from nemotron_export.bench.shapes import Shape
+from nemotron_export.bench.options import Shape
 from nemotron_export.cli.console import print_table
 from nemotron_export.installation.versions import environment
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nemotron_export.bench.shapes import Shape
+from nemotron_export.bench.options import Shape
 from nemotron_export.bench.worker import prompt_ids
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.model.load import load_model

@@ -13,10 +13,10 @@ from typing import Any
 from cuda_peers_backends import Entry
 from support.gpu_memory import gpu_query
 
+from nemotron_export.bench.options import Shape, Times
 from nemotron_export.bench.process import BackendProcess
 from nemotron_export.bench.results import Spread
 from nemotron_export.bench.schedule import run_rounds
-from nemotron_export.bench.shapes import Shape, Times
 
 __all__ = ["Say", "TolerantProcess", "measure"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from typing import Any, Self
 
 from nemotron_runtime.cuda import CopyBandwidth, Device
@@ -18,7 +19,6 @@ class Gpu:
     Call it once per round: it keeps what the probe measured.
 
     Args:
-        device: the GPU, which this closes; the first one where None.
         buffer_bytes: of the bandwidth probe's two buffers.
 
     Raises:
@@ -26,17 +26,15 @@ class Gpu:
         ResourceError: too little GPU memory for the weights of all.
     """
 
-    def __init__(self, specs: Sequence[BackendSpec], device: Device | None = None, buffer_bytes: int = 1 << 30) -> None:
-        self._device = Device() if device is None else device
+    def __init__(self, specs: Sequence[BackendSpec], buffer_bytes: int = 1 << 30) -> None:
         self._measured: list[float] = []
-        try:
+        with ExitStack() as stack:
+            self._device = stack.enter_context(Device())
             free, total = self._device.memory()
             found = f"{free / 1e9:.1f} GB free of {total / 1e9:.1f} GB of GPU memory"
             check_memory(specs, "cuda", free, found, self._device.name, buffers=2 * buffer_bytes)
-            self._probe = CopyBandwidth(self._device, buffer_bytes)
-        except BaseException:
-            self._device.close()
-            raise
+            self._probe = stack.enter_context(closing(CopyBandwidth(self._device, buffer_bytes)))
+            self._opened = stack.pop_all()
 
     def __call__(self) -> None:
         """Measures the bandwidth once more."""
@@ -59,5 +57,4 @@ class Gpu:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._probe.close()
-        self._device.close()
+        self._opened.close()

@@ -1,4 +1,4 @@
-"""How to measure: what the user chooses of a run."""
+"""How to measure: what the user chooses of a run, the shapes that follow, and the times that one measurement gives."""
 
 from __future__ import annotations
 
@@ -7,11 +7,38 @@ from dataclasses import dataclass
 
 import psutil
 
-from nemotron_export.bench.shapes import Shape
-
-__all__ = ["EAGER_CACHES", "BenchOptions", "default_threads"]
+__all__ = ["EAGER_CACHES", "BenchOptions", "Shape", "Times", "default_threads"]
 
 EAGER_CACHES = ("dynamic", "static")
+
+
+@dataclass(frozen=True, order=True)
+class Shape:
+    """Greedy generation of `batch` sequences: `prompt_tokens` of prefill each, then `new_tokens` decode steps."""
+
+    prompt_tokens: int
+    new_tokens: int
+    batch: int
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that a sequence's KV cache must hold."""
+        return self.prompt_tokens + self.new_tokens
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one measurement, by the wall clock of the backend's own process.
+
+    Attributes:
+        prefill: the prompts' forward passes, until the first new tokens are known on the host.
+        first_token: the same, and the allocation of a fresh KV cache before it.
+        decode: all decode steps.
+    """
+
+    prefill: float
+    first_token: float
+    decode: float
 
 
 @dataclass(frozen=True)

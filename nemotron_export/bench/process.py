@@ -16,7 +16,7 @@ from nemotron_errors import ResourceError
 
 from nemotron_export.bench.backends import BACKENDS
 from nemotron_export.bench.backends.base import BackendSpec, Description
-from nemotron_export.bench.shapes import Shape, Times
+from nemotron_export.bench.options import Shape, Times
 
 __all__ = ["BackendProcess"]
 

@@ -11,7 +11,7 @@ from nemotron_runtime.cuda import COPY_METHOD
 
 from nemotron_export.bench.backends.base import Description
 from nemotron_export.bench.bandwidth import METHOD
-from nemotron_export.bench.shapes import Shape, Times
+from nemotron_export.bench.options import Shape, Times
 from nemotron_export.bench.traffic import FORMULA, step_bytes
 
 __all__ = ["FORMAT", "BackendResult", "BenchResult", "Measurement", "Spread"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from nemotron_export.bench.options import Shape, Times
 from nemotron_export.bench.process import BackendProcess
-from nemotron_export.bench.shapes import Shape, Times
 from nemotron_export.progress import Progress, silent
 
 __all__ = ["Probe", "run_rounds"]

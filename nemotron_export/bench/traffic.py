@@ -14,7 +14,7 @@ import math
 
 from nemotron_formats.dtypes import item_bytes
 
-from nemotron_export.bench.shapes import Shape
+from nemotron_export.bench.options import Shape
 from nemotron_export.checkpoint.expected import expected_tensors
 from nemotron_export.config.config import NemotronConfig
 

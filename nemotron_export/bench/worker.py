@@ -23,7 +23,7 @@ import numpy as np
 from nemotron_errors import NemotronError
 
 from nemotron_export.bench.backends.base import Backend, Description, Ids
-from nemotron_export.bench.shapes import Shape, Times
+from nemotron_export.bench.options import Shape, Times
 from nemotron_export.installation.extras import missing_dependency
 
 __all__ = ["main", "measure", "peak_memory", "prompt_ids"]

@@ -20,9 +20,8 @@ from nemotron_export.building.weight_files import place_weights
 from nemotron_export.checkpoint import Checkpoint, ScanReport, scan
 from nemotron_export.files.workspace import check_output, staging
 from nemotron_export.parity.device import default_device
-from nemotron_export.parity.failure import ParityFailedError
 from nemotron_export.parity.reference import reference_for
-from nemotron_export.parity.verdict import verify_bundle
+from nemotron_export.parity.verdict import ParityFailedError, verify_bundle
 from nemotron_export.progress import Progress, silent
 from nemotron_export.quantization import write_quantized
 

@@ -76,7 +76,7 @@ def print_bench(result: BenchResult) -> None:
     rows: list[list[object]] = []
     for backend in result.backends:
         found = backend.at(at)
-        speed, share = found.decode_tokens_per_second, found.bandwidth_share
+        speed, share, peak = found.decode_tokens_per_second, found.bandwidth_share, backend.device_peak_bytes
         rows.append([
             backend.name, f"{1e3 * found.prefill_seconds.median:.1f}",
             f"{found.prefill_tokens_per_second.median:.0f}", f"{1e3 * found.first_token_seconds.median:.1f}",
@@ -84,7 +84,7 @@ def print_bench(result: BenchResult) -> None:
             f"{found.decode_bytes_per_second.median / 1e9:.2f}", f"{share:.0%}",
             *([] if baseline is None else [f"{speed.median / baseline:.2f}x"]),
             f"{backend.load_seconds:.2f}", size_text(backend.peak_bytes),
-            *([] if result.gpu is None else [_device_memory(backend.device_peak_bytes)]),
+            *([] if result.gpu is None else ["-" if peak is None else size_text(peak)]),
         ])  # fmt: skip
     ratio = [] if baseline is None else ["vs eager fp32"]
     on_gpu = [] if result.gpu is None else ["GPU memory"]
@@ -127,10 +127,6 @@ def _print_conditions(result: BenchResult) -> None:
         f"load average before {machine['load_average']}"
     )
     typer.echo(", ".join(f"{name} {version}" for name, version in result.versions.items()))
-
-
-def _device_memory(peak: int | None) -> str:
-    return "-" if peak is None else size_text(peak)
 
 
 def _words(text: str | None) -> tuple[str, ...]:

@@ -83,7 +83,7 @@ def build(
     from nemotron_export.building import build as run_build
     from nemotron_export.cli.check import print_report
     from nemotron_export.inspection.summary import inspect_bundle
-    from nemotron_export.parity.failure import ParityFailedError
+    from nemotron_export.parity.verdict import ParityFailedError
 
     try:
         with show_progress() as progress:

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -31,23 +32,22 @@ _HELP = """\
 Ctrl-C stops an answer; at an empty prompt it leaves."""
 
 
+@dataclass
 class Conversation:
     """One conversation with a model.
 
-    Args:
+    Attributes:
         interactive: a person types: errors do not end the program, and commands say what they did.
         prompt: keyword arguments of ``Model.chat_prompt`` (tools, context, chat_template).
+        params: sampling parameters.
     """
 
-    def __init__(
-        self, model: Model, system: str | None, *, interactive: bool, prompt: dict[str, Any], params: dict[str, Any]
-    ) -> None:
-        self._model = model
-        self._interactive = interactive
-        self._prompt = prompt
-        self._params = params
-        self.system = system
-        self.turns: list[dict[str, Any]] = []
+    model: Model
+    system: str | None
+    interactive: bool
+    prompt: dict[str, Any]
+    params: dict[str, Any]
+    turns: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -65,7 +65,7 @@ class Conversation:
                 if not self.take(line.rstrip("\r\n")):
                     return
             except NemotronError as error:
-                if not self._interactive:
+                if not self.interactive:
                     raise
                 print_error(error)
 
@@ -138,10 +138,10 @@ class Conversation:
 
     def _make_room(self) -> None:
         """Drops the oldest turns until the prompt and an answer fit; the last turn stays in any case."""
-        most, dropped = self._model.limits.max_seq_len, 0
-        room = self._params.get("max_new_tokens") or min(512, most // 4)
+        most, dropped = self.model.limits.max_seq_len, 0
+        room = self.params.get("max_new_tokens") or min(512, most // 4)
         while True:
-            tokens = len(self._model.chat_prompt(self.messages, **self._prompt))
+            tokens = len(self.model.chat_prompt(self.messages, **self.prompt))
             later = [i for i, turn in enumerate(self.turns) if i and turn["role"] == "user"]
             if tokens + room <= most or not later:
                 break
@@ -154,7 +154,7 @@ class Conversation:
     def _answer(self) -> tuple[str, str | None]:
         pieces, reason = [], None
         with _stoppable() as stopped:
-            stream = self._model.chat(self.messages, stream=True, cancelled=stopped, **self._prompt, **self._params)
+            stream = self.model.chat(self.messages, stream=True, cancelled=stopped, **self.prompt, **self.params)
             for chunk in stream:
                 pieces.append(chunk.text)
                 reason = chunk.finish_reason
@@ -168,7 +168,7 @@ class Conversation:
         return "".join(pieces), reason
 
     def _say(self, text: str) -> None:
-        if self._interactive:
+        if self.interactive:
             print(text, flush=True)
 
 

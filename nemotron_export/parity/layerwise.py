@@ -103,10 +103,9 @@ class LayerwiseModel:
             norm = LayerNorm1P(config.hidden_size, eps=config.norm_eps)
             # its backbone stays empty: the head alone is used
             self._model = MODEL_CLASSES[checkpoint.task](config, _IMPLEMENTATION).eval()
-        self._layer, self._norm = (self._made(module) for module in (layer, norm))
-
-    def _made(self, module: nn.Module) -> nn.Module:
-        return module.to(self._dtype).to_empty(device="cpu").requires_grad_(False).eval()
+        self._layer, self._norm = (
+            module.to(dtype).to_empty(device="cpu").requires_grad_(False).eval() for module in (layer, norm)
+        )
 
     def __enter__(self) -> Self:
         self._reader.__enter__()

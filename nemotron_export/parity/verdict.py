@@ -5,21 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nemotron_errors import BundleError
+from nemotron_errors import BundleError, ParityError
 from nemotron_runtime.bundle.folder import write_atomically
 from nemotron_runtime.bundle.manifest import Manifest
-from nemotron_runtime.checks.report import ParityReport
+from nemotron_runtime.checks.report import ParityReport, ParityRow
 from nemotron_runtime.checks.verification import PARITY_FILE, check_bundle, read_report, record_report
 
 from nemotron_export.installation.versions import environment
 from nemotron_export.progress import Progress, silent
 
 __all__ = [
+    "ParityFailedError",
     "amend",
     "bundle_identity",
     "quiet_about_parity",
@@ -28,6 +30,27 @@ __all__ = [
     "report_document",
     "verify_bundle",
 ]
+
+
+class ParityFailedError(ParityError):
+    """Numbers past the tolerance; `report` holds every check."""
+
+    def __init__(self, report: ParityReport, where: str) -> None:
+        self.report = report
+        failed = [row for row in report.rows if not row.passed]
+        worst = max(failed, key=_badness)
+        super().__init__(
+            f"{len(failed)} of {len(report.rows)} checks failed, the worst '{worst.check}' with {worst.measured:.3g}",
+            f"at most {worst.tolerance:.3g} there",
+            "report this with the table; --keep-failed keeps the bundle for a closer look",
+            where=where,
+        )
+
+
+def _badness(row: ParityRow) -> float:
+    if math.isnan(row.measured):
+        return math.inf
+    return row.measured / row.tolerance if row.tolerance else row.measured
 
 
 def verify_bundle(

@@ -6,8 +6,7 @@ Dims: batch B, tokens S, positions K whose logits are wanted, cache_len T.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from nemotron_runtime.bundle.limits import Limits
 
@@ -23,8 +22,7 @@ Shape = tuple[int, ...]
 InputShapes = dict[str, tuple[Shape, Shape, Shape]]
 
 
-@dataclass(frozen=True)
-class Range:
+class Range(NamedTuple):
     """Sizes that a dim may have, and the one that kernels are chosen for."""
 
     least: int
@@ -67,9 +65,6 @@ def input_shapes(inputs: Iterable[Any], ranges: Mapping[str, Range]) -> InputSha
         if all(isinstance(dim, int) for dim in value.shape):
             continue
         sizes = [Range(dim, dim, dim) if isinstance(dim, int) else ranges[str(dim.value)] for dim in value.shape]
-        found[value.name] = (
-            tuple(size.least for size in sizes),
-            tuple(size.best for size in sizes),
-            tuple(size.most for size in sizes),
-        )
+        least, best, most = zip(*sizes, strict=True)
+        found[value.name] = (least, best, most)
     return found

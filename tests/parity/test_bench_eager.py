@@ -13,7 +13,7 @@ from support.checkpoints import ODD, write_checkpoint
 from nemotron_export.bench import BenchOptions, run_bench
 from nemotron_export.bench.backends import BenchRequest
 from nemotron_export.bench.backends.eager import EagerBackend
-from nemotron_export.bench.shapes import Shape
+from nemotron_export.bench.options import Shape
 from nemotron_export.bench.worker import prompt_ids
 
 SHAPE = Shape(prompt_tokens=12, new_tokens=6, batch=2)

@@ -29,8 +29,8 @@ from typer.testing import CliRunner
 
 from nemotron_export import build, check_parity
 from nemotron_export.cli import app
-from nemotron_export.parity.failure import ParityFailedError
 from nemotron_export.parity.reference import reference_for
+from nemotron_export.parity.verdict import ParityFailedError
 
 SMALL = {"num_hidden_layers": 2, "max_position_embeddings": 128}
 LIMITS = {"max_seq_len": 64, "max_batch": 2}

@@ -9,9 +9,9 @@ import pytest
 
 from nemotron_export.bench.backends.base import Description
 from nemotron_export.bench.bandwidth import ReadBandwidth, last_level_cache
+from nemotron_export.bench.options import Shape, Times
 from nemotron_export.bench.results import Measurement, Spread
 from nemotron_export.bench.schedule import run_rounds
-from nemotron_export.bench.shapes import Shape, Times
 from nemotron_export.bench.traffic import kv_bytes_per_token, read_parameters, step_bytes, total_parameters
 from nemotron_export.config.config import NemotronConfig
 

@@ -212,7 +212,7 @@ def test_a_bundles_process_loads_no_torch(bundles: tuple[str, str]) -> None:
 import sys
 from nemotron_export.bench import worker
 from nemotron_export.bench.backends import BACKENDS
-from nemotron_export.bench.shapes import Shape
+from nemotron_export.bench.options import Shape
 options = {{"path": {bundles[0]!r}, "weights_dir": None, "allow_unverified": False, "executor": "onnxruntime"}}
 backend = BACKENDS["bundle"](options, 1)
 backend.prepare()

@@ -16,7 +16,7 @@ from nemotron_export.bench import BackendResult, BenchOptions, BenchResult, Meas
 from nemotron_export.bench.backends.base import BackendSpec, BenchRequest, Description
 from nemotron_export.bench.backends.eager import EagerBackend
 from nemotron_export.bench.gpu import Gpu
-from nemotron_export.bench.shapes import Shape, Times
+from nemotron_export.bench.options import Shape, Times
 from nemotron_export.cli.bench import print_bench
 
 ROOT = Path(__file__).parents[2]

@@ -19,9 +19,9 @@ from support.bench_backends import FakeBackend, fake_spec
 
 from nemotron_export.bench.backends import BACKENDS
 from nemotron_export.bench.backends.base import Description
+from nemotron_export.bench.options import Shape
 from nemotron_export.bench.process import BackendProcess
 from nemotron_export.bench.schedule import run_rounds
-from nemotron_export.bench.shapes import Shape
 
 SHAPE = Shape(4, 3, 1)
 

@@ -14,7 +14,7 @@ from nemotron_runtime.bundle.manifest import Manifest
 from nemotron_runtime.sampling.device import GREEDY
 
 from nemotron_export.bench.backends.base import Backend, BackendSpec, BenchRequest, Description, Ids
-from nemotron_export.bench.shapes import Shape
+from nemotron_export.bench.options import Shape
 from nemotron_export.bench.traffic import kv_bytes_per_token, read_parameters, total_parameters
 from nemotron_export.checkpoint.expected import expected_tensors
 from nemotron_export.config.config import NemotronConfig
