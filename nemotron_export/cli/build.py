@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from nemotron_export.cli.console import print_json, show_progress, size_text
-from nemotron_export.cli.options import Reference, ReferenceSteps
+from nemotron_export.cli.options import JsonOutput, Reference, ReferenceSteps
 
 __all__ = ["build"]
 
@@ -77,7 +77,7 @@ def build(
     overwrite: Annotated[bool, typer.Option(help="Replace a bundle that is there.")] = False,
     keep_failed: Annotated[bool, typer.Option(help="Keep, as pending, a bundle whose parity failed.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json_output: JsonOutput = False,
 ) -> None:
     """Trace a checkpoint, lower it to a target, write a bundle and prove its numbers against eager PyTorch."""
     from nemotron_export.building import build as run_build

@@ -98,8 +98,8 @@ def show_progress() -> Iterator[Progress]:
 def size_text(count: int) -> str:
     """Bytes as people read them: `8.4 GB` (decimal)."""
     value = float(count)
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 1000 or unit == "TB":
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
             return f"{int(value)} B" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
-    raise AssertionError
+    return f"{value:.1f} TB"

@@ -58,14 +58,12 @@ def _show_passes(
         rows = [
             (
                 number,
-                record.name,
-                _change(record.nodes),
-                _change(record.inputs),
-                _change(record.initializers),
-                _ops(record.added, "+") or "-",
-                _ops(record.removed, "-") or "-",
+                r.name,
+                *map(_change, (r.nodes, r.inputs, r.initializers)),
+                _ops(r.added, "+"),
+                _ops(r.removed, "-"),
             )
-            for number, record in enumerate(graph.passes, start=1)
+            for number, r in enumerate(graph.passes, start=1)
         ]
         if rows:
             print_table(f"{len(rows)} passes: the dialect graph to {graph.file}", columns, rows)
@@ -77,9 +75,8 @@ def _change(pair: tuple[int, int]) -> str:
 
 
 def _ops(counts: dict[str, int], sign: str) -> str:
-    return ", ".join(
-        f"{sign}{count} {op}" for op, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    )
+    most_first = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{sign}{count} {op}" for op, count in most_first) or "-"
 
 
 def _rows(content: Any) -> list[tuple[str, str]]:

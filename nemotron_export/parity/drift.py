@@ -119,7 +119,8 @@ def measure_drift(
     if language_model:
         # the check's margin, which it lets few tokens exceed; none in fp32
         bound = FLIP_MARGIN * float(np.sqrt(np.mean(np.square(np.concatenate(own))))) if low else 0.0  # type: ignore[arg-type]
-        margins = np.concatenate([_margins(right) for right in reference])
+        best_two = np.concatenate([np.partition(right_kV, -2, axis=-1)[:, -2:] for right_kV in reference])
+        margins = best_two[:, 1] - best_two[:, 0]
         for ids, at, found, right in zip(prompts, positions, measured, reference, strict=True):
             flips += _flips(len(ids), at, found, right, bound, decode)
     return Drift(made, _sample(reference, measured), margins, tuple(flips))
@@ -135,11 +136,6 @@ def _outputs(
 
 def _rmse(found_kV: npt.NDArray[np.float32], right_kV: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     return np.sqrt(np.square(found_kV.astype(np.float64) - right_kV).mean(-1))
-
-
-def _margins(logits_kV: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    best_two = np.partition(logits_kV, -2, axis=-1)[:, -2:]
-    return best_two[:, 1] - best_two[:, 0]
 
 
 def _flips(

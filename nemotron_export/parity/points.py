@@ -12,7 +12,6 @@ from nemotron_export.checkpoint.expected import backbone_prefix
 
 __all__ = ["PACKED", "Point", "head_points", "layer_outputs", "layer_points"]
 
-Layout = Literal["tokens", "cache"]
 # what the packed projections' value is called, after the attention's path
 PACKED = "qkv_proj.Linear"
 
@@ -36,7 +35,7 @@ class Point:
     op: str
     values: tuple[str, ...]
     layer: int | None
-    layout: Layout = "tokens"
+    layout: Literal["tokens", "cache"] = "tokens"
     hook: Literal["output", "input", "key", "value"] = "output"
     hooked: str = ""
     packed: Literal["", "q", "k", "v"] = ""

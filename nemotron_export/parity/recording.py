@@ -69,10 +69,9 @@ class Recorder:
         if point.hook == "input":
             before: Callable[..., None] = lambda module, args: keep(args[0])  # noqa: E731
             return module.register_forward_pre_hook(before)
-        after: Callable[..., None] = lambda module, args, output: keep(_first(output))  # noqa: E731
+
+        def after(module: torch.nn.Module, args: Any, output: Any) -> None:
+            # a decoder layer gives its attention weights too
+            keep(output[0] if isinstance(output, tuple) else output)
+
         return module.register_forward_hook(after)
-
-
-def _first(output: Any) -> torch.Tensor:
-    # a decoder layer gives its attention weights too
-    return output[0] if isinstance(output, tuple) else output

@@ -26,7 +26,7 @@ __all__ = ["write_quantized"]
 
 # a megabyte of float32: what is computed of it stays in a processor's cache
 _BLOCK_VALUES = 256 << 10
-_MAX_WORKERS = 4
+_WORKERS = min(4, os.cpu_count() or 1)
 _Block = tuple[QuantizedTensor, int, int]
 
 
@@ -91,7 +91,7 @@ def _quantize(
 
     total, done = sum(tensor.source.num_elements for tensor in layout.tensors), 0
     blocks = _blocks(layout, values)
-    with ThreadPoolExecutor(_workers(), thread_name_prefix="quantize") as pool:
+    with ThreadPoolExecutor(_WORKERS, thread_name_prefix="quantize") as pool:
         try:
             # a few at a time: a large model has millions of blocks
             while batch := list(islice(blocks, 64)):
@@ -125,9 +125,5 @@ def _chunk_digests(path: Path, size: int) -> tuple[str, ...]:
             file.seek(start)
             return hashlib.new(ALGORITHM, file.read(CHUNK_BYTES), usedforsecurity=False).hexdigest()
 
-    with ThreadPoolExecutor(_workers(), thread_name_prefix="hash") as pool:
+    with ThreadPoolExecutor(_WORKERS, thread_name_prefix="hash") as pool:
         return tuple(pool.map(digest, range(0, size, CHUNK_BYTES)))
-
-
-def _workers() -> int:
-    return min(_MAX_WORKERS, os.cpu_count() or 1)
