@@ -63,7 +63,6 @@ def test_the_bundle_passes_its_own_check_and_the_next(bundle: Path) -> None:
     assert manifest.parity.state == "passed"
     record = manifest.tensorrt
     assert record is not None
-    assert record.prefill_workspace > 0
     with Device() as device:
         assert (record.architecture, record.gpu) == (device.architecture, device.name)
     report = verify_bundle(bundle)
