@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from nemotron_errors import BundleError
-from nemotron_export.parity.verification import verify_bundle
 from nemotron_runtime.bundle.folder import Bundle, file_record, write_manifest
 from nemotron_runtime.bundle.manifest import Manifest
 from nemotron_runtime.cuda import Device
@@ -24,6 +23,7 @@ from support.gpu_models import write_random
 
 from nemotron_export.building import build
 from nemotron_export.building import tensorrt as building
+from nemotron_export.parity.verdict import verify_bundle
 from nemotron_export.tensorrt.timing_cache import TimingCacheFile
 
 pytest.importorskip("tensorrt")
@@ -63,7 +63,6 @@ def test_the_bundle_passes_its_own_check_and_the_next(bundle: Path) -> None:
     assert manifest.parity.state == "passed"
     record = manifest.tensorrt
     assert record is not None
-    assert record.prefill_workspace > 0
     with Device() as device:
         assert (record.architecture, record.gpu) == (device.architecture, device.name)
     report = verify_bundle(bundle)
