@@ -51,6 +51,8 @@ def examine(
 ) -> Examination:
     """Walks a bundle's values against eager PyTorch's, with its longest reference prompt.
 
+    Arguments without a word here are those of :func:`nemotron_export.parity.check.check_parity`.
+
     Args:
         drift: also compare the outputs of every prompt, position by position.
 

@@ -17,7 +17,6 @@ from nemotron_export.parity.whole import WholeModel
 
 __all__ = ["FedModel", "run_prompts", "run_rmse"]
 
-
 _LM_POSITIONS = 3
 _HEAD_POSITIONS = 64
 
