@@ -22,12 +22,6 @@ OUT_OF_MEMORY = "CUDA_ERROR_OUT_OF_MEMORY"
 class DeviceBuffer(Closing):
     """Device memory, aligned to 256 bytes, its contents undefined; see :meth:`Device.allocate`.
 
-    Args:
-        driver: CUDA's driver.
-        address: of its first byte.
-        size: in bytes.
-        count: told the bytes that are given back, below zero.
-
     Attributes:
         address: of its first byte; 0 once closed.
         size: in bytes.
@@ -92,7 +86,6 @@ class PinnedBuffer(Closing):
         return np.frombuffer(raw, dtype).reshape(shape)
 
     def close(self) -> None:
-        """Frees it; twice is allowed."""
         if self.address:
             address, self.address = self.address, 0
             self._driver("MemFreeHost", address)

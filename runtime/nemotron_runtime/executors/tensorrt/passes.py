@@ -17,15 +17,7 @@ __all__ = ["run_in_sub_chunks", "sub_chunks"]
 def run_in_sub_chunks(
     run: Callable[[Ids, Ids, Ids], Logits], input_ids_BS: Ids, query_start_B: Ids, logits_index_BK: Ids, most: int
 ) -> Logits:
-    """Passes of at most ``most`` outputs of a sequence, one after the other: all outputs [B, K, V].
-
-    Args:
-        run: one pass, of arguments like these three.
-        input_ids_BS: new tokens.
-        query_start_B: tokens that each sequence has already.
-        logits_index_BK: the positions whose outputs are wanted.
-        most: outputs of a sequence in a pass.
-    """
+    """All outputs [B, K, V], by passes of at most ``most`` of a sequence: ``run`` of arrays like the three given."""
     if logits_index_BK.shape[1] <= most:
         return run(input_ids_BS, query_start_B, logits_index_BK)
     logits_BKV: Logits = np.zeros(0, np.float32)
@@ -46,13 +38,7 @@ def run_in_sub_chunks(
 def sub_chunks(logits_index_BK: Ids, tokens: int, most: int) -> Iterator[tuple[int, int]]:
     """Cuts a pass of ``tokens`` positions so that no sequence wants more than ``most`` outputs of a piece.
 
-    Args:
-        logits_index_BK: the positions whose outputs are wanted.
-        tokens: positions in all.
-        most: outputs of a sequence and piece.
-
-    Returns:
-        (first, last) of each piece, the last one excluded; they cover all positions, in order.
+    Gives (first, last) of each piece, the last one excluded; they cover all positions, in order.
     """
     rows = [np.unique(row) for row in logits_index_BK]
     first = 0

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nemotron_runtime.cuda import Device, Stream
+from nemotron_runtime.closing import Closing
 from nemotron_runtime.executors.batch import Ids, Logits
 from nemotron_runtime.executors.tensorrt.context import BuiltEngine, Context
 from nemotron_runtime.executors.tensorrt.prefill_graphs import PassGraphs, padded_lengths, padded_to
-from nemotron_runtime.executors.tensorrt.staging import ID_BYTES, StagedBuffer
+from nemotron_runtime.executors.tensorrt.staging import ID_BYTES, StagedBuffer, Workspace
 
 __all__ = ["PassLimits", "Prefiller"]
 
@@ -26,20 +26,14 @@ _ALIGNMENT = 256
 
 @dataclass(frozen=True)
 class PassLimits:
-    """What one pass takes at most.
-
-    Attributes:
-        sequences: of a request.
-        tokens: new ones of a sequence.
-        positions: of a sequence whose outputs are wanted.
-    """
+    """What one pass takes at most: sequences, new tokens of one, and positions of one whose outputs are wanted."""
 
     sequences: int
     tokens: int
     positions: int
 
 
-class Prefiller:
+class Prefiller(Closing):
     """Runs the prefill engine; more sequences than it takes go in micro-batches: a pass gets its part of the caches.
 
     Passes that want one position's outputs per sequence, as generation does, are padded to a few lengths and replayed
@@ -47,30 +41,12 @@ class Prefiller:
     long as they are. All share the activations' memory, one pass at a time. Inputs, and the outputs of one
     position per sequence, lie at fixed addresses; the buffer for more grows with what is asked for, and stays.
 
-    Args:
-        device: the GPU.
-        stream: of all work of the executor.
-        engine: the prefill engine.
-        addresses: of its weights.
-        memory: address and bytes of the activations.
-        output: name of the engine's output.
-        output_size: V.
-
     Attributes:
         limits: of a pass.
     """
 
-    def __init__(
-        self,
-        device: Device,
-        stream: Stream,
-        engine: BuiltEngine,
-        addresses: Mapping[str, int],
-        memory: tuple[int, int],
-        output: str,
-        output_size: int,
-    ) -> None:
-        self._device, self._stream, self._engine, self._memory = device, stream, engine, memory
+    def __init__(self, space: Workspace, engine: BuiltEngine, output: str, output_size: int) -> None:
+        self._space, self._stream, self._engine = space, space.stream, engine
         self._output, self._output_size = output, output_size
         (sequences, tokens), (_, positions) = engine.largest_shape("input_ids"), engine.largest_shape("logits_index")
         self.limits = PassLimits(sequences, tokens, positions)
@@ -80,29 +56,16 @@ class Prefiller:
         self._sequence_bytes = 0
         # for passes of any length
         self._any: Context | None = None
-        self._graphs = PassGraphs(stream, self._context, self._prepare)
-        self._inputs: dict[str, StagedBuffer] = {}
-        self._several: StagedBuffer | None = None
-        self._one: StagedBuffer | None = None
+        self._graphs = PassGraphs(self._stream, self._context, self._prepare)
         sizes = {"input_ids": sequences * tokens, "query_start": sequences, "logits_index": sequences * positions}
-        try:
-            for name, size in sizes.items():
-                self._inputs[name] = StagedBuffer(device, size * ID_BYTES, f"{name} of a pass")
-            self._one = StagedBuffer(device, sequences * output_size * 4, "the logits of a pass")
-        except BaseException:
-            self.close()
-            raise
+        self._inputs = {name: self._staged(size * ID_BYTES, f"{name} of a pass") for name, size in sizes.items()}
+        self._one = self._staged(sequences * output_size * 4, "the logits of a pass")
+        self._several: StagedBuffer | None = None
         # the same in every pass
-        self._fixed = {**addresses, **{name: pair.device.address for name, pair in self._inputs.items()}}
+        self._fixed = {**space.weights, **{name: pair.device.address for name, pair in self._inputs.items()}}
 
     def bind(self, addresses: Mapping[str, int], shape_BGTD: tuple[int, ...], item_bytes: int) -> None:
-        """Takes caches by name; the graphs of other addresses or capacities are dropped.
-
-        Args:
-            addresses: of the caches, inputs and outputs.
-            shape_BGTD: of each; its B does not matter.
-            item_bytes: of a value.
-        """
+        """Takes caches by name, whatever their B; the graphs of other addresses or capacities are dropped."""
         self._stream.synchronize()
         self._graphs.forget()
         self._caches = dict(addresses)
@@ -131,16 +94,14 @@ class Prefiller:
         return logits_BKV
 
     def close(self) -> None:
-        """Frees graphs, contexts and buffers. Twice is allowed."""
         self._graphs.close()
-        if self._any is not None:
-            self._any.close()
-            self._any = None
-        for pair in (*self._inputs.values(), self._one, self._several):
-            if pair is not None:
-                pair.close()
-        self._inputs.clear()
-        self._one = self._several = None
+        for held in (self._any, self._several):
+            if held is not None:
+                held.close()
+        self._any = self._several = None
+
+    def _staged(self, size: int, what: str) -> StagedBuffer:
+        return self._space.held.enter_context(StagedBuffer(self._space.device, size, what))
 
     def _launch(self, input_ids_BS: Ids, query_start_B: Ids, logits_index_BK: Ids, first: int) -> StagedBuffer:
         """Gives a pass to the stream; returns where its logits will be."""
@@ -166,7 +127,7 @@ class Prefiller:
         return logits
 
     def _context(self) -> Context:
-        made = self._engine.context(self._stream, *self._memory)
+        made = self._engine.context(self._space)
         made.bind(self._fixed)
         return made
 
@@ -179,7 +140,6 @@ class Prefiller:
         context.shape({name: (B, *self._shape_GTD) for name in self._caches if name in self._engine.inputs})
 
     def _logits(self, B: int, K: int) -> StagedBuffer:
-        assert self._one is not None, "closed"
         if K == 1:
             return self._one
         size = B * K * self._output_size * 4
@@ -187,5 +147,5 @@ class Prefiller:
             self._several.close()
             self._several = None
         if self._several is None:
-            self._several = StagedBuffer(self._device, size, "the logits of a pass")
+            self._several = StagedBuffer(self._space.device, size, "the logits of a pass")
         return self._several

@@ -67,15 +67,9 @@ class TensorRTSampler(DeviceSampler, Closing):
             self._kernels.append((kernel, arguments))
             if "PARTS" in record.constexprs:
                 self._parts = int(record.constexprs["PARTS"])
-        self._tournament = Tournament.open(library, output_size, device, where)
-        if self._tournament is not None:
-            self._held.callback(self._tournament.close)
-            self.candidate_count = self._tournament.count
-
-    @property
-    def chooses(self) -> bool:
-        """Whether it can make a greedy choice."""
-        return bool(self._kernels)
+        if (found := Tournament.open(library, output_size, device, where)) is not None:
+            self._tournament = self._held.enter_context(found)
+            self.candidate_count = found.count
 
     @property
     def logits_address(self) -> int:
@@ -108,22 +102,19 @@ class TensorRTSampler(DeviceSampler, Closing):
         self._chosen_B = None
 
     def greedy(self) -> Ids:
-        """See :meth:`DeviceSampler.greedy`."""
         if self._chosen_B is None:
-            assert self.chooses, "a language model's executor"
+            assert self._kernels, "a language model's executor"
             assert self._staging is not None, "a step comes first"
             self._staging.done.wait()
             self._chosen_B = self._staging.chosen[: self._sequences].copy()
         return self._chosen_B
 
     def candidates(self, temperature: float) -> Candidates:
-        """See :meth:`DeviceSampler.candidates`."""
         assert self._tournament is not None, "an executor that has candidates"
         assert self._has_logits, "a later step wrote its own"
         return self._tournament.choose(self._stream, self._logits.address, self._sequences, temperature)
 
     def logits(self) -> Logits:
-        """See :meth:`DeviceSampler.logits`."""
         assert self._has_logits, "a later step wrote its own"
         shape_BV = (self._sequences, self._output_size)
         self._logits.download(self._host_logits.address, self._sequences * self._output_size * 4, self._stream)
@@ -135,5 +126,4 @@ class TensorRTSampler(DeviceSampler, Closing):
         return self._logits_BV
 
     def close(self) -> None:
-        """Frees graphs and memory. Twice is allowed."""
         self._held.close()
