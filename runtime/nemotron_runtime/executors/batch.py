@@ -46,10 +46,7 @@ class Batch:
 
 
 class Outputs:
-    """The outputs at the wanted positions; valid until the executor's next run.
-
-    Args:
-        fetch: gives the logits; called when they are first asked for.
+    """The outputs at the wanted positions; valid until the executor's next run. Logits are fetched when asked for.
 
     Attributes:
         tokens: int64 [K] for :class:`~nemotron_runtime.sampling.device.Greedy`.

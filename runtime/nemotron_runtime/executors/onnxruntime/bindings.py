@@ -40,12 +40,7 @@ def check_names(
 ) -> None:
     """Holds a graph's inputs and outputs against the manifest and against what an executor binds.
 
-    Args:
-        bundle: whose graph it is.
-        session: ONNX Runtime's session of it.
-        caches: which it takes and gives.
-        inputs: that it takes besides.
-        optional: inputs and outputs that it may have.
+    It takes ``caches`` and ``inputs``, gives ``caches``, and may have what is ``optional``.
 
     Raises:
         BundleError: other ones.

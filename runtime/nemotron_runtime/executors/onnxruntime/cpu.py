@@ -49,9 +49,7 @@ class OnnxRuntimeExecutor(PaddedExecutor):
     The caches are numpy arrays (``np.zeros``: pages that no token reached cost no memory), bound by address as input
     and output of the same run, so a step writes its tokens' entries and copies no cache.
 
-    Args:
-        bundle: the bundle.
-        threads: threads within an op; ONNX Runtime's choice where None.
+    ``threads`` are those within an op; ONNX Runtime's choice where None.
 
     Raises:
         MissingDependencyError: no onnxruntime, or none with the provider.
@@ -99,7 +97,6 @@ class OnnxRuntimeExecutor(PaddedExecutor):
         check_names(bundle, self._session, self.caches, optional=(*ROW_INPUTS, TOTAL_INPUT, TOKENS_OUTPUT))
 
     def make_caches(self, sequences: int, capacity: int) -> None:
-        """See :meth:`PaddedExecutor.make_caches`."""
         assert self._session is not None, "the executor is closed"
         # the bindings hold addresses of the arrays they go with
         self._bindings.clear()
@@ -108,7 +105,6 @@ class OnnxRuntimeExecutor(PaddedExecutor):
             self._buffers[cache.input_name] = np.zeros(cache.shape(sequences, capacity), self._cache_dtype)
 
     def forward(self, input_ids_BS: Ids, query_start_B: Ids, query_length_B: Ids, logits_index_BK: Ids) -> Logits:
-        """See :meth:`PaddedExecutor.forward`."""
         logits_BKV = np.zeros((*logits_index_BK.shape, self.output_size), self._logits_dtype)
         if not self._one_by_one:
             self._run(-1, (input_ids_BS, query_start_B, query_length_B, logits_index_BK), logits_BKV)
@@ -130,7 +126,6 @@ class OnnxRuntimeExecutor(PaddedExecutor):
         return HostSampler(step.logits_B1V[:, 0].astype(np.float32, copy=False))
 
     def close(self) -> None:
-        """See :meth:`Executor.close`."""
         self._bindings.clear()
         self._step = None
         self._buffers.clear()

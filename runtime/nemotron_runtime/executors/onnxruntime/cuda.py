@@ -55,8 +55,6 @@ class OnnxRuntimeCudaExecutor(OnnxRuntimeExecutor):
     To sample among the top-k candidates, the bundle's graph of them reads the step's logits where they are.
 
     Args:
-        bundle: the bundle.
-        threads: threads within an op on the host; ONNX Runtime's choice where None.
         cuda_graph: capture decode steps; what the bundle says where None.
         allow_cpu_nodes: accept nodes that compute on the CPU; what the bundle says where None. Then no
             step is captured.
@@ -141,7 +139,6 @@ class OnnxRuntimeCudaExecutor(OnnxRuntimeExecutor):
         return step.sampler
 
     def close(self) -> None:
-        """See :meth:`Executor.close`."""
         if self._session is not None:
             self._release()
         self._candidate_session = None

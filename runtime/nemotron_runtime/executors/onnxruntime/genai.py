@@ -40,7 +40,6 @@ class GenaiExecutor(OnnxRuntimeExecutor):
         check_names(bundle, self._session, self.caches, inputs=("input_ids", "attention_mask"))
 
     def make_caches(self, sequences: int, capacity: int) -> None:
-        """See :meth:`PaddedExecutor.make_caches`."""
         super().make_caches(sequences, capacity)
         self._mask = np.zeros(sequences * capacity, np.int64)
 
