@@ -14,7 +14,7 @@ from nemotron_runtime.tasks import Tag
 from nemotron_runtime.tasks.answering import answer
 from nemotron_runtime.tasks.classification import classify, pooled_position
 from nemotron_runtime.tasks.tagging import merge_tags, tag
-from nemotron_runtime.text.encoding import Encoding
+from nemotron_runtime.text.backend import Encoding
 
 
 class TableExecutor(PaddedExecutor):

@@ -12,13 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nemotron_runtime.sampling.candidates import Candidates
-from nemotron_runtime.sampling.device import Sampling
+from nemotron_runtime.sampling.device import Candidates, Ids, Logits, Sampling
 
 __all__ = ["Batch", "Ids", "Logits", "Outputs"]
-
-Ids = npt.NDArray[np.int64]
-Logits = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)

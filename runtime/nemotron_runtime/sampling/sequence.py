@@ -7,18 +7,13 @@ no cumulative sum decides between host and device.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from nemotron_runtime.sampling.candidates import filter_candidates
-from nemotron_runtime.sampling.filters import filter_logits
+from nemotron_runtime.sampling.filters import Ids, Scores, filter_candidates, filter_logits
 from nemotron_runtime.sampling.params import GenerationParams
 from nemotron_runtime.sampling.philox import gumbel_argmax
 from nemotron_runtime.sampling.processors import make_processors
 
 __all__ = ["SequenceSampler"]
-
-Ids = npt.NDArray[np.int64]
-Scores = npt.NDArray[np.float32]
 
 
 class SequenceSampler:
@@ -57,11 +52,7 @@ class SequenceSampler:
     def choose_among(self, ids_C: Ids, logits_C: Scores, log_sum: float, step: int) -> int | None:
         """:meth:`choose` from the top-k candidates alone: the same token, or None where these do not decide it.
 
-        Args:
-            ids_C: the candidates, for parameters of which :attr:`GenerationParams.draws_from_candidates` holds.
-            logits_C: see :class:`~nemotron_runtime.sampling.candidates.Candidates`, as for ``log_sum``.
-            log_sum: see there.
-            step: number of the token, not below ``min_new_tokens``.
+        See :class:`~nemotron_runtime.sampling.device.Candidates`, of which the arguments are one sequence's part.
         """
         assert self._params.draws_from_candidates
         assert step >= self._params.min_new_tokens, "some tokens are still blocked"

@@ -17,8 +17,7 @@ from nemotron_errors import BundleError
 
 from nemotron_runtime.bundle.folder import Bundle
 from nemotron_runtime.executors.batch import Ids, Logits
-from nemotron_runtime.sampling.candidates import Candidates
-from nemotron_runtime.sampling.device import DeviceSampler
+from nemotron_runtime.sampling.device import Candidates, DeviceSampler
 
 __all__ = ["OnnxRuntimeSampler", "check_candidate_graph", "on_device"]
 

@@ -17,8 +17,7 @@ from nemotron_runtime.executors.batch import Ids, Logits
 from nemotron_runtime.executors.tensorrt.kernels import find_kernel
 from nemotron_runtime.executors.tensorrt.staging import StepStaging
 from nemotron_runtime.executors.tensorrt.tournament import Tournament
-from nemotron_runtime.sampling.candidates import Candidates
-from nemotron_runtime.sampling.device import DeviceSampler
+from nemotron_runtime.sampling.device import Candidates, DeviceSampler
 
 __all__ = ["TensorRTSampler"]
 

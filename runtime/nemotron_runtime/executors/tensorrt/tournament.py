@@ -17,7 +17,7 @@ from nemotron_errors import BundleError
 from nemotron_runtime.closing import Closing
 from nemotron_runtime.cuda import Device, Graph, Stream
 from nemotron_runtime.executors.tensorrt.kernels import find_kernel
-from nemotron_runtime.sampling.candidates import Candidates, log_of_sums
+from nemotron_runtime.sampling.device import Candidates, log_of_sums
 
 __all__ = ["Tournament", "unpack"]
 
