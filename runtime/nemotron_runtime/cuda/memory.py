@@ -30,9 +30,9 @@ class DeviceBuffer(Closing):
     def __init__(self, driver: Driver, address: int, size: int, count: Callable[[int], None]) -> None:
         self._driver, self.address, self.size, self._count = driver, address, size, count
 
-    def zero(self, stream: Stream, size: int | None = None) -> None:
-        """Sets its first ``size`` bytes (all by default) to zero, in the stream's order."""
-        self._driver("MemsetD8Async", self.address, 0, self.size if size is None else size, stream.handle)
+    def zero(self, stream: Stream) -> None:
+        """Sets its bytes to zero, in the stream's order."""
+        self._driver("MemsetD8Async", self.address, 0, self.size, stream.handle)
 
     def upload(self, source: int, size: int, stream: Stream, offset: int = 0) -> None:
         """Copies ``size`` bytes from a host address to ``offset``, in the stream's order."""

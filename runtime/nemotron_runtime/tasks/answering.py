@@ -73,10 +73,7 @@ def answer(
     for window, positions, logits_n2 in zip(windows, inside, outputs_at(engine, prompts, inside), strict=True):
         first, last, score = _best_span(logits_n2, max_answer_tokens)
         if best is None or score > best.score:
-            begin, end = (
-                encoding.spans[window[positions[first]]][0],
-                encoding.spans[window[positions[last]]][1],
-            )
+            begin, end = encoding.spans[window[positions[first]]][0], encoding.spans[window[positions[last]]][1]
             text = context[begin:end]
             begin += len(text) - len(text.lstrip())
             best = Answer(text.strip(), score, begin, begin + len(text.strip()))

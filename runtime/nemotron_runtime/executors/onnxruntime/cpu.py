@@ -59,6 +59,9 @@ class OnnxRuntimeExecutor(PaddedExecutor):
     cache_names: ClassVar[CacheNames] = CACHES
     # numpy's names of what the caches may be
     cache_dtypes: ClassVar[tuple[str, ...]] = ("float32", "float16")
+    # besides the caches
+    required_inputs: ClassVar[tuple[str, ...]] = ()
+    optional_names: ClassVar[tuple[str, ...]] = (*ROW_INPUTS, TOTAL_INPUT, TOKENS_OUTPUT)
     dtype_remedy: ClassVar[str] = "build the bundle again with another --dtype"
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
@@ -77,7 +80,7 @@ class OnnxRuntimeExecutor(PaddedExecutor):
         # by the input's name
         self._buffers: dict[str, Any] = {}
         self._session: Any = self._open(bundle, threads)
-        self._check_names(bundle)
+        check_names(bundle, self._session, self.caches, inputs=self.required_inputs, optional=self.optional_names)
         names = {value.name for value in self._session.get_inputs()}
         self._row_inputs = [name for name in ROW_INPUTS if name in names]
         self._takes_total = TOTAL_INPUT in names
@@ -89,12 +92,11 @@ class OnnxRuntimeExecutor(PaddedExecutor):
         # of prefill, by sequence; -1 for all
         self._bindings: dict[int, Any] = {}
         self._step: _Step | None = None
+        # of the runs of prefill
+        self._run_options: Any = None
 
     def _open(self, bundle: Bundle, threads: int | None) -> Any:
         return open_graph(bundle, str(bundle.file(bundle.manifest.session.graph)), threads)
-
-    def _check_names(self, bundle: Bundle) -> None:
-        check_names(bundle, self._session, self.caches, optional=(*ROW_INPUTS, TOTAL_INPUT, TOKENS_OUTPUT))
 
     def make_caches(self, sequences: int, capacity: int) -> None:
         assert self._session is not None, "the executor is closed"
@@ -163,10 +165,6 @@ class OnnxRuntimeExecutor(PaddedExecutor):
         part = cache_BGTD if sequence < 0 else cache_BGTD[sequence : sequence + 1]
         return "cpu", 0, part.dtype.type, part.shape, part.ctypes.data
 
-    def _run_options(self) -> Any:
-        """Options of the runs of :meth:`forward`."""
-        return None
-
     def _run(self, sequence: int, inputs: tuple[Ids, ...], logits_BKV: npt.NDArray[Any]) -> None:
         """A pass of one sequence, or of all (-1); ``inputs`` are those of ``ROW_INPUTS``."""
         binding = self._binding(sequence)
@@ -177,7 +175,7 @@ class OnnxRuntimeExecutor(PaddedExecutor):
         if self._takes_total:
             bind_input(binding, TOTAL_INPUT, total)
         bind_output(binding, self._output, logits_BKV)
-        self._session.run_with_iobinding(binding, self._run_options())
+        self._session.run_with_iobinding(binding, self._run_options)
 
 
 def step_inputs(sequences: int) -> dict[str, Ids]:

@@ -84,7 +84,7 @@ class OnnxRuntimeCudaExecutor(OnnxRuntimeExecutor):
         self._device_step: _DeviceStep | None = None
         super().__init__(bundle, threads)
         self._element_type = DTYPES[record.cache_dtype].onnx
-        self._no_graph = self._options(_NO_GRAPH)
+        self._run_options = self._options(_NO_GRAPH)
         self._has_tokens = any(value.name == TOKENS_OUTPUT for value in self._session.get_outputs())
         self._candidate_session: Any = None
         if record.candidates is not None:
@@ -189,9 +189,6 @@ class OnnxRuntimeCudaExecutor(OnnxRuntimeExecutor):
             address += sequence * math.prod(shape_BGTD[1:]) * self._cache_dtype.itemsize
             shape_BGTD = (1, *shape_BGTD[1:])
         return *_DEVICE, self._element_type, shape_BGTD, address
-
-    def _run_options(self) -> Any:
-        return self._no_graph
 
     def _options(self, graph_id: str) -> Any:
         options = self._ort.RunOptions()

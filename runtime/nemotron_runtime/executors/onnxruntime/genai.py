@@ -13,7 +13,7 @@ from nemotron_formats.cache import GENAI_CACHES
 
 from nemotron_runtime.bundle.folder import Bundle
 from nemotron_runtime.executors.batch import Ids
-from nemotron_runtime.executors.onnxruntime.bindings import bind_input, bind_output, check_names
+from nemotron_runtime.executors.onnxruntime.bindings import bind_input, bind_output
 from nemotron_runtime.executors.onnxruntime.cpu import OnnxRuntimeExecutor
 from nemotron_runtime.sampling.device import DeviceSampler, Sampling
 
@@ -29,15 +29,13 @@ class GenaiExecutor(OnnxRuntimeExecutor):
     """
 
     cache_names = GENAI_CACHES
+    required_inputs, optional_names = ("input_ids", "attention_mask"), ()
     dtype_remedy = "run this bundle with ONNX Runtime GenAI, or build with --dtype float16"
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         super().__init__(bundle, threads)
         self._one_by_one = True
         self._mask = np.zeros(0, np.int64)
-
-    def _check_names(self, bundle: Bundle) -> None:
-        check_names(bundle, self._session, self.caches, inputs=("input_ids", "attention_mask"))
 
     def make_caches(self, sequences: int, capacity: int) -> None:
         super().make_caches(sequences, capacity)

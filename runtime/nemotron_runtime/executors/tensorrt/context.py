@@ -118,7 +118,7 @@ def _fits(found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
     return len(found) == len(expected) and all(e in (-1, f) for f, e in zip(found, expected, strict=True))
 
 
-class Context:
+class Context(Closing):
     """One execution context: shapes, addresses, launch."""
 
     def __init__(self, engine: BuiltEngine, context: Any) -> None:
@@ -148,12 +148,11 @@ class Context:
         self._engine.tensorrt.check(self._engine.where)
 
     def close(self) -> None:
-        """Frees it. Twice is allowed."""
         self._context = None
 
 
 @dataclass
-class RecordedContext:
+class RecordedContext(Closing):
     """A context and the CUDA graph of its pass: TensorRT bakes shapes into what it launches, so no two share one."""
 
     context: Context
@@ -168,6 +167,5 @@ class RecordedContext:
             self.graph = None
 
     def close(self) -> None:
-        """Frees graph and context."""
         self.forget()
         self.context.close()

@@ -5,7 +5,6 @@ Shapes: B sequences, V values of an output.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy.typing as npt
 from nemotron_runtime.closing import Closing
 from nemotron_runtime.cuda import Graph
 from nemotron_runtime.executors.batch import Ids
+from nemotron_runtime.executors.tensorrt.cache import DeviceCache
 from nemotron_runtime.executors.tensorrt.context import BuiltEngine, RecordedContext
 from nemotron_runtime.executors.tensorrt.sampler import TensorRTSampler
 from nemotron_runtime.executors.tensorrt.staging import ID_BYTES, StepStaging, Workspace
@@ -67,15 +67,15 @@ class Decoder(Closing):
             output: sampler.logits_address,
         }  # fmt: skip
 
-    def bind(self, addresses: Mapping[str, int], shape_BGTD: tuple[int, ...]) -> None:
-        """Takes caches by name, whatever their B; the graphs of other addresses or capacities are dropped."""
+    def bind(self, cache: DeviceCache) -> None:
+        """Takes the caches; the graphs of other addresses or capacities are dropped."""
         self._stream.synchronize()
         self.forget()
         for steps in self._by_sequences.values():
             steps.forget()
-        self._addresses |= addresses
+        self._addresses |= cache.addresses
         # an updated cache is its input's memory, and has no shape to be told
-        self._shapes = {name: shape_BGTD[1:] for name in addresses if name in self._engine.inputs}
+        self._shapes = {name: cache.shape_BGTD[1:] for name in cache.addresses if name in self._engine.inputs}
 
     def forget(self) -> None:
         """Drops the step that runs ahead: something else comes between."""

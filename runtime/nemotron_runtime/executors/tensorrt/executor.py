@@ -120,8 +120,8 @@ class TensorRTExecutor(PaddedExecutor):
         self.device.make_current()
         self._decoder.forget()
         if self._cache.reset(sequences, capacity):
-            self._prefiller.bind(self._cache.addresses, self._cache.shape_BGTD, self._cache.item_bytes)
-            self._decoder.bind(self._cache.addresses, self._cache.shape_BGTD)
+            self._prefiller.bind(self._cache)
+            self._decoder.bind(self._cache)
 
     def forward(self, input_ids_BS: Ids, query_start_B: Ids, query_length_B: Ids, logits_index_BK: Ids) -> Logits:
         """See :meth:`PaddedExecutor.forward`; more sequences, or outputs of each, than a pass takes go in several."""

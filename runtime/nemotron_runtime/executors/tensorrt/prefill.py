@@ -7,13 +7,14 @@ heads, T capacity, D head_dim.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from nemotron_runtime.closing import Closing
 from nemotron_runtime.executors.batch import Ids, Logits
+from nemotron_runtime.executors.tensorrt.cache import DeviceCache
 from nemotron_runtime.executors.tensorrt.context import BuiltEngine, Context
 from nemotron_runtime.executors.tensorrt.prefill_graphs import PassGraphs, padded_lengths, padded_to
 from nemotron_runtime.executors.tensorrt.staging import ID_BYTES, StagedBuffer, Workspace
@@ -64,13 +65,13 @@ class Prefiller(Closing):
         # the same in every pass
         self._fixed = {**space.weights, **{name: pair.device.address for name, pair in self._inputs.items()}}
 
-    def bind(self, addresses: Mapping[str, int], shape_BGTD: tuple[int, ...], item_bytes: int) -> None:
-        """Takes caches by name, whatever their B; the graphs of other addresses or capacities are dropped."""
+    def bind(self, cache: DeviceCache) -> None:
+        """Takes the caches; the graphs of other addresses or capacities are dropped."""
         self._stream.synchronize()
         self._graphs.forget()
-        self._caches = dict(addresses)
-        self._shape_GTD = shape_BGTD[1:]
-        self._sequence_bytes = math.prod(self._shape_GTD) * item_bytes
+        self._caches = dict(cache.addresses)
+        self._shape_GTD = cache.shape_BGTD[1:]
+        self._sequence_bytes = math.prod(self._shape_GTD) * cache.item_bytes
 
     def micro_batches(self, sequences: int) -> Iterator[tuple[int, int]]:
         """First and last sequence, the latter excluded, of what one pass after the other takes of a request."""
@@ -88,9 +89,7 @@ class Prefiller(Closing):
         """
         logits = self._launch(input_ids_BS, query_start_B, logits_index_BK, first)
         logits_BKV = np.empty((*logits_index_BK.shape, self._output_size), np.float32)
-        logits.device.download(logits.pinned.address, logits_BKV.nbytes, self._stream)
-        self._stream.synchronize()
-        np.copyto(logits_BKV, logits.pinned.array(np.float32, logits_BKV.shape))
+        logits.fetch(logits_BKV, self._stream)
         return logits_BKV
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ import logging
 from bisect import bisect_left
 from collections.abc import Callable
 
+from nemotron_runtime.closing import Closing
 from nemotron_runtime.cuda import Stream
 from nemotron_runtime.executors.tensorrt.context import Context, RecordedContext
 
@@ -46,17 +47,14 @@ def padded_to(tokens: int, lengths: tuple[int, ...], room: int) -> int | None:
     return length if length <= room else None
 
 
-class PassGraphs:
+class PassGraphs(Closing):
     """Runs passes by their sequences and length; of more than 32 the one that was not used for longest goes.
 
     The first use of a pass runs in its context directly: TensorRT sets itself up for the shapes, which cannot be
     recorded. The second records the graph and launches it: recording takes as long as launching kernel by kernel, and
     a length that never comes again is not recorded. Every later use is one launch.
 
-    Args:
-        stream: of all work of the executor.
-        make: gives a context.
-        prepare: binds addresses and sets shapes of a context, for first sequence, sequences and tokens.
+    ``make`` gives a context; ``prepare`` binds its addresses and sets its shapes, for first sequence, B and S.
     """
 
     def __init__(
@@ -85,7 +83,6 @@ class PassGraphs:
             one.forget()
 
     def close(self) -> None:
-        """Frees graphs and contexts. Twice is allowed."""
         for one in self._passes.values():
             one.close()
         self._passes.clear()

@@ -13,7 +13,7 @@ import numpy as np
 
 from nemotron_runtime.closing import Closing
 from nemotron_runtime.cuda import Device, Event, PinnedBuffer, Stream
-from nemotron_runtime.executors.batch import Ids
+from nemotron_runtime.executors.batch import Ids, Logits
 
 __all__ = ["ID_BYTES", "StagedBuffer", "StepStaging", "Workspace"]
 
@@ -47,6 +47,12 @@ class StagedBuffer(Closing):
         except BaseException:
             self.device.close()
             raise
+
+    def fetch(self, array: Logits, stream: Stream) -> None:
+        """Fills an array, which may outlive the pinned memory; all of the stream's work is done at the end."""
+        self.device.download(self.pinned.address, array.nbytes, stream)
+        stream.synchronize()
+        np.copyto(array, self.pinned.array(array.dtype, array.shape))
 
     def upload(self, array_BS: Ids, width: int, stream: Stream) -> None:
         """Copies ids to the device, ``width`` of each sequence, padded with zeros."""
