@@ -37,11 +37,7 @@ class TemplateEncoder(ABC):
         return _SentencePieceEncoder(folder / "tokenizer.model", tokenizer)
 
     def template(self, text: str, *, follows: bool = False) -> list[int]:
-        """Token ids of text that a template wrote; nothing is added.
-
-        Args:
-            text: the text.
-            follows: whether other text goes before it.
+        """Token ids of text that a template wrote, where ``follows`` after other text; nothing is added.
 
         Raises:
             TokenizerError: a text with lone surrogates.

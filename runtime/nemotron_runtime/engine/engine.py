@@ -76,11 +76,7 @@ class Engine(Closing):
         return self._lengths_B.copy()
 
     def reset(self, sequences: int, capacity: int) -> None:
-        """Starts over with empty caches.
-
-        Args:
-            sequences: B.
-            capacity: tokens that each of them can hold.
+        """Starts over with empty caches of B sequences, each with room for ``capacity`` tokens.
 
         Raises:
             LimitError: more than the limits allow.

@@ -23,12 +23,9 @@ _UNSURE = 1e-4
 
 
 def filter_logits(scores_V: Scores, params: GenerationParams, *, processed: bool = False) -> tuple[Ids, Scores]:
-    """What the filters leave of one sequence's logits.
+    """What the filters leave of one sequence's logits, at a temperature above 0.
 
-    Args:
-        scores_V: the logits.
-        params: temperature above 0.
-        processed: logits processors made them, which block tokens by -inf: these do not survive.
+    Where logits processors made them (``processed``), -inf is a blocked token, which does not survive.
 
     Returns:
         The surviving tokens and their processed logits, in no particular order but for one: without top-k and top-p

@@ -20,9 +20,8 @@ from nemotron_runtime.executors.onnxruntime.bindings import (
     ROW_INPUTS,
     TOKENS_OUTPUT,
     TOTAL_INPUT,
-    bind_input,
-    bind_output,
     check_names,
+    place,
 )
 from nemotron_runtime.executors.onnxruntime.graph import open_graph
 from nemotron_runtime.executors.padded import PaddedExecutor
@@ -139,10 +138,10 @@ class OnnxRuntimeExecutor(PaddedExecutor):
         total = np.array(self.capacity, np.int32)
         step = _Step(step_inputs(self.sequences), total, logits_B1V, self._new_binding(-1))
         for name in self._row_inputs:
-            bind_input(step.binding, name, step.inputs[name])
+            step.binding.bind_input(name, *place(step.inputs[name]))
         if self._takes_total:
-            bind_input(step.binding, TOTAL_INPUT, step.total)
-        bind_output(step.binding, self._output, logits_B1V)
+            step.binding.bind_input(TOTAL_INPUT, *place(step.total))
+        step.binding.bind_output(self._output, *place(logits_B1V))
         self._step = step
         return step
 
@@ -163,18 +162,18 @@ class OnnxRuntimeExecutor(PaddedExecutor):
     def _place(self, cache_BGTD: Any, sequence: int) -> tuple[Any, ...]:
         """Device, its number, element type, shape and address of a cache, or of one sequence's part of it."""
         part = cache_BGTD if sequence < 0 else cache_BGTD[sequence : sequence + 1]
-        return "cpu", 0, part.dtype.type, part.shape, part.ctypes.data
+        return place(part)
 
     def _run(self, sequence: int, inputs: tuple[Ids, ...], logits_BKV: npt.NDArray[Any]) -> None:
         """A pass of one sequence, or of all (-1); ``inputs`` are those of ``ROW_INPUTS``."""
         binding = self._binding(sequence)
         contiguous = dict(zip(ROW_INPUTS, map(np.ascontiguousarray, inputs), strict=True))
         for name in self._row_inputs:
-            bind_input(binding, name, contiguous[name])
+            binding.bind_input(name, *place(contiguous[name]))
         total = np.array((contiguous["query_start"] + contiguous["query_length"]).max(), np.int32)
         if self._takes_total:
-            bind_input(binding, TOTAL_INPUT, total)
-        bind_output(binding, self._output, logits_BKV)
+            binding.bind_input(TOTAL_INPUT, *place(total))
+        binding.bind_output(self._output, *place(logits_BKV))
         self._session.run_with_iobinding(binding, self._run_options)
 
 

@@ -20,7 +20,7 @@ from nemotron_formats.dtypes import DTYPES
 
 from nemotron_runtime.bundle.folder import Bundle
 from nemotron_runtime.executors.batch import Ids
-from nemotron_runtime.executors.onnxruntime.bindings import TOKENS_OUTPUT, TOTAL_INPUT, bind_input
+from nemotron_runtime.executors.onnxruntime.bindings import TOKENS_OUTPUT, TOTAL_INPUT, place
 from nemotron_runtime.executors.onnxruntime.cpu import OnnxRuntimeExecutor, step_inputs
 from nemotron_runtime.executors.onnxruntime.graph import import_onnxruntime, open_graph
 from nemotron_runtime.executors.onnxruntime.placement import RECORD_PLACEMENT, check_placement
@@ -175,7 +175,7 @@ class OnnxRuntimeCudaExecutor(OnnxRuntimeExecutor):
         for name in self._row_inputs:
             step.binding.bind_ortvalue_input(name, inputs[name])
         if self._takes_total:
-            bind_input(step.binding, TOTAL_INPUT, total)
+            step.binding.bind_input(TOTAL_INPUT, *place(total))
         step.binding.bind_ortvalue_output(self._output, sampler.logits_B1V)
         if self._has_tokens:
             step.binding.bind_ortvalue_output(TOKENS_OUTPUT, sampler.tokens_B1)

@@ -22,7 +22,6 @@ from nemotron_runtime.executors.tensorrt.context import BuiltEngine
 from nemotron_runtime.executors.tensorrt.decode import Decoder
 from nemotron_runtime.executors.tensorrt.kernels import load_library
 from nemotron_runtime.executors.tensorrt.module import load_tensorrt
-from nemotron_runtime.executors.tensorrt.passes import run_in_sub_chunks
 from nemotron_runtime.executors.tensorrt.prefill import Prefiller
 from nemotron_runtime.executors.tensorrt.sampler import TensorRTSampler
 from nemotron_runtime.executors.tensorrt.staging import Workspace
@@ -124,20 +123,9 @@ class TensorRTExecutor(PaddedExecutor):
             self._decoder.bind(self._cache)
 
     def forward(self, input_ids_BS: Ids, query_start_B: Ids, query_length_B: Ids, logits_index_BK: Ids) -> Logits:
-        """See :meth:`PaddedExecutor.forward`; more sequences, or outputs of each, than a pass takes go in several."""
         self.device.make_current()
         self._decoder.forget()
-        found, most = [], self._prefiller.limits.positions
-        for first, last in self._prefiller.micro_batches(len(query_start_B)):
-
-            def run(ids_bs: Ids, start_b: Ids, index_bk: Ids, first: int = first) -> Logits:
-                return self._prefiller.run(ids_bs, start_b, index_bk, first)
-
-            # those of a micro-batch may all be shorter than another's
-            longest = max(1, int(query_length_B[first:last].max()))
-            ids_bS, index_bK = input_ids_BS[first:last, :longest], logits_index_BK[first:last]
-            found.append(run_in_sub_chunks(run, ids_bS, query_start_B[first:last], index_bK, most))
-        return found[0] if len(found) == 1 else np.concatenate(found)
+        return self._prefiller.run(input_ids_BS, query_start_B, query_length_B, logits_index_BK)
 
     def step(
         self, tokens_B: Ids, query_start_B: Ids, advancing_B: npt.NDArray[np.bool_] | None, sampling: Sampling | None

@@ -7,8 +7,9 @@ heads, T capacity, D head_dim.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from nemotron_runtime.executors.tensorrt.context import BuiltEngine, Context
 from nemotron_runtime.executors.tensorrt.prefill_graphs import PassGraphs, padded_lengths, padded_to
 from nemotron_runtime.executors.tensorrt.staging import ID_BYTES, StagedBuffer, Workspace
 
-__all__ = ["PassLimits", "Prefiller"]
+__all__ = ["PassLimits", "Prefiller", "sub_chunks"]
 
 # of an input's address, as allocations have it
 _ALIGNMENT = 256
@@ -82,11 +83,19 @@ class Prefiller(Closing):
         for first in range(0, sequences, step):
             yield first, min(first + step, sequences)
 
-    def run(self, input_ids_BS: Ids, query_start_B: Ids, logits_index_BK: Ids, first: int = 0) -> Logits:
-        """One pass of a request's sequences from ``first`` on: outputs [B, K, V], an array of the caller's own.
+    def run(self, input_ids_BS: Ids, query_start_B: Ids, query_length_B: Ids, logits_index_BK: Ids) -> Logits:
+        """Outputs [B, K, V] of a request, see :meth:`PaddedExecutor.forward`, by as many passes as they take."""
+        found = []
+        for first, last in self.micro_batches(len(query_start_B)):
+            # those of a micro-batch may all be shorter than another's
+            longest = max(1, int(query_length_B[first:last].max()))
+            ids_bS, index_bK = input_ids_BS[first:last, :longest], logits_index_BK[first:last]
+            run = partial(self._run, first)
+            found.append(_run_in_sub_chunks(run, ids_bS, query_start_B[first:last], index_bK, self.limits.positions))
+        return found[0] if len(found) == 1 else np.concatenate(found)
 
-        B, S and K are inside :attr:`limits`, and ``first`` is what :meth:`micro_batches` gave.
-        """
+    def _run(self, first: int, input_ids_BS: Ids, query_start_B: Ids, logits_index_BK: Ids) -> Logits:
+        """One pass, inside :attr:`limits`, of a request's sequences from ``first`` on: outputs [B, K, V]."""
         logits = self._launch(input_ids_BS, query_start_B, logits_index_BK, first)
         logits_BKV = np.empty((*logits_index_BK.shape, self._output_size), np.float32)
         logits.fetch(logits_BKV, self._stream)
@@ -106,9 +115,9 @@ class Prefiller(Closing):
         """Gives a pass to the stream; returns where its logits will be."""
         B, S = input_ids_BS.shape
         K = logits_index_BK.shape[1]
-        assert self.limits.sequences >= B, "cut by the executor"
-        assert self.limits.tokens >= S, "cut by the executor"
-        assert self.limits.positions >= K, "cut by the executor"
+        assert self.limits.sequences >= B, "cut before"
+        assert self.limits.tokens >= S, "cut before"
+        assert self.limits.positions >= K, "cut before"
         length = None
         if K == 1:
             length = padded_to(S, self._lengths, self._shape_GTD[1] - int(query_start_B.max()))
@@ -148,3 +157,41 @@ class Prefiller(Closing):
         if self._several is None:
             self._several = StagedBuffer(self._space.device, size, "the logits of a pass")
         return self._several
+
+
+def _run_in_sub_chunks(
+    run: Callable[[Ids, Ids, Ids], Logits], input_ids_BS: Ids, query_start_B: Ids, logits_index_BK: Ids, most: int
+) -> Logits:
+    """All outputs [B, K, V], by passes of at most ``most`` of a sequence: ``run`` of arrays like the three given."""
+    if logits_index_BK.shape[1] <= most:
+        return run(input_ids_BS, query_start_B, logits_index_BK)
+    logits_BKV: Logits = np.zeros(0, np.float32)
+    for first, last in sub_chunks(logits_index_BK, input_ids_BS.shape[1], most):
+        inside_BK = (logits_index_BK >= first) & (logits_index_BK < last)
+        wanted = [np.unique(row[inside]) for row, inside in zip(logits_index_BK, inside_BK, strict=True)]
+        index_Bk = np.zeros((len(wanted), max(map(len, wanted))), np.int64)
+        for b, positions in enumerate(wanted):
+            index_Bk[b, : len(positions)] = positions - first
+        found_BkV = run(input_ids_BS[:, first:last], query_start_B + first, index_Bk)
+        if not logits_BKV.size:
+            logits_BKV = np.zeros((*logits_index_BK.shape, found_BkV.shape[-1]), np.float32)
+        for b, positions in enumerate(wanted):
+            logits_BKV[b, inside_BK[b]] = found_BkV[b, np.searchsorted(positions, logits_index_BK[b, inside_BK[b]])]
+    return logits_BKV
+
+
+def sub_chunks(logits_index_BK: Ids, tokens: int, most: int) -> Iterator[tuple[int, int]]:
+    """Cuts a pass of ``tokens`` positions so that no sequence wants more than ``most`` outputs of a piece.
+
+    Gives (first, last) of each piece, the last one excluded; they cover all positions, in order.
+    """
+    rows = [np.unique(row) for row in logits_index_BK]
+    first = 0
+    while first < tokens:
+        last = tokens
+        for positions in rows:
+            ahead = positions[positions >= first]
+            if len(ahead) > most:
+                last = min(last, int(ahead[most]))
+        yield first, last
+        first = last
