@@ -33,7 +33,10 @@ class SequenceSampler:
 
     def __init__(self, params: GenerationParams, number: int, prompt: Ids, vocab_size: int) -> None:
         assert params.seed is not None, "the loop draws a seed where the request has none"
-        self._params, self._seed, self._number, self._vocab_size = params, params.seed, number, vocab_size
+        self._params = params
+        self._seed = params.seed
+        self._number = number
+        self._vocab_size = vocab_size
         self._processors = make_processors(params)
         self._prompt_length = len(prompt)
         self._tokens: list[int] = prompt.tolist()
