@@ -18,8 +18,7 @@ from nemotron_runtime.engine.generation import GenerationParams, generate
 from nemotron_runtime.executors.open import open_executor
 from nemotron_runtime.executors.tensorrt.executor import TensorRTExecutor
 from nemotron_runtime.executors.tensorrt.sampler import TensorRTSampler
-from nemotron_runtime.sampling.candidates import Candidates, find_candidates
-from nemotron_runtime.sampling.device import GREEDY, TopCandidates
+from nemotron_runtime.sampling.device import GREEDY, Candidates, TopCandidates, find_candidates
 from support.candidate_kernels import random_logits, run_candidates
 from support.gpu_models import write_random
 

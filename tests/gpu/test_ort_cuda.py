@@ -22,10 +22,11 @@ from nemotron_runtime.engine.engine import Engine
 from nemotron_runtime.engine.generation import GenerationParams, generate
 from nemotron_runtime.executors.onnxruntime import cuda as onnxruntime_cuda
 from nemotron_runtime.executors.onnxruntime.cuda import CUDA_PROVIDER, OnnxRuntimeCudaExecutor
-from nemotron_runtime.executors.onnxruntime.placement import cpu_nodes, memcpy_nodes
+from nemotron_runtime.executors.onnxruntime.placement import cpu_nodes
 from nemotron_runtime.executors.onnxruntime.sampler import OnnxRuntimeSampler
 from nemotron_runtime.sampling.device import GREEDY, TopCandidates
 from support.gpu_models import COMMON, eager_logits, eager_pair, write_random
+from support.recorded_onnxruntime import memcpy_nodes
 
 from nemotron_export.building import build
 from nemotron_export.model import NemotronForCausalLM

@@ -7,7 +7,7 @@ import pytest
 import torch
 from nemotron_runtime.sampling.filters import filter_logits
 from nemotron_runtime.sampling.params import GenerationParams
-from nemotron_runtime.sampling.processors import make_processors
+from nemotron_runtime.sampling.sequence import make_processors
 from transformers import (
     LogitsProcessorList,
     MinNewTokensLengthLogitsProcessor,

@@ -9,7 +9,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from nemotron_runtime.sampling.candidates import Candidates
+from nemotron_runtime.sampling.device import Candidates
 
 __all__ = ["random_logits", "run_candidates"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -93,3 +94,13 @@ def record(monkeypatch: pytest.MonkeyPatch) -> Recorded:
     monkeypatch.setattr(onnxruntime_graph, "import_onnxruntime", lambda: ort)
     monkeypatch.setattr(onnxruntime_cuda, "_DEVICE", ("cpu", 0))
     return ort
+
+
+def memcpy_nodes(profile: Iterable[dict[str, Any]]) -> list[str]:
+    """Copies between host and device in the events of a session's profile, each name once, in order."""
+    found = (
+        str(event.get("name", ""))
+        for event in profile
+        if event.get("cat") == "Node" and str(event.get("args", {}).get("op_name", "")).startswith("Memcpy")
+    )
+    return list(dict.fromkeys(found))

@@ -7,7 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 import pytest
 from nemotron_plugins.launches.candidates import candidates_merge_rule, candidates_rule, tournament
-from nemotron_runtime.sampling.candidates import Candidates, find_candidates
+from nemotron_runtime.sampling.device import Candidates, find_candidates
 from support.candidate_kernels import random_logits, run_candidates
 
 pytest.importorskip("triton", reason="Triton, of the build extra, has no wheel for this platform")

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from nemotron_runtime.engine.generation import GenerationParams, generate
-from nemotron_runtime.sampling.candidates import Candidates, filter_candidates, find_candidates
-from nemotron_runtime.sampling.device import HostSampler
-from nemotron_runtime.sampling.filters import filter_logits
+from nemotron_runtime.sampling.device import Candidates, HostSampler, find_candidates
+from nemotron_runtime.sampling.filters import filter_candidates, filter_logits
 from nemotron_runtime.sampling.sequence import SequenceSampler
 from support.toy_engine import ToyEngine, ToyExecutor
 

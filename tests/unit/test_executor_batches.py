@@ -10,7 +10,7 @@ from nemotron_errors import RequestError
 from nemotron_runtime.engine.generation import GenerationParams, generate
 from nemotron_runtime.executors.batch import Batch
 from nemotron_runtime.sampling.device import GREEDY, TopCandidates
-from nemotron_runtime.sampling.processors import make_processors
+from nemotron_runtime.sampling.sequence import make_processors
 from support.toy_engine import ToyEngine, ToyExecutor
 
 

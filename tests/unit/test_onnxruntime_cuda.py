@@ -14,11 +14,11 @@ from nemotron_runtime.bundle.folder import Bundle
 from nemotron_runtime.engine.engine import Engine
 from nemotron_runtime.executors.onnxruntime import graph as onnxruntime_graph
 from nemotron_runtime.executors.onnxruntime.cuda import OnnxRuntimeCudaExecutor
-from nemotron_runtime.executors.onnxruntime.placement import RECORD_PLACEMENT, check_placement, cpu_nodes, memcpy_nodes
+from nemotron_runtime.executors.onnxruntime.placement import RECORD_PLACEMENT, check_placement, cpu_nodes
 from nemotron_runtime.executors.open import open_executor
 from nemotron_runtime.sampling.device import GREEDY
 from support.bundles import make_bundle
-from support.recorded_onnxruntime import CPU, CUDA, Recorded, record
+from support.recorded_onnxruntime import CPU, CUDA, Recorded, memcpy_nodes, record
 
 
 @pytest.fixture

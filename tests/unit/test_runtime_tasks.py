@@ -7,14 +7,14 @@ import pytest
 from nemotron_errors import LimitError, RequestError
 from nemotron_runtime.bundle.limits import Limits
 from nemotron_runtime.bundle.manifest import HeadRecord
-from nemotron_runtime.checks.decisions import decision_flips
+from nemotron_runtime.checks.rules import decision_flips
 from nemotron_runtime.engine.engine import Engine
 from nemotron_runtime.executors.padded import PaddedExecutor
 from nemotron_runtime.tasks import Tag
 from nemotron_runtime.tasks.answering import answer
 from nemotron_runtime.tasks.classification import classify, pooled_position
 from nemotron_runtime.tasks.tagging import merge_tags, tag
-from nemotron_runtime.text.encoding import Encoding
+from nemotron_runtime.text.backend import Encoding
 
 
 class TableExecutor(PaddedExecutor):

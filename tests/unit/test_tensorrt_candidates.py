@@ -17,8 +17,7 @@ from nemotron_runtime.bundle.folder import Bundle
 from nemotron_runtime.engine.engine import Engine
 from nemotron_runtime.engine.generation import GenerationParams, generate
 from nemotron_runtime.executors.tensorrt.executor import TensorRTExecutor
-from nemotron_runtime.sampling.candidates import find_candidates
-from nemotron_runtime.sampling.device import GREEDY, TopCandidates
+from nemotron_runtime.sampling.device import GREEDY, TopCandidates, find_candidates
 from support.tensorrt_fakes import LOG_COUNT, V, installed, make_tensorrt_bundle, toy
 
 RNG = np.random.default_rng(5)

@@ -19,7 +19,7 @@ from nemotron_runtime.engine.generation import GenerationParams, generate
 from nemotron_runtime.executors.open import open_executor
 from nemotron_runtime.executors.tensorrt import weights as tensorrt_weights
 from nemotron_runtime.executors.tensorrt.executor import TensorRTExecutor
-from nemotron_runtime.executors.tensorrt.passes import sub_chunks
+from nemotron_runtime.executors.tensorrt.prefill import sub_chunks
 from nemotron_runtime.sampling.device import GREEDY
 from support.tensorrt_fakes import V, installed, make_tensorrt_bundle, toy
 

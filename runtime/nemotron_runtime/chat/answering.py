@@ -11,10 +11,10 @@ from typing import Any, Literal, overload
 from nemotron_errors import LimitError, RequestError
 
 from nemotron_runtime.bundle.folder import Bundle
-from nemotron_runtime.bundle.limits import Limits
 from nemotron_runtime.chat.fallback import parse_tool_calls
 from nemotron_runtime.chat.format import ChatFormat
 from nemotron_runtime.chat.messages import checked_documents, checked_messages, checked_tools
+from nemotron_runtime.engine.engine import Engine
 from nemotron_runtime.engine.generation import Cancelled
 from nemotron_runtime.engine.results import Generation, TextChunk
 from nemotron_runtime.text.tokenizer import Tokenizer
@@ -44,12 +44,8 @@ class ChatCalls(ABC):
     """What a model does with conversations, by its own `generate` and `stream`."""
 
     bundle: Bundle
+    engine: Engine
     tokenizer: Tokenizer | None
-
-    @property
-    @abstractmethod
-    def limits(self) -> Limits:
-        """What a request may ask for at most."""
 
     @abstractmethod
     def generate(self, prompt: Any, **options: Any) -> Any:
@@ -147,7 +143,7 @@ class ChatCalls(ABC):
             chat_template=chat_template,
             add_generation_prompt=add_generation_prompt,
         )
-        room = _room(self.limits.max_seq_len, len(ids), params.get("max_new_tokens"))
+        room = _room(self.engine.limits.max_seq_len, len(ids), params.get("max_new_tokens"))
         given = {**params, "max_new_tokens": room}
         if not params.get("ignore_eos"):
             ends = self.chat_format.stop_token_ids(chat_template, tools=bool(tools))

@@ -5,24 +5,20 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from nemotron_runtime.text.tokenizer import Tokenizer
 
-__all__ = ["TemplateEncoder"]
+__all__ = ["TemplateEncoder", "any_of"]
 
 _MARKUP_PIECE = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 
 
 class TemplateEncoder(ABC):
     """What a tokenizer must do for chat, in addition to encoding texts.
-
-    Args:
-        folder: the tokenizer's folder.
-        tokenizer: the tokenizer that was read from it.
 
     Attributes:
         whole_tokens: strings that stand for one token where a template writes them, and their ids.
@@ -41,11 +37,7 @@ class TemplateEncoder(ABC):
         return _SentencePieceEncoder(folder / "tokenizer.model", tokenizer)
 
     def template(self, text: str, *, follows: bool = False) -> list[int]:
-        """Token ids of text that a template wrote; nothing is added.
-
-        Args:
-            text: the text.
-            follows: whether other text goes before it.
+        """Token ids of text that a template wrote, where ``follows`` after other text; nothing is added.
 
         Raises:
             TokenizerError: a text with lone surrogates.
@@ -108,7 +100,7 @@ class _SentencePieceEncoder(TemplateEncoder):
             markup = _MARKUP_PIECE.fullmatch(piece) and not processor.IsByte(token)
             if token in tokenizer.special_ids or (markup and token in processor.EncodeAsIds(piece)):
                 self.whole_tokens[piece] = token
-        self._whole = re.compile("(" + _any_of(self.whole_tokens) + ")")
+        self._whole = re.compile(f"({any_of(self.whole_tokens)})")
 
     def _template(self, text: str) -> list[int]:
         ids: list[int] = []
@@ -129,6 +121,7 @@ def _following(encode: Callable[[str], list[int]], text: str) -> list[int]:
     return ids[len(newline) :] if ids[: len(newline)] == newline else encode(text)
 
 
-def _any_of(pieces: dict[str, int]) -> str:
-    # a longer token goes before one that it contains; (?!) matches nothing
+def any_of(pieces: Iterable[str]) -> str:
+    """A regular expression of any of the strings, a longer one before those that it contains."""
+    # (?!) matches nothing
     return "|".join(re.escape(piece) for piece in sorted(pieces, key=len, reverse=True)) or "(?!)"

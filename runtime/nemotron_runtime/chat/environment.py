@@ -63,22 +63,17 @@ class _Bounds(NodeTransformer):
     def __init__(self, support: _Support) -> None:
         self._support = support
 
-    def visit_For(self, node: nodes.For) -> nodes.For:  # noqa: N802
-        node.body.insert(0, self._step(node))
+    def visit_For(self, node: nodes.For | nodes.Macro) -> nodes.Node:  # noqa: N802
+        step = self._support.call_method("step", lineno=node.lineno)
+        node.body.insert(0, nodes.ExprStmt(step, lineno=node.lineno))
         self.generic_visit(node)
         return node
 
-    def visit_Macro(self, node: nodes.Macro) -> nodes.Macro:  # noqa: N802
-        node.body.insert(0, self._step(node))
-        self.generic_visit(node)
-        return node
+    visit_Macro = visit_For  # noqa: N815
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Call:  # noqa: N802
         self.generic_visit(node)
         return self._support.call_method("join", node.nodes, lineno=node.lineno)
-
-    def _step(self, node: nodes.Node) -> nodes.ExprStmt:
-        return nodes.ExprStmt(self._support.call_method("step", lineno=node.lineno), lineno=node.lineno)
 
 
 class _Environment(ImmutableSandboxedEnvironment):

@@ -15,7 +15,6 @@ from nemotron_formats.weights import Budget
 from nemotron_runtime.checks.perplexity import measure_nll, perplexity
 from nemotron_runtime.checks.reference import Reference, ReferencePrompt
 from nemotron_runtime.checks.replay import Check, Replayed, prompt_name
-from nemotron_runtime.checks.report import ParityRow
 from nemotron_runtime.engine.engine import Engine
 
 __all__ = ["QuantizedCheck"]
@@ -27,13 +26,7 @@ _FLIP_MARGIN = 8.0
 
 
 class QuantizedCheck(Check):
-    """Perplexity of the held-out text; RMSE, largest drift and flips of the prompts.
-
-    Args:
-        engine: the engine.
-        reference: what to compare with.
-        budget: of the weights' format.
-    """
+    """Perplexity of the held-out text; RMSE, largest drift and flips of the prompts."""
 
     def __init__(self, engine: Engine, reference: Reference, budget: Budget) -> None:
         super().__init__(engine, reference)
@@ -57,15 +50,15 @@ class QuantizedCheck(Check):
         # numpy's max, unlike Python's, keeps a NaN
         self._worst = float(np.max([self._worst, *(np.abs(error).max() for error in errors)]))
         rmse = float(np.sqrt(np.concatenate(self._squares[-len(errors) :]).mean()))
-        self._row(f"{check}, RMSE / deviation", name, rmse / self._deviation, self._budget.rmse)
+        self.add_row(f"{check}, RMSE / deviation", name, rmse / self._deviation, self._budget.rmse)
 
     def finish(self) -> None:
         rmse = float(np.sqrt(np.concatenate(self._squares).mean()))
-        self._row("largest drift / range", "all", self._worst / self.reference.logit_range, self._budget.drift)
+        self.add_row("largest drift / range", "all", self._worst / self.reference.logit_range, self._budget.drift)
         for name, count, margins in self._flips:
             wrong = float((margins > _FLIP_MARGIN * rmse).sum()) if np.isfinite(rmse) else float("nan")
             note = f"{len(margins)} flips, margins up to {margins.max():.3g}" if len(margins) else ""
-            self._row(f"greedy, {count} tokens, flips past {_FLIP_MARGIN:g} RMSE", name, wrong, 0.0, note)
+            self.add_row(f"greedy, {count} tokens, flips past {_FLIP_MARGIN:g} RMSE", name, wrong, 0.0, note)
         texts = self.reference.texts
         if not texts:
             return
@@ -73,9 +66,4 @@ class QuantizedCheck(Check):
         found = perplexity(measure_nll(self.engine, text.ids) for text in texts)
         tokens = sum(len(text.nll) for text in texts)
         note = f"{found:.4g}, {expected:.4g} in fp32"
-        self._row("perplexity ratio", f"{tokens} tokens of text", found / expected, self._budget.perplexity, note)
-
-    def _row(self, check: str, name: str, measured: float, bound: float, note: str = "") -> None:
-        if not np.isfinite(measured):
-            note = "NaN or infinity among the outputs"
-        self.rows.append(ParityRow(check, name, measured, bound, measured <= bound, note))
+        self.add_row("perplexity ratio", f"{tokens} tokens of text", found / expected, self._budget.perplexity, note)

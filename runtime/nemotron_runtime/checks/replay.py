@@ -46,6 +46,11 @@ class Check(ABC):
         self.engine, self.reference = engine, reference
         self.rows: list[ParityRow] = []
 
+    def add_row(self, check: str, name: str, measured: float, bound: float, note: str = "") -> None:
+        """A row of the report, which passes where ``measured`` is at most ``bound``; NaN is not."""
+        note = note if np.isfinite(measured) else "NaN or infinity among the outputs"
+        self.rows.append(ParityRow(check, name, measured, bound, measured <= bound, note))
+
     def whole(self, prompt: ReferencePrompt) -> None:
         """Prefill, cached decode and greedy tokens of one prompt alone."""
         self.engine.reset(1, len(prompt.ids) + len(prompt.greedy))

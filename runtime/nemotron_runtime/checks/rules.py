@@ -1,6 +1,6 @@
 """The two rules: fp32 by the largest difference, lower precision by RMSE next to PyTorch's own.
 
-Shapes: k positions with outputs, V values of each.
+Shapes: k positions with outputs, V values of each (C of a classifier).
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nemotron_runtime.checks.decisions import decision_flips
 from nemotron_runtime.checks.reference import Reference, ReferencePrompt
 from nemotron_runtime.checks.replay import Check, Replayed, prompt_name
 from nemotron_runtime.checks.report import ParityRow
 from nemotron_runtime.engine.engine import Engine
 from nemotron_runtime.engine.generation import GenerationParams, generate
 
-__all__ = ["FLIP_MARGIN", "RMSE_RATIO", "SHAPE_RATIO", "Fp32Check", "LowPrecisionCheck"]
+__all__ = ["FLIP_MARGIN", "RMSE_RATIO", "SHAPE_RATIO", "Fp32Check", "LowPrecisionCheck", "decision_flips"]
 
 # design: RMSE at most this much above PyTorch's own run in the same dtype
 RMSE_RATIO = 1.05
@@ -44,8 +43,7 @@ class Fp32Check(Check):
         flips = decision_flips(self.reference.task, found.prefill, prompt.logits)
         if flips is not None:
             note = f"reference margins up to {flips.max():.3g}" if len(flips) else ""
-            row = ParityRow("decisions differing", name, float(len(flips)), 0.0, not len(flips), note)
-            self.rows.append(row)
+            self.add_row("decisions differing", name, float(len(flips)), 0.0, note)
         if len(prompt.greedy):
             self._check_greedy(prompt)
 
@@ -58,18 +56,15 @@ class Fp32Check(Check):
         if len(wrong):
             at = int(wrong[0])
             note = f"token {at} is {tokens[at]}, not {prompt.greedy[at]} (reference margin {prompt.margins[at]:.3g})"
-        check = f"greedy, {len(tokens)} tokens differing"
-        row = ParityRow(check, prompt_name(len(prompt.ids)), float(len(wrong)), 0.0, not len(wrong), note)
-        self.rows.append(row)
+        name = prompt_name(len(prompt.ids))
+        self.add_row(f"greedy, {len(tokens)} tokens differing", name, float(len(wrong)), 0.0, note)
 
     def check_again(self, check: str, name: str, pairs: Sequence[tuple[Any, Any]]) -> None:
         worst = max(float(np.abs(found - expected).max()) for found, expected in pairs)
         # max() of Python may drop a NaN
         finite = all(np.isfinite(found).all() for found, _ in pairs)
         measured = worst / self.reference.logit_range if finite else float("nan")
-        tolerance = self.reference.tolerance
-        note = "" if finite else "NaN or infinity among the outputs"
-        self.rows.append(ParityRow(check, name, measured, tolerance, measured <= tolerance, note))
+        self.add_row(check, name, measured, self.reference.tolerance)
 
     def finish(self) -> None:
         # every fp32 row stands for itself
@@ -108,14 +103,32 @@ class LowPrecisionCheck(Check):
 
     def check_again(self, check: str, name: str, pairs: Sequence[tuple[Any, Any]]) -> None:
         bound = max(self._eager_rmse, *self._prompt_rmse)
-        self._ratio(f"{check}, RMSE ratio", name, _rmse(pairs) / bound, SHAPE_RATIO)
+        self.add_row(f"{check}, RMSE ratio", name, _rmse(pairs) / bound, SHAPE_RATIO)
 
     def finish(self) -> None:
         ratio = _rmse(self._pairs) / self._eager_rmse
-        self._ratio("prefill and cached decode, RMSE ratio to PyTorch", "all", ratio, RMSE_RATIO)
+        self.add_row("prefill and cached decode, RMSE ratio to PyTorch", "all", ratio, RMSE_RATIO)
 
-    def _ratio(self, check: str, name: str, ratio: float, bound: float) -> None:
-        self.rows.append(ParityRow(check, name, ratio, bound, ratio <= bound))
+
+def decision_flips(
+    task: str, found_kC: npt.NDArray[np.float32], expected_kC: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32] | None:
+    """The reference's margins of the decisions that differ.
+
+    A classifier decides for a class at each position; an answer's start and end are each a position. A head of one
+    value, or none, decides nothing.
+
+    Returns:
+        For each differing decision, the reference's value of its own choice minus that of the engine's; None where
+        the task has no decisions.
+    """
+    if task == "question-answering":
+        found_kC, expected_kC = found_kC.T, expected_kC.T
+    elif task not in ("sequence-classification", "token-classification") or found_kC.shape[-1] < 2:
+        return None
+    row = np.arange(len(expected_kC))
+    chosen, right = found_kC.argmax(-1), expected_kC.argmax(-1)
+    return (expected_kC[row, right] - expected_kC[row, chosen])[chosen != right]
 
 
 def _rmse(pairs: Sequence[tuple[Any, Any]]) -> float:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
+from nemotron_runtime.closing import Closing
 from nemotron_runtime.cuda.device import Device
 
 __all__ = ["COPY_METHOD", "CopyBandwidth"]
@@ -14,22 +17,23 @@ _PASSES = 3
 _COPIES = 8
 
 
-class CopyBandwidth:
+class CopyBandwidth(Closing):
     """The probe: call it for bytes per second, read and written ones together, the fastest of three passes.
 
     What only reads can be faster than what copies by a few percent, because memory need not turn around.
 
-    Args:
-        device: stays open as long as this.
-        buffer_bytes: of each of the two buffers.
+    ``device`` stays open as long as this; ``buffer_bytes`` are those of each of the two buffers.
     """
 
     def __init__(self, device: Device, buffer_bytes: int = _BUFFER_BYTES) -> None:
         self.buffer_bytes = buffer_bytes
         self._device = device
-        self._stream = device.stream()
-        self._buffers = [device.allocate(buffer_bytes, "the bandwidth probe") for _ in range(2)]
-        self._events = [device.event(timing=True) for _ in range(2)]
+        self._held = ExitStack()
+        hold = self._held.enter_context
+        self._buffers = [hold(device.allocate(buffer_bytes, "the bandwidth probe")) for _ in range(2)]
+        self._events = [hold(device.event(timing=True)) for _ in range(2)]
+        # the first to close, which waits for its work
+        self._stream = hold(device.stream())
         for buffer in self._buffers:
             buffer.zero(self._stream)
         self._stream.synchronize()
@@ -51,9 +55,4 @@ class CopyBandwidth:
         return 2 * _COPIES * self.buffer_bytes / fastest
 
     def close(self) -> None:
-        """Frees the buffers."""
-        self._stream.close()
-        for event in self._events:
-            event.close()
-        for buffer in self._buffers:
-            buffer.close()
+        self._held.close()

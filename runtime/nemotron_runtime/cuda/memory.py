@@ -22,12 +22,6 @@ OUT_OF_MEMORY = "CUDA_ERROR_OUT_OF_MEMORY"
 class DeviceBuffer(Closing):
     """Device memory, aligned to 256 bytes, its contents undefined; see :meth:`Device.allocate`.
 
-    Args:
-        driver: CUDA's driver.
-        address: of its first byte.
-        size: in bytes.
-        count: told the bytes that are given back, below zero.
-
     Attributes:
         address: of its first byte; 0 once closed.
         size: in bytes.
@@ -36,9 +30,9 @@ class DeviceBuffer(Closing):
     def __init__(self, driver: Driver, address: int, size: int, count: Callable[[int], None]) -> None:
         self._driver, self.address, self.size, self._count = driver, address, size, count
 
-    def zero(self, stream: Stream, size: int | None = None) -> None:
-        """Sets its first ``size`` bytes (all by default) to zero, in the stream's order."""
-        self._driver("MemsetD8Async", self.address, 0, self.size if size is None else size, stream.handle)
+    def zero(self, stream: Stream) -> None:
+        """Sets its bytes to zero, in the stream's order."""
+        self._driver("MemsetD8Async", self.address, 0, self.size, stream.handle)
 
     def upload(self, source: int, size: int, stream: Stream, offset: int = 0) -> None:
         """Copies ``size`` bytes from a host address to ``offset``, in the stream's order."""
@@ -92,7 +86,6 @@ class PinnedBuffer(Closing):
         return np.frombuffer(raw, dtype).reshape(shape)
 
     def close(self) -> None:
-        """Frees it; twice is allowed."""
         if self.address:
             address, self.address = self.address, 0
             self._driver("MemFreeHost", address)

@@ -7,6 +7,8 @@ from typing import Any
 
 from nemotron_plugins.driver.cuda import Driver
 
+from nemotron_runtime.closing import Closing
+
 __all__ = ["Event", "Graph", "Stream"]
 
 # CU_STREAM_NON_BLOCKING: no order with the legacy default stream
@@ -15,7 +17,7 @@ _NON_BLOCKING = 1
 _NO_TIMING = 2
 
 
-class Event:
+class Event(Closing):
     """A point in a stream that the host or another stream can wait for."""
 
     def __init__(self, driver: Driver, *, timing: bool = False) -> None:
@@ -35,13 +37,12 @@ class Event:
         return float(self._driver("EventElapsedTime", start.handle, self.handle)) / 1e3
 
     def close(self) -> None:
-        """Destroys it; twice is allowed."""
         if self.handle is not None:
             handle, self.handle = self.handle, None
             self._driver("EventDestroy", handle)
 
 
-class Stream:
+class Stream(Closing):
     """An order of device work. ``int(stream)`` is the handle as TensorRT takes it."""
 
     def __init__(self, driver: Driver) -> None:
@@ -77,7 +78,7 @@ class Stream:
             self._driver("GraphDestroy", graph)
 
     def close(self) -> None:
-        """Waits for its work and destroys it; twice is allowed."""
+        """Waits for its work and frees it."""
         if self.handle is not None:
             handle, self.handle = self.handle, None
             # an error of the work was or will be raised where somebody waits for it
@@ -85,7 +86,7 @@ class Stream:
             self._driver("StreamDestroy", handle)
 
 
-class Graph:
+class Graph(Closing):
     """Recorded work, launched as one; it holds the addresses that were used when it was recorded."""
 
     def __init__(self, driver: Driver, handle: Any) -> None:
@@ -97,7 +98,6 @@ class Graph:
         self._driver("GraphLaunch", self.handle, stream.handle)
 
     def close(self) -> None:
-        """Destroys it; twice is allowed."""
         if self.handle is not None:
             handle, self.handle = self.handle, None
             self._driver("GraphExecDestroy", handle)

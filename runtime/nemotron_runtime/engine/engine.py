@@ -44,10 +44,7 @@ def as_token_ids(ids: Sequence[int] | np.ndarray, vocab_size: int, where: str = 
 class Engine(Closing):
     """Feeds sequences to an executor: :meth:`reset` first, then :meth:`prefill`, then :meth:`decode` once per token.
 
-    Outputs hold until the next call; copy what must live longer.
-
-    Args:
-        executor: what runs the model; the engine closes it.
+    Outputs hold until the next call; copy what must live longer. The engine closes its executor.
     """
 
     def __init__(self, executor: Executor) -> None:
@@ -79,11 +76,7 @@ class Engine(Closing):
         return self._lengths_B.copy()
 
     def reset(self, sequences: int, capacity: int) -> None:
-        """Starts over with empty caches.
-
-        Args:
-            sequences: B.
-            capacity: tokens that each of them can hold.
+        """Starts over with empty caches of B sequences, each with room for ``capacity`` tokens.
 
         Raises:
             LimitError: more than the limits allow.
@@ -216,7 +209,6 @@ class Engine(Closing):
         return self.prefill_at([prompt], [np.arange(len(prompt))])[0]
 
     def close(self) -> None:
-        """Frees the executor. Twice is allowed."""
         self._forget()
         self.executor.close()
 

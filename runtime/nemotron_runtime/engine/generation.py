@@ -87,7 +87,7 @@ class _Sequence:
 
     def _event(self, token: int | None, text: str) -> TokenEvent:
         self.text.append(text)
-        return TokenEvent(self.number, token, text, self.finish_reason)
+        return TokenEvent(text, token, self.finish_reason, self.number)
 
 
 class GenerationRun:

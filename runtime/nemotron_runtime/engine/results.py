@@ -70,32 +70,22 @@ class Generation:
 
 
 @dataclass(frozen=True)
-class TokenEvent:
-    """One step of one answer.
-
-    Attributes:
-        sequence: number of the answer: prompt number times num_return_sequences, plus the answer's own number.
-        token_id: the new token; None where an answer ends by being cancelled.
-        text: text that became certain with it.
-        finish_reason: set on the answer's last event.
-    """
-
-    sequence: int
-    token_id: int | None
-    text: str
-    finish_reason: FinishReason | None
-
-
-@dataclass(frozen=True)
 class TextChunk:
     """A piece of a stream.
 
     Attributes:
         text: text that became certain; may be empty.
-        token_id: the token that it came with; None where the stream was cancelled.
+        token_id: the token that it came with; None where the answer was cancelled.
         finish_reason: set on the last piece.
     """
 
     text: str
     token_id: int | None
     finish_reason: FinishReason | None
+
+
+@dataclass(frozen=True)
+class TokenEvent(TextChunk):
+    """A piece of one of several answers: prompt number times num_return_sequences, plus the answer's own number."""
+
+    sequence: int

@@ -40,11 +40,7 @@ _EXECUTORS: dict[str, Callable[[Bundle, int | None], Executor]] = {
 
 
 def open_executor(bundle: Bundle, threads: int | None = None) -> Executor:
-    """The executor of a bundle.
-
-    Args:
-        bundle: the bundle.
-        threads: CPU threads within an op; the executor's choice where None.
+    """The executor of a bundle; ``threads`` are the CPU's within an op, the executor's choice where None.
 
     Raises:
         MissingDependencyError: what it needs is not installed.

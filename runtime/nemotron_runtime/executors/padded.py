@@ -31,7 +31,7 @@ class PaddedExecutor(Executor):
 
     @abstractmethod
     def make_caches(self, sequences: int, capacity: int) -> None:
-        """See :meth:`Executor.allocate`."""
+        """:meth:`allocate` of an executor's own caches."""
 
     @abstractmethod
     def forward(self, input_ids_BS: Ids, query_start_B: Ids, query_length_B: Ids, logits_index_BK: Ids) -> Logits:
@@ -51,16 +51,10 @@ class PaddedExecutor(Executor):
     def step(
         self, tokens_B: Ids, query_start_B: Ids, advancing_B: npt.NDArray[np.bool_] | None, sampling: Sampling | None
     ) -> DeviceSampler:
-        """Feeds one token to every sequence.
+        """Feeds one token to every sequence, and gives what chooses among the logits [B, V].
 
-        Args:
-            tokens_B: the tokens.
-            query_start_B: their positions.
-            advancing_B: the sequences that count; all where None.
-            sampling: what will be asked for.
-
-        Returns:
-            What chooses among the logits [B, V].
+        ``query_start_B`` are their positions, ``advancing_B`` the sequences that count (all where None), and
+        ``sampling`` is what will be asked for.
         """
         B = len(tokens_B)
         index_B1 = np.zeros((B, 1), np.int64)
@@ -68,13 +62,11 @@ class PaddedExecutor(Executor):
         return HostSampler(logits_B1V[:, 0], self.candidate_count)
 
     def allocate(self, sequences: int, capacity: int) -> None:
-        """See :meth:`Executor.allocate`."""
         self.sequences, self.capacity = sequences, capacity
         self._count_B1 = np.arange(sequences + 1)
         self.make_caches(sequences, capacity)
 
     def run(self, batch: Batch) -> Outputs:
-        """See :meth:`Executor.run`."""
         B, N, K = len(batch.context_lengths), len(batch.token_ids), len(batch.wanted)
         assert self.sequences == B, "every sequence of the cache"
         assert batch.block_table is None, "contiguous caches"

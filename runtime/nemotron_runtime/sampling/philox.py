@@ -22,15 +22,7 @@ _FEW = 2048
 
 
 def philox4x32(counter_N4: npt.ArrayLike, key: tuple[int, int]) -> npt.NDArray[np.uint32]:
-    """Four random words for each counter.
-
-    Args:
-        counter_N4: counters of four 32-bit words.
-        key: two 32-bit words.
-
-    Returns:
-        uint32 [N, 4].
-    """
+    """Four random words for each counter of four 32-bit words and a key of two: uint32 [N, 4]."""
     words = _rounds([np.array(word, np.uint64) for word in np.asarray(counter_N4, np.uint64).T], key)
     return np.stack(words, axis=1).astype(np.uint32)
 
@@ -73,15 +65,7 @@ def gumbel_argmax(
     -log u is at least 1 - u, so that the noise is at most -log(1 - u), one logarithm in float32. It is close where
     noise is large: few tokens other than the one that it makes largest can be the choice.
 
-    Args:
-        scores: of each token; a draw from their softmax is the result.
-        seed: see :func:`gumbel_noise`, as for the others.
-        number: see there.
-        step: see there.
-        token_ids: see there.
-
-    Returns:
-        An index of ``token_ids``.
+    It gives an index of ``token_ids``, which is a draw from the softmax of ``scores``; see :func:`gumbel_noise`.
     """
     words = _words(seed, number, step, token_ids)
     left = np.arange(len(words)) if len(words) < _FEW else _contenders(scores, words)
@@ -113,7 +97,8 @@ def _words(seed: int, number: int, step: int, token_ids: npt.NDArray[np.int64]) 
         return np.choose(token_ids % _LANES, lanes)
     words = np.stack(lanes, axis=1).reshape(-1)
     # without a filter these are all tokens, in order
-    return words[: len(token_ids)] if _counts_up(token_ids) else words[token_ids]
+    counts_up = (token_ids == np.arange(len(token_ids))).all()
+    return words[: len(token_ids)] if counts_up else words[token_ids]
 
 
 def _noise(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
@@ -124,7 +109,3 @@ def _noise(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
         np.log(noise, out=noise)
         np.negative(noise, out=noise)
     return noise
-
-
-def _counts_up(token_ids: npt.NDArray[np.int64]) -> bool:
-    return bool((token_ids == np.arange(len(token_ids))).all())

@@ -14,7 +14,7 @@ from nemotron_errors import LimitError, RequestError
 
 from nemotron_runtime.engine.engine import Engine
 from nemotron_runtime.tasks.outputs import outputs_at, softmax
-from nemotron_runtime.text.encoding import Encoding
+from nemotron_runtime.text.backend import Encoding
 
 __all__ = ["Answer", "answer"]
 
@@ -52,13 +52,7 @@ def answer(
     A context that does not fit next to the question is read in windows that overlap; the best span of all wins.
     Probabilities are over the tokens of a window's context.
 
-    Args:
-        engine: of a question-answering bundle.
-        encode: (question, context) → one sequence, question first.
-        question: the question.
-        context: the text that holds the answer.
-        max_answer_tokens: tokens of an answer at most.
-        window_overlap: tokens that two windows share.
+    ``encode`` makes one sequence of question and context, the question first; ``window_overlap`` is in tokens.
 
     Raises:
         RequestError: an empty question or context, or limits that make no sense.
@@ -79,10 +73,7 @@ def answer(
     for window, positions, logits_n2 in zip(windows, inside, outputs_at(engine, prompts, inside), strict=True):
         first, last, score = _best_span(logits_n2, max_answer_tokens)
         if best is None or score > best.score:
-            begin, end = (
-                encoding.spans[window[positions[first]]][0],
-                encoding.spans[window[positions[last]]][1],
-            )
+            begin, end = encoding.spans[window[positions[first]]][0], encoding.spans[window[positions[last]]][1]
             text = context[begin:end]
             begin += len(text) - len(text.lstrip())
             best = Answer(text.strip(), score, begin, begin + len(text.strip()))

@@ -13,7 +13,7 @@ import numpy as np
 from nemotron_runtime.bundle.records import HeadRecord
 from nemotron_runtime.engine.engine import Engine
 from nemotron_runtime.tasks.outputs import outputs_at, softmax
-from nemotron_runtime.text.encoding import Encoding
+from nemotron_runtime.text.backend import Encoding
 
 __all__ = ["Tag", "merge_tags", "tag"]
 

@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from nemotron_errors import TokenizerError
 
-from nemotron_runtime.text.encoding import Encoding
-
-__all__ = ["TokenizerBackend", "byte_of_piece", "read_json_object"]
+__all__ = ["Encoding", "TokenizerBackend", "byte_of_piece", "read_json_object"]
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Tokens of a text, or of two.
+
+    Attributes:
+        ids: token ids [n].
+        spans: for each token the characters that it stands for, as (begin, end) of its text; (0, 0) for tokens that the
+            tokenizer adds. Byte pieces of one character share its span.
+        texts: for each token the text that it belongs to, 0 or 1; None for tokens that the tokenizer adds.
+    """
+
+    ids: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+    texts: tuple[int | None, ...]
 
 
 class TokenizerBackend(Protocol):

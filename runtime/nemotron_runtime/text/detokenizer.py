@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import islice, takewhile
+
+from nemotron_runtime.text.backend import TokenizerBackend
 
 __all__ = ["IncrementalDecoder"]
 
@@ -21,27 +23,19 @@ class IncrementalDecoder:
     end inside a character are held until the rest comes.
 
     Args:
-        decode: text of a list of tokens.
-        byte_of: the byte that a token stands for, or None.
-        is_silent: whether a token has no text.
+        backend: of the tokenizer; its special tokens, and ids without a piece, have no text.
         context: the tokens before the stream (a prompt). Their text is not given out, save that a character which
             they cut comes with the token that completes it.
     """
 
-    def __init__(
-        self,
-        decode: Callable[[list[int]], str],
-        byte_of: Callable[[int], int | None],
-        is_silent: Callable[[int], bool],
-        context: Sequence[int] = (),
-    ) -> None:
-        self._decode, self._byte_of, self._is_silent = decode, byte_of, is_silent
+    def __init__(self, backend: TokenizerBackend, context: Sequence[int] = ()) -> None:
+        self._backend = backend
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._before: list[int] = []
         self._held: list[int] = []
         # what the context's own text already shows of the piece or the bytes under way
         self._shown = ""
-        spoken = (token for token in map(int, reversed(context)) if not is_silent(token))
+        spoken = (token for token in map(int, reversed(context)) if not self._is_silent(token))
         for token in reversed(list(islice(spoken, _CONTEXT))):
             self.push(token)
         self._shown = self._held_text() if self._held else _REPLACEMENT if self._utf8.getstate()[0] else ""
@@ -50,7 +44,7 @@ class IncrementalDecoder:
         """The text that this token makes certain."""
         if self._is_silent(token_id):
             return ""
-        byte = self._byte_of(token_id)
+        byte = self._backend.byte_of(token_id)
         if byte is not None:
             text = self._release() + self._bytes_text(bytes([byte]))
             self._before = [token_id]
@@ -74,7 +68,11 @@ class IncrementalDecoder:
         return self._unshown(text)
 
     def _held_text(self) -> str:
-        return self._decode(self._before + self._held)[len(self._decode(self._before)) :]
+        decode = self._backend.decode
+        return decode(self._before + self._held)[len(decode(self._before)) :]
+
+    def _is_silent(self, token_id: int) -> bool:
+        return token_id in self._backend.special_ids or not 0 <= token_id < self._backend.vocab_size
 
     def _bytes_text(self, data: bytes = b"", final: bool = False) -> str:
         text = self._utf8.decode(data, final)

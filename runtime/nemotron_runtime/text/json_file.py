@@ -7,8 +7,7 @@ from pathlib import Path
 
 from nemotron_errors import TokenizerError
 
-from nemotron_runtime.text.backend import byte_of_piece
-from nemotron_runtime.text.encoding import Encoding
+from nemotron_runtime.text.backend import Encoding, byte_of_piece
 
 __all__ = ["JsonTokenizer"]
 

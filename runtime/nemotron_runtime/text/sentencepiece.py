@@ -9,8 +9,7 @@ from typing import Any
 
 from nemotron_errors import TokenizerError
 
-from nemotron_runtime.text.backend import byte_of_piece, read_json_object
-from nemotron_runtime.text.encoding import Encoding
+from nemotron_runtime.text.backend import Encoding, byte_of_piece, read_json_object
 
 __all__ = ["SentencePieceTokenizer"]
 

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from nemotron_errors import TokenizerError
 
-from nemotron_runtime.text.backend import TokenizerBackend
+from nemotron_runtime.text.backend import Encoding, TokenizerBackend
 from nemotron_runtime.text.detokenizer import IncrementalDecoder
-from nemotron_runtime.text.encoding import Encoding
 from nemotron_runtime.text.json_file import JsonTokenizer
 from nemotron_runtime.text.sentencepiece import SentencePieceTokenizer
 
@@ -90,14 +89,11 @@ class Tokenizer:
             context: the tokens before the stream. SentencePiece drops the space before a text's first word, so
                 an answer decoded without its prompt would lose one.
         """
-        return IncrementalDecoder(self._backend.decode, self.byte_of, self._is_silent, context)
+        return IncrementalDecoder(self._backend, context)
 
     def byte_of(self, token_id: int) -> int | None:
         """The byte that a byte-fallback piece stands for."""
         return self._backend.byte_of(token_id)
-
-    def _is_silent(self, token_id: int) -> bool:
-        return token_id in self.special_ids or not 0 <= token_id < self.vocab_size
 
 
 def _check_text(text: object) -> None:

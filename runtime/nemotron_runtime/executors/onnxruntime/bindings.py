@@ -11,7 +11,7 @@ from nemotron_formats.cache import CacheSpec
 
 from nemotron_runtime.bundle.folder import Bundle
 
-__all__ = ["ROW_INPUTS", "TOKENS_OUTPUT", "TOTAL_INPUT", "bind_input", "bind_output", "check_names"]
+__all__ = ["ROW_INPUTS", "TOKENS_OUTPUT", "TOTAL_INPUT", "check_names", "place"]
 
 ROW_INPUTS = ("input_ids", "query_start", "query_length", "logits_index")
 # tokens of the longest sequence, the new ones included: what some kernels read on the host
@@ -20,14 +20,9 @@ TOTAL_INPUT = "total_sequence_length"
 TOKENS_OUTPUT = "tokens"
 
 
-def bind_input(binding: Any, name: str, array: npt.NDArray[Any]) -> None:
-    """Binds an array by address: it must live until the run is over."""
-    binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-
-
-def bind_output(binding: Any, name: str, array: npt.NDArray[Any]) -> None:
-    """:func:`bind_input` for an output."""
-    binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+def place(array: npt.NDArray[Any]) -> tuple[Any, ...]:
+    """Where an array is, as a binding takes it; the array must live until the run is over."""
+    return "cpu", 0, array.dtype.type, array.shape, array.ctypes.data
 
 
 def check_names(
@@ -40,12 +35,7 @@ def check_names(
 ) -> None:
     """Holds a graph's inputs and outputs against the manifest and against what an executor binds.
 
-    Args:
-        bundle: whose graph it is.
-        session: ONNX Runtime's session of it.
-        caches: which it takes and gives.
-        inputs: that it takes besides.
-        optional: inputs and outputs that it may have.
+    It takes ``caches`` and ``inputs``, gives ``caches``, and may have what is ``optional``.
 
     Raises:
         BundleError: other ones.

@@ -20,9 +20,8 @@ from nemotron_runtime.executors.onnxruntime.bindings import (
     ROW_INPUTS,
     TOKENS_OUTPUT,
     TOTAL_INPUT,
-    bind_input,
-    bind_output,
     check_names,
+    place,
 )
 from nemotron_runtime.executors.onnxruntime.graph import open_graph
 from nemotron_runtime.executors.padded import PaddedExecutor
@@ -49,9 +48,7 @@ class OnnxRuntimeExecutor(PaddedExecutor):
     The caches are numpy arrays (``np.zeros``: pages that no token reached cost no memory), bound by address as input
     and output of the same run, so a step writes its tokens' entries and copies no cache.
 
-    Args:
-        bundle: the bundle.
-        threads: threads within an op; ONNX Runtime's choice where None.
+    ``threads`` are those within an op; ONNX Runtime's choice where None.
 
     Raises:
         MissingDependencyError: no onnxruntime, or none with the provider.
@@ -61,6 +58,9 @@ class OnnxRuntimeExecutor(PaddedExecutor):
     cache_names: ClassVar[CacheNames] = CACHES
     # numpy's names of what the caches may be
     cache_dtypes: ClassVar[tuple[str, ...]] = ("float32", "float16")
+    # besides the caches
+    required_inputs: ClassVar[tuple[str, ...]] = ()
+    optional_names: ClassVar[tuple[str, ...]] = (*ROW_INPUTS, TOTAL_INPUT, TOKENS_OUTPUT)
     dtype_remedy: ClassVar[str] = "build the bundle again with another --dtype"
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
@@ -79,7 +79,7 @@ class OnnxRuntimeExecutor(PaddedExecutor):
         # by the input's name
         self._buffers: dict[str, Any] = {}
         self._session: Any = self._open(bundle, threads)
-        self._check_names(bundle)
+        check_names(bundle, self._session, self.caches, inputs=self.required_inputs, optional=self.optional_names)
         names = {value.name for value in self._session.get_inputs()}
         self._row_inputs = [name for name in ROW_INPUTS if name in names]
         self._takes_total = TOTAL_INPUT in names
@@ -91,15 +91,13 @@ class OnnxRuntimeExecutor(PaddedExecutor):
         # of prefill, by sequence; -1 for all
         self._bindings: dict[int, Any] = {}
         self._step: _Step | None = None
+        # of the runs of prefill
+        self._run_options: Any = None
 
     def _open(self, bundle: Bundle, threads: int | None) -> Any:
         return open_graph(bundle, str(bundle.file(bundle.manifest.session.graph)), threads)
 
-    def _check_names(self, bundle: Bundle) -> None:
-        check_names(bundle, self._session, self.caches, optional=(*ROW_INPUTS, TOTAL_INPUT, TOKENS_OUTPUT))
-
     def make_caches(self, sequences: int, capacity: int) -> None:
-        """See :meth:`PaddedExecutor.make_caches`."""
         assert self._session is not None, "the executor is closed"
         # the bindings hold addresses of the arrays they go with
         self._bindings.clear()
@@ -108,7 +106,6 @@ class OnnxRuntimeExecutor(PaddedExecutor):
             self._buffers[cache.input_name] = np.zeros(cache.shape(sequences, capacity), self._cache_dtype)
 
     def forward(self, input_ids_BS: Ids, query_start_B: Ids, query_length_B: Ids, logits_index_BK: Ids) -> Logits:
-        """See :meth:`PaddedExecutor.forward`."""
         logits_BKV = np.zeros((*logits_index_BK.shape, self.output_size), self._logits_dtype)
         if not self._one_by_one:
             self._run(-1, (input_ids_BS, query_start_B, query_length_B, logits_index_BK), logits_BKV)
@@ -130,7 +127,6 @@ class OnnxRuntimeExecutor(PaddedExecutor):
         return HostSampler(step.logits_B1V[:, 0].astype(np.float32, copy=False))
 
     def close(self) -> None:
-        """See :meth:`Executor.close`."""
         self._bindings.clear()
         self._step = None
         self._buffers.clear()
@@ -142,10 +138,10 @@ class OnnxRuntimeExecutor(PaddedExecutor):
         total = np.array(self.capacity, np.int32)
         step = _Step(step_inputs(self.sequences), total, logits_B1V, self._new_binding(-1))
         for name in self._row_inputs:
-            bind_input(step.binding, name, step.inputs[name])
+            step.binding.bind_input(name, *place(step.inputs[name]))
         if self._takes_total:
-            bind_input(step.binding, TOTAL_INPUT, step.total)
-        bind_output(step.binding, self._output, logits_B1V)
+            step.binding.bind_input(TOTAL_INPUT, *place(step.total))
+        step.binding.bind_output(self._output, *place(logits_B1V))
         self._step = step
         return step
 
@@ -166,23 +162,19 @@ class OnnxRuntimeExecutor(PaddedExecutor):
     def _place(self, cache_BGTD: Any, sequence: int) -> tuple[Any, ...]:
         """Device, its number, element type, shape and address of a cache, or of one sequence's part of it."""
         part = cache_BGTD if sequence < 0 else cache_BGTD[sequence : sequence + 1]
-        return "cpu", 0, part.dtype.type, part.shape, part.ctypes.data
-
-    def _run_options(self) -> Any:
-        """Options of the runs of :meth:`forward`."""
-        return None
+        return place(part)
 
     def _run(self, sequence: int, inputs: tuple[Ids, ...], logits_BKV: npt.NDArray[Any]) -> None:
         """A pass of one sequence, or of all (-1); ``inputs`` are those of ``ROW_INPUTS``."""
         binding = self._binding(sequence)
         contiguous = dict(zip(ROW_INPUTS, map(np.ascontiguousarray, inputs), strict=True))
         for name in self._row_inputs:
-            bind_input(binding, name, contiguous[name])
+            binding.bind_input(name, *place(contiguous[name]))
         total = np.array((contiguous["query_start"] + contiguous["query_length"]).max(), np.int32)
         if self._takes_total:
-            bind_input(binding, TOTAL_INPUT, total)
-        bind_output(binding, self._output, logits_BKV)
-        self._session.run_with_iobinding(binding, self._run_options())
+            binding.bind_input(TOTAL_INPUT, *place(total))
+        binding.bind_output(self._output, *place(logits_BKV))
+        self._session.run_with_iobinding(binding, self._run_options)
 
 
 def step_inputs(sequences: int) -> dict[str, Ids]:

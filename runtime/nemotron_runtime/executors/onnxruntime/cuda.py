@@ -20,7 +20,7 @@ from nemotron_formats.dtypes import DTYPES
 
 from nemotron_runtime.bundle.folder import Bundle
 from nemotron_runtime.executors.batch import Ids
-from nemotron_runtime.executors.onnxruntime.bindings import TOKENS_OUTPUT, TOTAL_INPUT, bind_input
+from nemotron_runtime.executors.onnxruntime.bindings import TOKENS_OUTPUT, TOTAL_INPUT, place
 from nemotron_runtime.executors.onnxruntime.cpu import OnnxRuntimeExecutor, step_inputs
 from nemotron_runtime.executors.onnxruntime.graph import import_onnxruntime, open_graph
 from nemotron_runtime.executors.onnxruntime.placement import RECORD_PLACEMENT, check_placement
@@ -55,8 +55,6 @@ class OnnxRuntimeCudaExecutor(OnnxRuntimeExecutor):
     To sample among the top-k candidates, the bundle's graph of them reads the step's logits where they are.
 
     Args:
-        bundle: the bundle.
-        threads: threads within an op on the host; ONNX Runtime's choice where None.
         cuda_graph: capture decode steps; what the bundle says where None.
         allow_cpu_nodes: accept nodes that compute on the CPU; what the bundle says where None. Then no
             step is captured.
@@ -86,7 +84,7 @@ class OnnxRuntimeCudaExecutor(OnnxRuntimeExecutor):
         self._device_step: _DeviceStep | None = None
         super().__init__(bundle, threads)
         self._element_type = DTYPES[record.cache_dtype].onnx
-        self._no_graph = self._options(_NO_GRAPH)
+        self._run_options = self._options(_NO_GRAPH)
         self._has_tokens = any(value.name == TOKENS_OUTPUT for value in self._session.get_outputs())
         self._candidate_session: Any = None
         if record.candidates is not None:
@@ -141,7 +139,6 @@ class OnnxRuntimeCudaExecutor(OnnxRuntimeExecutor):
         return step.sampler
 
     def close(self) -> None:
-        """See :meth:`Executor.close`."""
         if self._session is not None:
             self._release()
         self._candidate_session = None
@@ -178,7 +175,7 @@ class OnnxRuntimeCudaExecutor(OnnxRuntimeExecutor):
         for name in self._row_inputs:
             step.binding.bind_ortvalue_input(name, inputs[name])
         if self._takes_total:
-            bind_input(step.binding, TOTAL_INPUT, total)
+            step.binding.bind_input(TOTAL_INPUT, *place(total))
         step.binding.bind_ortvalue_output(self._output, sampler.logits_B1V)
         if self._has_tokens:
             step.binding.bind_ortvalue_output(TOKENS_OUTPUT, sampler.tokens_B1)
@@ -192,9 +189,6 @@ class OnnxRuntimeCudaExecutor(OnnxRuntimeExecutor):
             address += sequence * math.prod(shape_BGTD[1:]) * self._cache_dtype.itemsize
             shape_BGTD = (1, *shape_BGTD[1:])
         return *_DEVICE, self._element_type, shape_BGTD, address
-
-    def _run_options(self) -> Any:
-        return self._no_graph
 
     def _options(self, graph_id: str) -> Any:
         options = self._ort.RunOptions()

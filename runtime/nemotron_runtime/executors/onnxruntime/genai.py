@@ -13,7 +13,7 @@ from nemotron_formats.cache import GENAI_CACHES
 
 from nemotron_runtime.bundle.folder import Bundle
 from nemotron_runtime.executors.batch import Ids
-from nemotron_runtime.executors.onnxruntime.bindings import bind_input, bind_output, check_names
+from nemotron_runtime.executors.onnxruntime.bindings import place
 from nemotron_runtime.executors.onnxruntime.cpu import OnnxRuntimeExecutor
 from nemotron_runtime.sampling.device import DeviceSampler, Sampling
 
@@ -29,6 +29,7 @@ class GenaiExecutor(OnnxRuntimeExecutor):
     """
 
     cache_names = GENAI_CACHES
+    required_inputs, optional_names = ("input_ids", "attention_mask"), ()
     dtype_remedy = "run this bundle with ONNX Runtime GenAI, or build with --dtype float16"
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
@@ -36,11 +37,7 @@ class GenaiExecutor(OnnxRuntimeExecutor):
         self._one_by_one = True
         self._mask = np.zeros(0, np.int64)
 
-    def _check_names(self, bundle: Bundle) -> None:
-        check_names(bundle, self._session, self.caches, inputs=("input_ids", "attention_mask"))
-
     def make_caches(self, sequences: int, capacity: int) -> None:
-        """See :meth:`PaddedExecutor.make_caches`."""
         super().make_caches(sequences, capacity)
         self._mask = np.zeros(sequences * capacity, np.int64)
 
@@ -56,9 +53,9 @@ class GenaiExecutor(OnnxRuntimeExecutor):
         ids_1S = np.ascontiguousarray(input_ids_BS)
         logits_1SV = np.empty((*ids_1S.shape, self.output_size), self._logits_dtype)
         binding = self._binding(sequence)
-        bind_input(binding, "input_ids", ids_1S)
+        binding.bind_input("input_ids", *place(ids_1S))
         self._bind_mask(binding, query_start_B + query_length_B)
-        bind_output(binding, self._output, logits_1SV)
+        binding.bind_output(self._output, *place(logits_1SV))
         self._session.run_with_iobinding(binding)
         logits_BKV[0] = logits_1SV[0, logits_index_BK[0]]
 
@@ -67,4 +64,4 @@ class GenaiExecutor(OnnxRuntimeExecutor):
         B, N = len(tokens_B), int(tokens_B.max())
         mask_BN = self._mask[: B * N].reshape(B, N)
         np.less(np.arange(N), tokens_B[:, None], out=mask_BN)
-        bind_input(binding, "attention_mask", mask_BN)
+        binding.bind_input("attention_mask", *place(mask_BN))

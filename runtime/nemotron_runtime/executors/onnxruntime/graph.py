@@ -7,7 +7,6 @@ import mmap
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -94,11 +93,11 @@ def open_graph(
         try:
             values: dict[str, Any] = {}
             if has_weights:
-                opened = _opened_files(bundle, isinstance(graph, str), on_device)
-                if on_device and opened.locations:
-                    options.add_session_config_entry(_FOLDER, str(opened.folder))
+                folder, opened = _opened_files(bundle, isinstance(graph, str), on_device)
+                if on_device and opened:
+                    options.add_session_config_entry(_FOLDER, str(folder))
                     graph = Path(graph).read_bytes() if isinstance(graph, str) else graph
-                values = _weight_values(bundle, graph, views, opened.locations)
+                values = _weight_values(bundle, graph, views, opened)
             if values:
                 options.add_external_initializers(list(values), list(values.values()))
             # without its second try on the CPU, or with a provider's defaults, which would hide the error
@@ -115,16 +114,10 @@ def open_graph(
     return session
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """Files that ONNX Runtime opens itself, by what the graph calls them, in the folder where these names start."""
+def _opened_files(bundle: Bundle, has_path: bool, on_device: bool) -> tuple[Path, frozenset[str]]:
+    """Which weights ONNX Runtime may open itself, as the graph calls them, and the folder where these names start.
 
-    folder: Path
-    locations: frozenset[str] = frozenset()
-
-
-def _opened_files(bundle: Bundle, has_path: bool, on_device: bool) -> _Opened:
-    """Which weights ONNX Runtime may open itself; on the CPU, where it keeps them once, those that the bundle holds.
+    On the CPU, where it keeps them once, they are those that the bundle holds.
 
     It opens what lies in one folder, and follows no link out of it: a checkpoint in a hub's cache consists of such.
     """
@@ -132,7 +125,7 @@ def _opened_files(bundle: Bundle, has_path: bool, on_device: bool) -> _Opened:
     if not on_device:
         opens = has_path and folder and bundle.weights_directory == bundle.directory / folder
         placed = bundle.placed_weights() if opens else []
-        return _Opened(bundle.directory, frozenset(_location(bundle, file.record.name) for file in placed))
+        return bundle.directory, frozenset(_location(bundle, file.record.name) for file in placed)
     by_folder: dict[Path, dict[str, int]] = defaultdict(dict)
     for placed_file in bundle.placed_weights():
         location = _location(bundle, placed_file.record.name)
@@ -142,10 +135,10 @@ def _opened_files(bundle: Bundle, has_path: bool, on_device: bool) -> _Opened:
         else:
             _log.info("%s: a link, copied on the host before it goes to the device", placed_file.path)
     if not by_folder:
-        return _Opened(bundle.directory)
+        return bundle.directory, frozenset()
     # the others are given in memory
     start, sizes = max(by_folder.items(), key=lambda found: sum(found[1].values()))
-    return _Opened(start, frozenset(sizes))
+    return start, frozenset(sizes)
 
 
 def _location(bundle: Bundle, name: str) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from nemotron_errors import BundleError
 
-__all__ = ["RECORD_PLACEMENT", "check_placement", "cpu_nodes", "memcpy_nodes"]
+__all__ = ["RECORD_PLACEMENT", "check_placement", "cpu_nodes"]
 
 # the session's configuration under which ONNX Runtime records the placement
 RECORD_PLACEMENT = "session.record_ep_graph_assignment_info"
@@ -26,16 +25,6 @@ def cpu_nodes(session: Any) -> list[str]:
         for node in part.get_nodes()
         if node.op_type not in _SHAPE_OPS
     ]
-
-
-def memcpy_nodes(profile: Iterable[dict[str, Any]]) -> list[str]:
-    """Copies between host and device in the events of a session's profile, each name once, in order."""
-    found = (
-        str(event.get("name", ""))
-        for event in profile
-        if event.get("cat") == "Node" and str(event.get("args", {}).get("op_name", "")).startswith("Memcpy")
-    )
-    return list(dict.fromkeys(found))
 
 
 def check_placement(session: Any, where: str) -> None:

@@ -17,8 +17,7 @@ from nemotron_errors import BundleError
 
 from nemotron_runtime.bundle.folder import Bundle
 from nemotron_runtime.executors.batch import Ids, Logits
-from nemotron_runtime.sampling.candidates import Candidates
-from nemotron_runtime.sampling.device import DeviceSampler
+from nemotron_runtime.sampling.device import Candidates, DeviceSampler
 
 __all__ = ["OnnxRuntimeSampler", "check_candidate_graph", "on_device"]
 
@@ -33,13 +32,7 @@ def on_device(ort: Any, device: tuple[str, int], array: npt.NDArray[Any]) -> Any
 class OnnxRuntimeSampler(DeviceSampler):
     """The buffers of one decode step's outputs on the device, and the binding of what reads its logits.
 
-    Args:
-        ort: the module onnxruntime.
-        device: name and number of where the buffers are.
-        logits_BV: zeros like the logits of a step.
-        options: of the runs.
-        session: ONNX Runtime's session of the graph of candidates; None where a bundle has none.
-        candidate_count: C.
+    ``session`` is of the graph of candidates, where a bundle has one; ``logits_BV`` are zeros like a step's logits.
 
     Attributes:
         logits_B1V: what the step writes its logits to.
@@ -99,7 +92,6 @@ class OnnxRuntimeSampler(DeviceSampler):
         return Candidates(self._ids_BC.numpy(), logits_BC, log_sum_B)
 
     def logits(self) -> Logits:
-        """See :meth:`DeviceSampler.logits`."""
         logits_B1V: npt.NDArray[Any] = self.logits_B1V.numpy()
         return logits_B1V[:, 0].astype(np.float32, copy=False)
 

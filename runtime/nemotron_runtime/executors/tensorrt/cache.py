@@ -21,12 +21,7 @@ _ALIGNMENT = 256
 class DeviceCache(Closing):
     """Keys and values of every layer, [B, G, T, D] each, B and T as large as the largest request since it was made.
 
-    Args:
-        device: the GPU.
-        stream: of all work of the executor.
-        caches: what to hold.
-        max_seq_len: T at most.
-        fixed_capacity: T where the engines take no other; None where they take any.
+    ``fixed_capacity`` is T where the engines take no other.
 
     Attributes:
         addresses: of each cache, by the names of inputs and outputs.
@@ -58,16 +53,13 @@ class DeviceCache(Closing):
         Raises:
             ResourceError: too little GPU memory; there is no cache then.
         """
-        if fits := (sequences <= self.shape_BGTD[0] and capacity <= self.shape_BGTD[2]):
-            assert self._buffer is not None
-        else:
+        if not (fits := sequences <= self.shape_BGTD[0] and capacity <= self.shape_BGTD[2]):
             self._make(sequences, self._fixed_capacity or round_capacity(capacity, self._max_seq_len))
         assert self._buffer is not None
         self._buffer.zero(self._stream)
         return not fits
 
     def close(self) -> None:
-        """Frees it. Twice is allowed."""
         if self._buffer is not None:
             self._buffer.close()
             self._buffer = None

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from nemotron_errors import BundleError
+from nemotron_formats.cache import CacheSpec
 from nemotron_formats.dtypes import DTYPES
 
+from nemotron_runtime.bundle.engine_records import TensorRTRecord
 from nemotron_runtime.bundle.folder import Bundle
-from nemotron_runtime.cuda import Stream
+from nemotron_runtime.closing import Closing
+from nemotron_runtime.cuda import Graph, Stream
 from nemotron_runtime.executors.tensorrt.module import TensorRT
+from nemotron_runtime.executors.tensorrt.staging import Workspace
 
-__all__ = ["BuiltEngine", "Context"]
+__all__ = ["BuiltEngine", "Context", "RecordedContext"]
 
 # TensorRT's name of a tensor's dtype → numpy's
 _DTYPES = {dtype.tensorrt: dtype.name for dtype in DTYPES.values()}
 
 
-class BuiltEngine:
-    """One engine of the bundle.
-
-    Args:
-        tensorrt: TensorRT.
-        bundle: the bundle.
-        name: the engine's file.
+class BuiltEngine(Closing):
+    """One engine of the bundle, by its file's name.
 
     Raises:
         BundleError: TensorRT refuses the file.
@@ -61,22 +61,28 @@ class BuiltEngine:
         """A tensor's shape, -1 where it is dynamic."""
         return tuple(self._engine.get_tensor_shape(name))
 
-    def check(self, inputs: Iterable[str], outputs: Iterable[str], tensors: Mapping[str, tuple[str, Any]]) -> None:
-        """Holds the engine against the manifest.
-
-        Args:
-            inputs: names of all inputs.
-            outputs: names of all outputs.
-            tensors: dtype and shape of some of them; None where any shape will do, -1 where any size will.
+    def check(
+        self, bundle: Bundle, record: TensorRTRecord, caches: Sequence[CacheSpec], row_inputs: tuple[str, ...]
+    ) -> None:
+        """Holds the engine against the manifest; ``row_inputs`` are its inputs that are neither caches nor weights.
 
         Raises:
-            BundleError: another interface.
+            BundleError: other inputs, outputs, dtypes or shapes.
         """
+        output = bundle.manifest.head.output
+        # dtype, and shape: None where any will do, -1 where any size will
+        tensors: dict[str, tuple[str, Any]] = {w.name: (w.dtype, w.shape) for w in record.weights}
+        tensors |= dict.fromkeys(row_inputs, ("int64", None))
+        tensors |= {cache.input_name: (cache.dtype, cache.shape(-1, record.cache_capacity or -1)) for cache in caches}
+        inputs = set(tensors)
+        tensors |= {cache.output_name: tensors[cache.input_name] for cache in caches}
+        tensors[output] = ("float32", None)
+        outputs = {output, *(cache.output_name for cache in caches)}
         profiles = int(self._engine.num_optimization_profiles)
         if profiles != 1:
             # TensorRT 10.6 dies where contexts of such an engine, with plugins in it, are freed
             self._refuse(f"{profiles} optimization profiles", "one")
-        for what, found, expected in (("inputs", self.inputs, set(inputs)), ("outputs", self.outputs, set(outputs))):
+        for what, found, expected in (("inputs", self.inputs, inputs), ("outputs", self.outputs, outputs)):
             if set(found) != expected:
                 odd = ", ".join(sorted(set(found) ^ expected)[:8])
                 self._refuse(f"{what} missing or unknown: {odd}", f"the {what} that the manifest names")
@@ -89,13 +95,13 @@ class BuiltEngine:
         """The largest shape that an input with dynamic dims may have."""
         return tuple(self._engine.get_tensor_profile_shape(name, 0)[2])
 
-    def context(self, stream: Stream, memory: int, size: int) -> Context:
-        """An execution context whose activations live at ``memory``; contexts may share it, one runs at a time."""
+    def context(self, space: Workspace) -> Context:
+        """An execution context; all share the activations' memory, and one runs at a time."""
         trt = self.tensorrt.trt
         made = self._engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        if made is None or not made.set_optimization_profile_async(0, int(stream)):
+        if made is None or not made.set_optimization_profile_async(0, int(space.stream)):
             raise self.tensorrt.fail(f"{self.where}: no execution context")
-        made.set_device_memory(memory, size)
+        made.set_device_memory(*space.activations)
         self.tensorrt.check(self.where)
         return Context(self, made)
 
@@ -112,7 +118,7 @@ def _fits(found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
     return len(found) == len(expected) and all(e in (-1, f) for f, e in zip(found, expected, strict=True))
 
 
-class Context:
+class Context(Closing):
     """One execution context: shapes, addresses, launch."""
 
     def __init__(self, engine: BuiltEngine, context: Any) -> None:
@@ -142,5 +148,24 @@ class Context:
         self._engine.tensorrt.check(self._engine.where)
 
     def close(self) -> None:
-        """Frees it. Twice is allowed."""
         self._context = None
+
+
+@dataclass
+class RecordedContext(Closing):
+    """A context and the CUDA graph of its pass: TensorRT bakes shapes into what it launches, so no two share one."""
+
+    context: Context
+    ran: bool = False
+    graph: Graph | None = None
+
+    def forget(self) -> None:
+        """Drops the graph: addresses or shapes change."""
+        self.ran = False
+        if self.graph is not None:
+            self.graph.close()
+            self.graph = None
+
+    def close(self) -> None:
+        self.forget()
+        self.context.close()

@@ -5,30 +5,23 @@ Shapes: B sequences, V values of an output.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from nemotron_runtime.cuda import Device, DeviceBuffer, Graph, Stream
+from nemotron_runtime.closing import Closing
+from nemotron_runtime.cuda import Graph
 from nemotron_runtime.executors.batch import Ids
-from nemotron_runtime.executors.tensorrt.context import BuiltEngine, Context
+from nemotron_runtime.executors.tensorrt.cache import DeviceCache
+from nemotron_runtime.executors.tensorrt.context import BuiltEngine, RecordedContext
 from nemotron_runtime.executors.tensorrt.sampler import TensorRTSampler
-from nemotron_runtime.executors.tensorrt.staging import ID_BYTES, StepStaging
+from nemotron_runtime.executors.tensorrt.staging import ID_BYTES, StepStaging, Workspace
 
 __all__ = ["Decoder"]
 
 # a step in flight, and the one that runs ahead of it
 _STAGINGS = 2
-
-
-@dataclass
-class _Steps:
-    """What steps of one number of sequences need; the context is its graph's own, as TensorRT wants it."""
-
-    context: Context
-    graph: Graph | None = None
 
 
 @dataclass
@@ -47,71 +40,42 @@ class _Ahead:
         return bool(same_B[advancing_B].all())
 
 
-class Decoder:
+class Decoder(Closing):
     """Runs the decode engine.
 
     A step's inputs lie at fixed device addresses. The sampler writes the tokens that it chooses where the next step
     reads its input, so the step after a greedy one is given to the GPU before its tokens are on the host. Where the
     next call asks for just that step, it is running already; where not (a sequence ended, another request), its result
     is dropped: all it wrote is one entry after each sequence's end, which is written again before it is read.
-
-    Args:
-        device: the GPU.
-        stream: of all work of the executor.
-        engine: the decode engine.
-        addresses: of its weights.
-        memory: address and bytes of the activations.
-        sampler: where the logits are.
-        max_batch: sequences at most.
-        output: name of the engine's output.
     """
 
     def __init__(
-        self,
-        device: Device,
-        stream: Stream,
-        engine: BuiltEngine,
-        addresses: Mapping[str, int],
-        memory: tuple[int, int],
-        sampler: TensorRTSampler,
-        max_batch: int,
-        output: str,
+        self, space: Workspace, engine: BuiltEngine, sampler: TensorRTSampler, max_batch: int, output: str
     ) -> None:
-        self._stream, self._engine, self._memory, self._sampler = stream, engine, memory, sampler
-        self._addresses = dict(addresses)
+        self._space, self._stream, self._engine, self._sampler = space, space.stream, engine, sampler
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._by_sequences: dict[int, _Steps] = {}
+        self._by_sequences: dict[int, RecordedContext] = {}
         self._ahead: _Ahead | None = None
         self._next = 0
-        self._held: list[DeviceBuffer | StepStaging] = []
-        try:
-            self._tokens = self._hold(device.allocate(max_batch * ID_BYTES, "the tokens of a step"))
-            self._start = self._hold(device.allocate(max_batch * ID_BYTES, "the positions of a step"))
-            self._stagings = [StepStaging(device, max_batch) for _ in range(_STAGINGS)]
-            self._held += self._stagings
-        except BaseException:
-            self.close()
-            raise
-        self._addresses |= {
-            "input_ids": self._tokens.address, "query_start": self._start.address, output: sampler.logits_address
+        hold = space.held.enter_context
+        # the last to be freed: freeing device memory waits for a step that still runs and writes here
+        self._stagings = [hold(StepStaging(space.device, max_batch)) for _ in range(_STAGINGS)]
+        self._tokens = hold(space.device.allocate(max_batch * ID_BYTES, "the tokens of a step"))
+        self._start = hold(space.device.allocate(max_batch * ID_BYTES, "the positions of a step"))
+        self._addresses = {
+            **space.weights, "input_ids": self._tokens.address, "query_start": self._start.address,
+            output: sampler.logits_address,
         }  # fmt: skip
 
-    def bind(self, addresses: Mapping[str, int], shape_BGTD: tuple[int, ...]) -> None:
-        """Takes caches by name; the graphs of other addresses or capacities are dropped.
-
-        Args:
-            addresses: of the caches, inputs and outputs.
-            shape_BGTD: of each; its B does not matter.
-        """
+    def bind(self, cache: DeviceCache) -> None:
+        """Takes the caches; the graphs of other addresses or capacities are dropped."""
         self._stream.synchronize()
         self.forget()
         for steps in self._by_sequences.values():
-            if steps.graph is not None:
-                steps.graph.close()
-                steps.graph = None
-        self._addresses |= addresses
+            steps.forget()
+        self._addresses |= cache.addresses
         # an updated cache is its input's memory, and has no shape to be told
-        self._shapes = {name: shape_BGTD[1:] for name in addresses if name in self._engine.inputs}
+        self._shapes = {name: cache.shape_BGTD[1:] for name in cache.addresses if name in self._engine.inputs}
 
     def forget(self) -> None:
         """Drops the step that runs ahead: something else comes between."""
@@ -128,11 +92,7 @@ class Decoder:
     ) -> TensorRTSampler:
         """:meth:`step` whose greedy choice alone is wanted, so that the next one may start already.
 
-        Args:
-            tokens_B: the tokens.
-            start_B: their positions.
-            advancing_B: the sequences that count.
-            capacity: tokens that a sequence can have; the step ahead stays inside.
+        Sequences that are not in ``advancing_B`` do not count; the step ahead stays inside ``capacity``.
         """
         ahead, self._ahead = self._ahead, None
         if ahead is not None and ahead.is_what(tokens_B, start_B, advancing_B):
@@ -149,16 +109,10 @@ class Decoder:
         return self._sampler
 
     def close(self) -> None:
-        """Frees graphs, contexts and buffers. Twice is allowed."""
         self.forget()
         for steps in self._by_sequences.values():
-            if steps.graph is not None:
-                steps.graph.close()
-            steps.context.close()
+            steps.close()
         self._by_sequences.clear()
-        for held in self._held:
-            held.close()
-        self._held.clear()
 
     def _launch(self, tokens_B: Ids | None, start_B: Ids) -> StepStaging:
         """Gives one step to the GPU; without tokens it takes those that the step before it chose."""
@@ -179,7 +133,7 @@ class Decoder:
     def _graph(self, B: int, staging: StepStaging) -> Graph:
         steps = self._by_sequences.get(B)
         if steps is None:
-            steps = self._by_sequences[B] = _Steps(self._engine.context(self._stream, *self._memory))
+            steps = self._by_sequences[B] = RecordedContext(self._engine.context(self._space))
         if steps.graph is None:
             steps.context.bind(self._addresses)
             shapes = {name: (B, *rest) for name, rest in self._shapes.items()}
@@ -196,7 +150,3 @@ class Decoder:
             # the run chose tokens where its own were
             self._tokens.upload(staging.tokens_at, B * ID_BYTES, self._stream)
         return steps.graph
-
-    def _hold(self, buffer: DeviceBuffer) -> DeviceBuffer:
-        self._held.append(buffer)
-        return buffer

@@ -22,10 +22,9 @@ from nemotron_runtime.executors.tensorrt.context import BuiltEngine
 from nemotron_runtime.executors.tensorrt.decode import Decoder
 from nemotron_runtime.executors.tensorrt.kernels import load_library
 from nemotron_runtime.executors.tensorrt.module import load_tensorrt
-from nemotron_runtime.executors.tensorrt.passes import run_in_sub_chunks
 from nemotron_runtime.executors.tensorrt.prefill import Prefiller
-from nemotron_runtime.executors.tensorrt.requirements import check_engine, check_machine
 from nemotron_runtime.executors.tensorrt.sampler import TensorRTSampler
+from nemotron_runtime.executors.tensorrt.staging import Workspace
 from nemotron_runtime.executors.tensorrt.weights import DeviceWeights, check_weights, upload_weights
 from nemotron_runtime.sampling.device import DeviceSampler, Greedy, Sampling
 
@@ -73,7 +72,7 @@ class TensorRTExecutor(PaddedExecutor):
         # first: without a driver TensorRT's own runtime crashes
         self.device = hold.enter_context(Device())
         tensorrt = load_tensorrt()
-        check_machine(bundle, record, tensorrt.trt.__version__, self.device)
+        _check_machine(bundle, record, tensorrt.trt.__version__, self.device)
         if record.has_plugins:
             tensorrt.register_plugins()
         # other tasks choose no tokens
@@ -82,12 +81,10 @@ class TensorRTExecutor(PaddedExecutor):
         sampler = hold.enter_context(TensorRTSampler(self.device, self.output_size, *kernels))
         self.candidate_count = sampler.candidate_count
         free = self.device.memory()[0]
-        prefill = BuiltEngine(tensorrt, bundle, record.prefill_engine)
-        hold.callback(prefill.close)
-        decode = BuiltEngine(tensorrt, bundle, record.decode_engine)
-        hold.callback(decode.close)
-        check_engine(prefill, bundle, record, self.caches, ("input_ids", "query_start", "logits_index"))
-        check_engine(decode, bundle, record, self.caches, ("input_ids", "query_start"))
+        prefill = hold.enter_context(BuiltEngine(tensorrt, bundle, record.prefill_engine))
+        decode = hold.enter_context(BuiltEngine(tensorrt, bundle, record.decode_engine))
+        prefill.check(bundle, record, self.caches, ("input_ids", "query_start", "logits_index"))
+        decode.check(bundle, record, self.caches, ("input_ids", "query_start"))
         (sequences,) = decode.largest_shape("query_start")
         if sequences < manifest.limits.max_batch:
             found, expected = f"an engine for {sequences} sequences", f"one for {manifest.limits.max_batch}"
@@ -98,27 +95,18 @@ class TensorRTExecutor(PaddedExecutor):
             self.device.count(taken)
             hold.callback(self.device.count, -taken)
         # nothing large of our own was allocated until here
-        stream = self.device.stream()
-        hold.callback(stream.close)
-        self.weights: DeviceWeights = upload_weights(bundle, record, self.device)
-        hold.callback(self.weights.close)
+        stream = hold.enter_context(self.device.stream())
+        self.weights: DeviceWeights = hold.enter_context(upload_weights(bundle, record, self.device))
         size = max(prefill.memory, decode.memory, 1)
         activations = hold.enter_context(self.device.allocate(size, "the engines' activations"))
-        memory = (activations.address, size)
-        fixed_capacity = record.cache_capacity or None
+        space = Workspace(self.device, stream, hold, self.weights.addresses, (activations.address, size))
+        most, output = manifest.limits, manifest.head.output
         self._cache = hold.enter_context(
-            DeviceCache(self.device, stream, self.caches, manifest.limits.max_seq_len, fixed_capacity)
+            DeviceCache(self.device, stream, self.caches, most.max_seq_len, record.cache_capacity or None)
         )
-        self._prefiller = Prefiller(
-            self.device, stream, prefill, self.weights.addresses, memory, manifest.head.output, self.output_size
-        )
-        hold.callback(self._prefiller.close)
-        sampler.allocate(stream, manifest.limits.max_batch)
-        self._decoder = Decoder(
-            self.device, stream, decode, self.weights.addresses, memory, sampler, manifest.limits.max_batch,
-            manifest.head.output,
-        )  # fmt: skip
-        hold.callback(self._decoder.close)
+        self._prefiller = hold.enter_context(Prefiller(space, prefill, output, self.output_size))
+        sampler.allocate(stream, most.max_batch)
+        self._decoder = hold.enter_context(Decoder(space, decode, sampler, most.max_batch, output))
         self._closed = False
 
     @property
@@ -127,29 +115,17 @@ class TensorRTExecutor(PaddedExecutor):
         return self.device.peak
 
     def make_caches(self, sequences: int, capacity: int) -> None:
-        """See :meth:`PaddedExecutor.make_caches`."""
         assert not self._closed, "the executor is closed"
         self.device.make_current()
         self._decoder.forget()
         if self._cache.reset(sequences, capacity):
-            self._prefiller.bind(self._cache.addresses, self._cache.shape_BGTD, self._cache.item_bytes)
-            self._decoder.bind(self._cache.addresses, self._cache.shape_BGTD)
+            self._prefiller.bind(self._cache)
+            self._decoder.bind(self._cache)
 
     def forward(self, input_ids_BS: Ids, query_start_B: Ids, query_length_B: Ids, logits_index_BK: Ids) -> Logits:
-        """See :meth:`PaddedExecutor.forward`; more sequences, or outputs of each, than a pass takes go in several."""
         self.device.make_current()
         self._decoder.forget()
-        found, most = [], self._prefiller.limits.positions
-        for first, last in self._prefiller.micro_batches(len(query_start_B)):
-
-            def run(ids_bs: Ids, start_b: Ids, index_bk: Ids, first: int = first) -> Logits:
-                return self._prefiller.run(ids_bs, start_b, index_bk, first)
-
-            # those of a micro-batch may all be shorter than another's
-            longest = max(1, int(query_length_B[first:last].max()))
-            ids_bS, index_bK = input_ids_BS[first:last, :longest], logits_index_BK[first:last]
-            found.append(run_in_sub_chunks(run, ids_bS, query_start_B[first:last], index_bK, most))
-        return found[0] if len(found) == 1 else np.concatenate(found)
+        return self._prefiller.run(input_ids_BS, query_start_B, query_length_B, logits_index_BK)
 
     def step(
         self, tokens_B: Ids, query_start_B: Ids, advancing_B: npt.NDArray[np.bool_] | None, sampling: Sampling | None
@@ -168,3 +144,15 @@ class TensorRTExecutor(PaddedExecutor):
             self._closed = True
             self.device.make_current()
             self._held.close()
+
+
+def _check_machine(bundle: Bundle, record: TensorRTRecord, version: str, device: Device) -> None:
+    """Refuses engines of another TensorRT or another GPU architecture: neither can load them."""
+    where = str(bundle.directory)
+    if version.split(".")[:3] != record.version.split(".")[:3]:
+        remedy = f"install TensorRT {record.version}, or build the bundle again with {version}"
+        raise BundleError(f"TensorRT {version}", f"TensorRT {record.version}, which built it", remedy, where=where)
+    if device.architecture != record.architecture:
+        found = f"{device.name} ({device.architecture})"
+        expected = f"a GPU of {record.architecture}, as the {record.gpu} that it was built on"
+        raise BundleError(found, expected, "build the bundle again on this GPU", where=where)

@@ -30,13 +30,7 @@ def load_library(bundle: Bundle, architecture: str, vocab_size: int) -> tuple[Ma
 
 
 def find_kernel(library: Mapping[str, Any], key: str, arguments: Sequence[str], where: str) -> tuple[Any, Any]:
-    """A kernel ready to launch, and its record.
-
-    Args:
-        library: kernels by key.
-        key: of the kernel.
-        arguments: names of what it takes, in order.
-        where: the folder of the kernels, which errors name.
+    """A kernel ready to launch, and its record; ``where`` is the folder of the kernels, which errors name.
 
     Raises:
         BundleError: no such kernel, or one that takes other arguments.

@@ -8,10 +8,10 @@ from __future__ import annotations
 import logging
 from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from nemotron_runtime.cuda import Graph, Stream
-from nemotron_runtime.executors.tensorrt.context import Context
+from nemotron_runtime.closing import Closing
+from nemotron_runtime.cuda import Stream
+from nemotron_runtime.executors.tensorrt.context import Context, RecordedContext
 
 __all__ = ["PassGraphs", "padded_lengths", "padded_to"]
 
@@ -38,52 +38,23 @@ def padded_lengths(most: int) -> tuple[int, ...]:
 
 
 def padded_to(tokens: int, lengths: tuple[int, ...], room: int) -> int | None:
-    """The length that a pass is padded to.
+    """The length that a pass is padded to, or None where the padding does not fit.
 
-    Args:
-        tokens: of the pass.
-        lengths: what :func:`padded_lengths` gave; the last is at least ``tokens``.
-        room: tokens for which the cache has room after the sequence that holds most. Padding is written like tokens,
-            after them: what is past the capacity has no positions in the RoPE tables either.
-
-    Returns:
-        The length, or None where the padding does not fit.
+    ``room`` is for how many tokens the cache has room after the sequence that holds most. Padding is written like
+    tokens, after them: what is past the capacity has no positions in the RoPE tables either.
     """
     length = lengths[bisect_left(lengths, tokens)]
     return length if length <= room else None
 
 
-@dataclass
-class _Pass:
-    """Some sequences at one length. TensorRT bakes shapes into what it launches: the context is the graph's own."""
-
-    context: Context
-    ran: bool = False
-    graph: Graph | None = None
-
-    def forget(self) -> None:
-        """Drops the graph: addresses or shapes change."""
-        self.ran = False
-        if self.graph is not None:
-            self.graph.close()
-            self.graph = None
-
-    def close(self) -> None:
-        self.forget()
-        self.context.close()
-
-
-class PassGraphs:
+class PassGraphs(Closing):
     """Runs passes by their sequences and length; of more than 32 the one that was not used for longest goes.
 
     The first use of a pass runs in its context directly: TensorRT sets itself up for the shapes, which cannot be
     recorded. The second records the graph and launches it: recording takes as long as launching kernel by kernel, and
     a length that never comes again is not recorded. Every later use is one launch.
 
-    Args:
-        stream: of all work of the executor.
-        make: gives a context.
-        prepare: binds addresses and sets shapes of a context, for first sequence, sequences and tokens.
+    ``make`` gives a context; ``prepare`` binds its addresses and sets its shapes, for first sequence, B and S.
     """
 
     def __init__(
@@ -91,10 +62,10 @@ class PassGraphs:
     ) -> None:
         self._stream, self._make, self._prepare = stream, make, prepare
         # least recently used first
-        self._passes: dict[tuple[int, int, int], _Pass] = {}
+        self._passes: dict[tuple[int, int, int], RecordedContext] = {}
 
     def run(self, first: int, B: int, S: int) -> None:
-        """Gives the pass of B rows of S tokens to the stream; its inputs lie where ``prepare`` bound them."""
+        """Gives the pass of B sequences of S tokens to the stream; its inputs lie where ``prepare`` bound them."""
         one = self._take(first, B, S)
         if not one.ran:
             self._prepare(one.context, first, B, S)
@@ -112,12 +83,11 @@ class PassGraphs:
             one.forget()
 
     def close(self) -> None:
-        """Frees graphs and contexts. Twice is allowed."""
         for one in self._passes.values():
             one.close()
         self._passes.clear()
 
-    def _take(self, first: int, B: int, S: int) -> _Pass:
+    def _take(self, first: int, B: int, S: int) -> RecordedContext:
         one = self._passes.pop((first, B, S), None)
         if one is None:
             if len(self._passes) >= _MOST_PASSES:
@@ -125,6 +95,6 @@ class PassGraphs:
                 _log.debug("prefill: drops sequences from %d on, %d of %d tokens", *oldest)
                 self._stream.synchronize()
                 self._passes.pop(oldest).close()
-            one = _Pass(self._make())
+            one = RecordedContext(self._make())
         self._passes[first, B, S] = one
         return one

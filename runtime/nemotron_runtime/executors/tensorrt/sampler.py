@@ -15,10 +15,9 @@ from nemotron_runtime.closing import Closing
 from nemotron_runtime.cuda import Device, Stream
 from nemotron_runtime.executors.batch import Ids, Logits
 from nemotron_runtime.executors.tensorrt.kernels import find_kernel
-from nemotron_runtime.executors.tensorrt.staging import StepStaging
+from nemotron_runtime.executors.tensorrt.staging import StagedBuffer, StepStaging
 from nemotron_runtime.executors.tensorrt.tournament import Tournament
-from nemotron_runtime.sampling.candidates import Candidates
-from nemotron_runtime.sampling.device import DeviceSampler
+from nemotron_runtime.sampling.device import Candidates, DeviceSampler
 
 __all__ = ["TensorRTSampler"]
 
@@ -36,11 +35,7 @@ class TensorRTSampler(DeviceSampler, Closing):
     The greedy choice is part of a step's CUDA graph (:meth:`launch`), so that the next step can take its tokens from
     the device. The kernels are loaded first and the memory is taken later (:meth:`allocate`).
 
-    Args:
-        device: the GPU.
-        output_size: V.
-        library: the bundle's kernels; None for a task that chooses no tokens.
-        where: the folder of the kernels, which errors name.
+    ``library`` holds the bundle's kernels, of the folder ``where``; it is None for a task that chooses no tokens.
 
     Attributes:
         candidate_count: top-k candidates that it gives; 0 where the bundle has no kernels for them.
@@ -67,15 +62,9 @@ class TensorRTSampler(DeviceSampler, Closing):
             self._kernels.append((kernel, arguments))
             if "PARTS" in record.constexprs:
                 self._parts = int(record.constexprs["PARTS"])
-        self._tournament = Tournament.open(library, output_size, device, where)
-        if self._tournament is not None:
-            self._held.callback(self._tournament.close)
-            self.candidate_count = self._tournament.count
-
-    @property
-    def chooses(self) -> bool:
-        """Whether it can make a greedy choice."""
-        return bool(self._kernels)
+        if (found := Tournament.open(library, output_size, device, where)) is not None:
+            self._tournament = self._held.enter_context(found)
+            self.candidate_count = found.count
 
     @property
     def logits_address(self) -> int:
@@ -86,9 +75,8 @@ class TensorRTSampler(DeviceSampler, Closing):
         """Takes memory for steps of so many sequences, all work of which is in one stream."""
         hold, size = self._held.enter_context, max_batch * self._output_size * 4
         self._stream = stream
-        self._logits = hold(self._device.allocate(size, "the logits of a step"))
-        self._host_logits = hold(self._device.pinned(size))
-        self._addresses["logits_ptr"] = self._logits.address
+        self._logits = hold(StagedBuffer(self._device, size, "the logits of a step"))
+        self._addresses["logits_ptr"] = self._logits.device.address
         if self._kernels:
             for name, item_bytes in _PART_BYTES.items():
                 buffer = hold(self._device.allocate(max_batch * self._parts * item_bytes, "the parts of an argmax"))
@@ -108,32 +96,25 @@ class TensorRTSampler(DeviceSampler, Closing):
         self._chosen_B = None
 
     def greedy(self) -> Ids:
-        """See :meth:`DeviceSampler.greedy`."""
         if self._chosen_B is None:
-            assert self.chooses, "a language model's executor"
+            assert self._kernels, "a language model's executor"
             assert self._staging is not None, "a step comes first"
             self._staging.done.wait()
             self._chosen_B = self._staging.chosen[: self._sequences].copy()
         return self._chosen_B
 
     def candidates(self, temperature: float) -> Candidates:
-        """See :meth:`DeviceSampler.candidates`."""
         assert self._tournament is not None, "an executor that has candidates"
         assert self._has_logits, "a later step wrote its own"
-        return self._tournament.choose(self._stream, self._logits.address, self._sequences, temperature)
+        return self._tournament.choose(self._stream, self.logits_address, self._sequences, temperature)
 
     def logits(self) -> Logits:
-        """See :meth:`DeviceSampler.logits`."""
         assert self._has_logits, "a later step wrote its own"
         shape_BV = (self._sequences, self._output_size)
-        self._logits.download(self._host_logits.address, self._sequences * self._output_size * 4, self._stream)
-        self._stream.synchronize()
         if self._logits_BV.shape != shape_BV:
             self._logits_BV = np.empty(shape_BV, np.float32)
-        # pinned memory goes when the executor is closed; an array that is handed out must not
-        np.copyto(self._logits_BV, self._host_logits.array(np.float32, shape_BV))
+        self._logits.fetch(self._logits_BV, self._stream)
         return self._logits_BV
 
     def close(self) -> None:
-        """Frees graphs and memory. Twice is allowed."""
         self._held.close()

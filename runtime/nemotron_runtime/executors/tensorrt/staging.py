@@ -5,17 +5,39 @@ Shapes: B sequences, S tokens of one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+
 import numpy as np
 
+from nemotron_runtime.closing import Closing
 from nemotron_runtime.cuda import Device, Event, PinnedBuffer, Stream
-from nemotron_runtime.executors.batch import Ids
+from nemotron_runtime.executors.batch import Ids, Logits
 
-__all__ = ["ID_BYTES", "StagedBuffer", "StepStaging"]
+__all__ = ["ID_BYTES", "StagedBuffer", "StepStaging", "Workspace"]
 
 ID_BYTES = 8
 
 
-class StagedBuffer:
+@dataclass(frozen=True)
+class Workspace:
+    """What both engines use of the GPU: a stream of all work, the weights, and the activations, one pass at a time.
+
+    Attributes:
+        held: closes what was taken, the last first.
+        weights: addresses, by the engines' names.
+        activations: address and bytes.
+    """
+
+    device: Device
+    stream: Stream
+    held: ExitStack
+    weights: Mapping[str, int]
+    activations: tuple[int, int]
+
+
+class StagedBuffer(Closing):
     """Device and pinned memory of one size, for an input or an output."""
 
     def __init__(self, device: Device, size: int, what: str) -> None:
@@ -26,6 +48,12 @@ class StagedBuffer:
             self.device.close()
             raise
 
+    def fetch(self, array: Logits, stream: Stream) -> None:
+        """Fills an array, which may outlive the pinned memory; all of the stream's work is done at the end."""
+        self.device.download(self.pinned.address, array.nbytes, stream)
+        stream.synchronize()
+        np.copyto(array, self.pinned.array(array.dtype, array.shape))
+
     def upload(self, array_BS: Ids, width: int, stream: Stream) -> None:
         """Copies ids to the device, ``width`` of each sequence, padded with zeros."""
         B, S = array_BS.shape
@@ -35,12 +63,11 @@ class StagedBuffer:
         self.device.upload(self.pinned.address, padded.nbytes, stream)
 
     def close(self) -> None:
-        """Frees both. Twice is allowed."""
         self.device.close()
         self.pinned.close()
 
 
-class StepStaging:
+class StepStaging(Closing):
     """Pinned memory of one decode step: what goes in, what comes out, and when it is done."""
 
     def __init__(self, device: Device, sequences: int) -> None:
@@ -52,6 +79,5 @@ class StepStaging:
         )  # fmt: skip
 
     def close(self) -> None:
-        """Frees it. Twice is allowed."""
         self.done.close()
         self._pinned.close()

@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from nemotron_errors import BundleError
 
+from nemotron_runtime.closing import Closing
 from nemotron_runtime.cuda import Device, Graph, Stream
 from nemotron_runtime.executors.tensorrt.kernels import find_kernel
-from nemotron_runtime.sampling.candidates import Candidates, log_of_sums
+from nemotron_runtime.sampling.device import Candidates, log_of_sums
 
 __all__ = ["Tournament", "unpack"]
 
@@ -32,17 +33,11 @@ _ITEM_BYTES = 8
 _LOW = 0xFFFFFFFF
 
 
-class Tournament:
+class Tournament(Closing):
     """Two kernels: the largest logits of each part of the vocabulary, then of many parts together until one is left.
 
     Its launches are recorded as one CUDA graph per number of sequences; the temperature is read from the GPU's memory,
     so a graph stays right when it changes.
-
-    Args:
-        library: the bundle's kernels, both among them.
-        vocab_size: V.
-        device: the GPU.
-        where: the folder of the kernels, which errors name.
 
     Attributes:
         count: C, at most V.
@@ -103,13 +98,9 @@ class Tournament:
         self._host = self._held.enter_context(self._device.pinned((max_batch * self._items + 1) * _ITEM_BYTES))
 
     def choose(self, stream: Stream, logits: int, sequences: int, temperature: float) -> Candidates:
-        """The largest of each sequence, on the host.
+        """The largest of each sequence, on the host, from float32 [B, V] at the address ``logits``.
 
-        Args:
-            stream: whose order it keeps; all its work is done at the end.
-            logits: address of float32 [B, V].
-            sequences: B.
-            temperature: of ``log_sum``.
+        It keeps the stream's order, and all of the stream's work is done at the end.
         """
         self._host.array(np.float32, (1,))[0] = temperature
         self._temperature.upload(self._host.address, 4, stream)
@@ -123,7 +114,6 @@ class Tournament:
         return unpack(keys_BC, masses_BP2, self._vocab_size)
 
     def close(self) -> None:
-        """Frees graphs and memory. Twice is allowed."""
         for graph in self._graphs.values():
             graph.close()
         self._graphs.clear()
@@ -153,10 +143,7 @@ class Tournament:
 def unpack(keys_BC: npt.NDArray[np.int64], masses_BP2: npt.NDArray[np.float32], vocab_size: int) -> Candidates:
     """What the kernels wrote, as tokens, logits and the log of their sum.
 
-    Args:
-        keys_BC: descending; those past V are none.
-        masses_BP2: each part's largest score and the sum of exp(score - largest).
-        vocab_size: V.
+    Keys descend, and those past V are none; a part's mass is its largest score and the sum of exp(score - largest).
     """
     keys_BC = keys_BC[:, : min(keys_BC.shape[1], vocab_size)]
     order_BC = (keys_BC >> 32).astype(np.int32)

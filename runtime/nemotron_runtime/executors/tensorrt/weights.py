@@ -20,6 +20,7 @@ from nemotron_formats.tensors import FileSpan, WeightInput
 from nemotron_runtime.bundle.engine_records import TensorRTRecord
 from nemotron_runtime.bundle.folder import Bundle
 from nemotron_runtime.bundle.weights_reading import Piece, PieceReader, plan_pieces
+from nemotron_runtime.closing import Closing
 from nemotron_runtime.cuda import Device, DeviceBuffer
 
 __all__ = ["DeviceWeights", "check_weights", "upload_weights"]
@@ -37,7 +38,7 @@ _ALIGNMENT = 256
 
 
 @dataclass(frozen=True)
-class DeviceWeights:
+class DeviceWeights(Closing):
     """The uploaded weights.
 
     Attributes:
@@ -58,7 +59,6 @@ class DeviceWeights:
         return self.uploaded / self.seconds if self.seconds else 0.0
 
     def close(self) -> None:
-        """Frees them; twice is allowed."""
         if self.buffer is not None:
             self.buffer.close()
 
@@ -138,12 +138,9 @@ def _upload(device: Device, buffer: DeviceBuffer, bundle: Bundle, copies: list[t
         count = min(threads + _READ_AHEAD + _COPIED, len(pieces))
         staging = [held.enter_context(device.pinned(size)) for _ in range(count)]
         memory = [pinned.array(np.uint8, (size,)).data for pinned in staging]
-        free = [device.event() for _ in staging]
-        for event in free:
-            held.callback(event.close)
-        stream = device.stream()
-        # it waits for the copies out of the staging buffers
-        held.callback(stream.close)
+        free = [held.enter_context(device.event()) for _ in staging]
+        # closing it waits for the copies out of the staging buffers
+        stream = held.enter_context(device.stream())
         # first to close: no thread writes to the staging buffers any more
         reader = held.enter_context(PieceReader(bundle, pieces, threads))
 
