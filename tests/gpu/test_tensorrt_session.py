@@ -235,7 +235,7 @@ def test_closing_frees_the_memory(built: Built) -> None:
     used = []
     for _ in range(20):
         with Engine(open_executor(bundle)) as session:
-            assert isinstance(session, TensorRTExecutor)
+            assert isinstance(session.executor, TensorRTExecutor)
             session.reset(2, 300)
             session.prefill([ids(20), ids(30)])
             session.decode(ids(2), sampling=GREEDY)

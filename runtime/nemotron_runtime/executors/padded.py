@@ -101,7 +101,9 @@ class PaddedExecutor(Executor):
         index_BK = np.zeros((B, max(1, int(wanted_B.max()))), np.int64)
         index_BK[owner_K, rank_K] = batch.wanted - offsets[owner_K]
         logits_BKV = self.forward(input_ids_BS, batch.context_lengths, count_B, index_BK)
-        logits_KV = logits_BKV[0, : len(owner_K)] if B == 1 else logits_BKV[owner_K, rank_K]
+        # as many positions of each sequence: the same memory, since logits are large
+        full = len(owner_K) == index_BK.size
+        logits_KV = logits_BKV.reshape(-1, logits_BKV.shape[-1]) if full else logits_BKV[owner_K, rank_K]
         return _choose(HostSampler(logits_KV, self.candidate_count), batch.sampling, None)
 
 
