@@ -18,7 +18,6 @@ import json
 import logging
 import sys
 from collections.abc import Callable
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 import numpy as np
 from cpu_peers_artefacts import BUNDLES, GENAI, GGUF_BITS, make
+from genai_peer import add_versions, greedy, peer_spec
 from nemotron_runtime.bundle.folder import Bundle
 
 from nemotron_export.bench import BenchOptions
@@ -33,7 +33,6 @@ from nemotron_export.bench.backends import BACKENDS, BackendSpec, BenchRequest
 from nemotron_export.bench.backends.base import Backend
 from nemotron_export.bench.run import measure_specs
 from nemotron_export.bench.shapes import Shape
-from nemotron_export.bench.traffic import kv_bytes_per_token, read_parameters, total_parameters
 from nemotron_export.bench.worker import prompt_ids
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.cli.bench import print_bench
@@ -55,24 +54,18 @@ def backends(work: Path, site: Path, only: str = "") -> list[BackendSpec]:
     bundles = tuple(Bundle.open(work / name, allow_unverified=True) for name in BUNDLES)
     request = BenchRequest(bundles, checkpoint.directory, None, True, OPTIONS)
     specs = [spec for kind in ("bundle", "eager") for spec in BACKENDS[kind].specs(request)]
-    read, total = read_parameters(config), total_parameters(config)
 
     def peer(kind: str, name: str, path: Path, dtype: str, bits: float, cache: str, **options: Any) -> None:
-        described = {
-            "dtype": dtype, "vocab_size": config.vocab_size, "weight_bytes": int(read * bits / 8),
-            "kv_bytes_per_token": kv_bytes_per_token(config, cache),
-        }  # fmt: skip
-        weights = int(read * bits / 8) + 4 * (total - read)
-        specs.append(BackendSpec(kind, name, {"path": str(path), "description": described, **options}, weights))
+        specs.append(peer_spec(kind, name, path, config, dtype, bits, cache, **options))
 
     peer("compiled", "torch.compile float32, static cache", checkpoint.directory, "float32", 32, "float32")
     for folder, (name, bits) in GENAI.items():
         peer("genai", name, work / folder, "float32", bits, "float32")
     for kind, bits in GGUF_BITS.items():
-        cache = "f32" if kind == "f32" else "f16"
+        cache, cache_dtype = ("f32", "float32") if kind == "f32" else ("f16", "float16")
         peer(
-            "llama", f"llama.cpp {kind}, {cache} cache", work / f"{kind}.gguf", kind, bits,
-            "float32" if cache == "f32" else "float16", site=str(site), capacity=max(PROMPTS) + NEW_TOKENS, kv=cache,
+            "llama", f"llama.cpp {kind}, {cache} cache", work / f"{kind}.gguf", kind, bits, cache_dtype,
+            site=str(site), capacity=max(PROMPTS) + NEW_TOKENS, kv=cache,
         )  # fmt: skip
     return [spec for spec in specs if only in spec.name]
 
@@ -100,12 +93,7 @@ def compute(spec: BackendSpec) -> tuple[list[np.ndarray], list[int]]:
     prompts = [prompt_ids(Shape(count, NEW_TOKENS, 1), vocab_size) for count in PROMPTS]
     scores = last_logits(backend)
     logits = [scores(ids_BS[0]).astype(np.float64) for ids_BS in prompts]
-    backend.reset(1, PROMPTS[0] + NEW_TOKENS)
-    tokens_B = backend.prefill(prompts[0])
-    tokens = [int(tokens_B[0])]
-    while len(tokens) < NEW_TOKENS:
-        tokens_B = backend.decode(tokens_B)
-        tokens.append(int(tokens_B[0]))
+    tokens = greedy(backend, prompts[0][0], NEW_TOKENS)
     backend.close()
     return logits, tokens
 
@@ -144,10 +132,10 @@ def measure(specs: list[BackendSpec], work: Path, rounds: int, output: Path | No
         print(f"\r{stage} {done}/{total} ", end="", file=sys.stderr, flush=True)
 
     result = measure_specs(specs, dataclasses.replace(OPTIONS, rounds=rounds), progress)
-    site = {d.metadata["Name"]: d.version for d in distributions(path=[specs[-1].options.get("site", "")])}
-    peers = {d.metadata["Name"]: d.version for d in distributions()} | site
+    versions = dict(result.versions)
     named = ("transformers", "onnxruntime-genai", "llama_cpp_python", "llama-cpp-python", "gguf")
-    versions = {**result.versions, **{name: peers[name] for name in named if name in peers}}
+    add_versions(versions, named)
+    add_versions(versions, named, path=[specs[-1].options.get("site", "")])
     result = dataclasses.replace(result, versions=versions)
     print_bench(result)
     rows = []

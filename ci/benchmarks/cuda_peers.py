@@ -19,16 +19,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cuda_peers_backends import entries
-from cuda_peers_builds import Built, builds, run_builds
+from cuda_peers_builds import builds
 from cuda_peers_measure import Say, measure
+from genai_peer import add_versions
+from steps import run
 from support.gpu_memory import gpu_query
 
 from nemotron_export.bench.shapes import Shape
@@ -41,42 +44,35 @@ CONTEXT, PREFILL = 512, 2048
 
 
 def compare(
-    records: Sequence[dict[str, Any]], checkpoint: Path, work: Path, provider: str, context: int, say: Say
+    records: Sequence[dict[str, Any]], checkpoint: Path, provider: str, context: int, say: Say
 ) -> dict[str, Any]:
     """Tokens differing from those of the group's first backend; and, unquantized, eager PyTorch's verdicts."""
-    written = {r["name"]: r["tokens"][str(context)] for r in records if not r["failed"]}
+    measured = [record for record in records if not record["failed"]]
+    written = {record["name"]: record["tokens"][str(context)] for record in measured}
     first: dict[str, list[int]] = {}
-    for record in records:
-        if record["failed"]:
-            continue
+    for record in measured:
         tokens = written[record["name"]]
         base = first.setdefault(record["group"], tokens)
-        pairs = enumerate(zip(tokens, base, strict=True))
-        record["first_difference"] = next((n for n, (a, b) in pairs if a != b), None)
-        record["tokens_differing"] = sum(a != b for a, b in zip(tokens, base, strict=True))
-    checked = {r["name"]: written[r["name"]] for r in records if not r["failed"] and "int4" not in r["group"]}
+        differing = [n for n, (a, b) in enumerate(zip(tokens, base, strict=True)) if a != b]
+        record["first_difference"] = differing[0] if differing else None
+        record["tokens_differing"] = len(differing)
+    checked = {record["name"]: written[record["name"]] for record in measured if "int4" not in record["group"]}
     if not checked:
         return {}
-    path = work / "written.json"
-    path.write_text(json.dumps(checked), encoding="utf-8")
-    command = [sys.executable, str(HERE / "cuda_peers_check.py"), str(checkpoint), str(path)]
-    command += ["--prompt-tokens", str(context), "--device", provider]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        say(f"FAILED check of tokens: {done.stderr[-2000:]}")
+    try:
+        # imported here: PyTorch would be part of the peak memory of builds, which begin as forks of this process
+        from cuda_peers_check import check
+
+        return check(checkpoint, checked, context, provider)
+    except Exception as error:  # what was measured is kept
+        say(f"FAILED check of tokens: {type(error).__name__}: {error}")
         return {}
-    verdicts: dict[str, Any] = json.loads(done.stdout)
-    return verdicts
 
 
 def machine(threads: int) -> dict[str, Any]:
     """Versions, hardware, driver."""
     found = environment(threads)
-    for name in ("onnxruntime-genai", "onnxruntime-genai-cuda", "transformers"):
-        try:
-            found["versions"][name] = version(name)
-        except PackageNotFoundError:
-            continue
+    add_versions(found["versions"], ("onnxruntime-genai", "onnxruntime-genai-cuda", "transformers"))
     # besides onnxruntime-gpu in a folder of PYTHONPATH another onnxruntime may be installed: this is what is imported
     program = "import onnxruntime as o; print(o.__version__, o.__file__, ','.join(o.get_available_providers()))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -156,18 +152,20 @@ def main() -> int:
     say("built the checkpoint")
     todo = builds(checkpoint, work, arguments.provider, arguments.parity, arguments.more)
     todo = [each for each in todo if not (work / each.name).exists()]
-    done: list[Built] = run_builds(todo, work, arguments.jobs)
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        done = list(pool.map(lambda step: run(step, work), todo))
     for built in done:
         say(f"{'FAILED' if built.code else 'built'} {built.name}: code {built.code}, {built.seconds} s")
-        if built.code:
-            print((work / f"{built.name}.log").read_text(encoding="utf-8", errors="replace")[-2000:], flush=True)
+    # weights that a folder refers to elsewhere are left out
+    sizes = [sum(path.stat().st_size for path in (work / built.name).rglob("*") if path.is_file()) for built in done]
     shapes = [Shape(count, arguments.new_tokens, 1) for count in (arguments.context, arguments.prefill)]
     records: list[dict[str, Any]] = []
     document: dict[str, Any] = {
         "command": shlex.join(sys.argv), "checkpoint_command": shlex.join(command),
         "machine": machine(arguments.threads), "jobs": arguments.jobs,
         "rounds": arguments.rounds, "warmup": arguments.warmup,
-        "shapes": [asdict(shape) for shape in shapes], "builds": [asdict(built) for built in done],
+        "shapes": [asdict(shape) for shape in shapes],
+        "builds": [{**asdict(built), "folder_bytes": size} for built, size in zip(done, sizes, strict=True)],
         "contenders": records, "verdicts": {}, "failures": failures,
     }  # fmt: skip
 
@@ -183,7 +181,7 @@ def main() -> int:
         records += measure(members, shapes, arguments.rounds, arguments.warmup, arguments.threads, say)
         say(f"measured {group}")
         save()
-    verdicts = document["verdicts"] = compare(records, checkpoint, work, arguments.provider, arguments.context, say)
+    verdicts = document["verdicts"] = compare(records, checkpoint, arguments.provider, arguments.context, say)
     for name, verdict in verdicts.items():
         # GenAI's builder has another epsilon: its tokens are reported, and held to nothing
         if not verdict["passed"] and "its builder" not in name:

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from genai_peer import GenaiBackend
+from genai_peer import GenaiBackend, peer_spec
 
-from nemotron_export.bench.backends import BACKENDS, BackendSpec, Description
+from nemotron_export.bench.backends import BACKENDS, BackendSpec
 from nemotron_export.bench.backends.base import Ids
 from nemotron_export.bench.backends.bundle import BundleBackend
-from nemotron_export.bench.traffic import kv_bytes_per_token, read_parameters, total_parameters
 from nemotron_export.checkpoint import Checkpoint
 
 __all__ = ["Entry", "GenaiPeer", "OurBundle", "entries"]
@@ -86,19 +85,17 @@ def entries(checkpoint: Path, work: Path, provider: str) -> list[Entry]:
     cuda = provider == "cuda"
     dtype, bits = ("bfloat16", 16) if cuda else ("float32", 32)
     precision = "bf16" if cuda else "fp32"
-    read, total = read_parameters(config), total_parameters(config)
     found: list[Entry] = []
 
     def add(runner: str, name: str, folder: str, group: str, **options: Any) -> None:
         if not (work / folder / "model.onnx").is_file():
             return
         # int4: codes, and a scale for every 32 of them
-        weights = int(read * (4 + bits / 32 if group.startswith("int4") else bits) / 8)
-        described = Description(dtype, config.vocab_size, weights, kv_bytes_per_token(config, dtype))
-        common = {"path": str(work / folder), "environment": {}, "description": vars(described)}
-        common["tokens"] = str(work / f"tokens-{len(found)}.json")
-        table = (total - read) * bits // 8
-        spec = BackendSpec(runner, name, {**common, **options}, weights + table, provider)
+        stored = 4 + bits / 32 if group.startswith("int4") else bits
+        options = {"environment": {}, "tokens": str(work / f"tokens-{len(found)}.json"), **options}
+        spec = peer_spec(
+            runner, name, work / folder, config, dtype, stored, dtype, table_bits=bits, device=provider, **options
+        )
         found.append(Entry(spec, folder, group))
 
     ours = {"weights_dir": None, "allow_unverified": True, "executor": "onnxruntime"}

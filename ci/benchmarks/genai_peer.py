@@ -1,11 +1,12 @@
-"""ONNX Runtime GenAI: its backend for the bench, and its own model builder."""
+"""What the scripts about peers share: ONNX Runtime GenAI's backend for the bench, and its own model builder."""
 
 from __future__ import annotations
 
 import json
-import os
+import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,8 +14,10 @@ import numpy as np
 
 from nemotron_export.bench.backends import BACKENDS, Backend, BackendSpec, BenchRequest, Description
 from nemotron_export.bench.backends.base import Ids
+from nemotron_export.bench.traffic import kv_bytes_per_token, read_parameters, total_parameters
+from nemotron_export.config.config import NemotronConfig
 
-__all__ = ["GenaiBackend", "Peer", "builder_command", "offline"]
+__all__ = ["GenaiBackend", "Peer", "add_versions", "builder_command", "greedy", "peer_spec", "run_builder"]
 
 
 class Peer(Backend):
@@ -83,18 +86,65 @@ class GenaiBackend(Peer):
         return self._generator.get_next_tokens().astype(np.int64)
 
 
+def peer_spec(
+    kind: str, name: str, path: Path, config: NemotronConfig, dtype: str, bits: float, cache: str, *,
+    table_bits: int = 32, device: str = "cpu", **options: Any,
+) -> BackendSpec:  # fmt: skip
+    """A peer in the parent's process.
+
+    Args:
+        kind: its key in `BACKENDS`.
+        name: what tables call it.
+        path: what it loads.
+        config: of the model.
+        dtype: what tables say that it computes in.
+        bits: of a weight that a step reads, with its share of a group's scale.
+        cache: dtype of the KV cache.
+        table_bits: of a value of the input embedding.
+        device: "cpu" or "cuda".
+        options: of its kind.
+    """
+    read, total = read_parameters(config), total_parameters(config)
+    weights = int(read * bits / 8)
+    described = Description(dtype, config.vocab_size, weights, kv_bytes_per_token(config, cache))
+    options = {"path": str(path), "description": vars(described), **options}
+    return BackendSpec(kind, name, options, weights + (total - read) * table_bits // 8, device)
+
+
 def builder_command(
-    checkpoint: Path, output: Path, precision: str, provider: str, cache: Path, extra: Sequence[str] = ()
+    checkpoint: Path, output: Path, precision: str, provider: str = "cpu", extra: Sequence[str] = ()
 ) -> list[str]:
-    """The command of GenAI's builder: precision "fp32", "bf16", "int4", …; provider "cpu" or "cuda"."""
-    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", str(checkpoint), "-o", str(output)]
-    command += ["-p", precision, "-e", provider, "-c", str(cache)]
+    """The command of GenAI's builder, which then reads the checkpoint's folder and nothing from the network.
+
+    Its precision is "fp32", "bf16", "int4", …; the provider "cpu" or "cuda".
+    """
+    command = ["env", "HF_HUB_OFFLINE=1", sys.executable, "-m", "onnxruntime_genai.models.builder"]
+    command += ["-m", str(checkpoint), "-o", str(output), "-c", f"{output}-cache", "-p", precision, "-e", provider]
     return [*command, "--extra_options", *extra] if extra else command
 
 
-def offline() -> dict[str, str]:
-    """The environment in which it reads the checkpoint's folder and nothing from the network."""
-    return {**os.environ, "HF_HUB_OFFLINE": "1"}
+def run_builder(checkpoint: Path, output: Path, precision: str) -> None:
+    """Runs it for the CPU."""
+    done = subprocess.run(builder_command(checkpoint, output, precision), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"the builder failed:\n{done.stderr[-3000:]}")
+
+
+def greedy(backend: Backend, ids_S: np.ndarray, count: int) -> list[int]:
+    """So many tokens that a loaded backend writes after a prompt."""
+    backend.reset(1, len(ids_S) + count)
+    tokens_B = backend.prefill(ids_S[None])
+    tokens = [int(tokens_B[0])]
+    while len(tokens) < count:
+        tokens_B = backend.decode(tokens_B)
+        tokens.append(int(tokens_B[0]))
+    return tokens
+
+
+def add_versions(versions: dict[str, str], names: Sequence[str], **where: Any) -> None:
+    """Adds the versions of those that are installed; `where` is for `importlib.metadata.distributions`."""
+    installed = {each.metadata["Name"]: each.version for each in distributions(**where)}
+    versions.update({name: installed[name] for name in names if name in installed})
 
 
 BACKENDS[GenaiBackend.kind] = GenaiBackend

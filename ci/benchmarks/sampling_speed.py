@@ -8,15 +8,14 @@ one at a time. "Fallbacks" are the steps at which the likeliest tokens did not d
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
+import typer
+from document import JsonFile, write_json
 from nemotron_runtime.bundle.folder import Bundle
 from nemotron_runtime.engine.generation import GenerationParams, generate
 from nemotron_runtime.executors.open import open_session
@@ -41,26 +40,20 @@ def measure(session: Any, prompt: np.ndarray, params: GenerationParams) -> tuple
     return (len(answer.token_ids) - 1) / answer.timings.decode_seconds, fallback.call_count, answer.token_ids
 
 
-def main() -> int:
-    """Measures and prints; 1 where the two ways wrote different tokens."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--prompt-tokens", type=int, default=512)
-    parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+def main(
+    bundle: Path, prompt_tokens: int = 512, new_tokens: int = 64, rounds: int = 3, json_file: JsonFile = None
+) -> None:
+    """Measures and prints; the exit code is 1 where the two ways wrote different tokens."""
     rows, records, differing = [], [], 0
-    with open_session(Bundle.open(arguments.bundle, allow_unverified=True)) as session:
-        prompt = np.random.default_rng(0).integers(0, session.vocab_size, arguments.prompt_tokens)
+    with open_session(Bundle.open(bundle, allow_unverified=True)) as session:
+        prompt = np.random.default_rng(0).integers(0, session.vocab_size, prompt_tokens)
         for name, options in WAYS.items():
-            new = arguments.new_tokens
-            params = GenerationParams(max_new_tokens=new, seed=1, ignore_eos=True, **options)
+            params = GenerationParams(max_new_tokens=new_tokens, seed=1, ignore_eos=True, **options)
             speeds: dict[bool, list[float]] = {True: [], False: []}
             tokens: dict[bool, tuple[int, ...]] = {}
             fallbacks = 0
             # what is captured and warmed is not measured
-            for round_ in range(arguments.rounds + 2):
+            for round_ in range(rounds + 2):
                 for few in (True, False):
                     count = session.candidates if few else 0
                     with mock.patch.object(type(session), "candidates", new=count):
@@ -71,16 +64,14 @@ def main() -> int:
             differing += tokens[True] != tokens[False]
             few_speed, all_speed = (statistics.median(speeds[few]) for few in (True, False))
             same = "yes" if tokens[True] == tokens[False] else "NO"
-            rows.append([name, f"{few_speed:.1f}", f"{all_speed:.1f}", f"{fallbacks} of {new - 1}", same])
+            rows.append([name, f"{few_speed:.1f}", f"{all_speed:.1f}", f"{fallbacks} of {new_tokens - 1}", same])
             record = {"way": name, "tokens_per_second": few_speed, "by_all_logits": all_speed, "fallbacks": fallbacks}
             records.append({**record, "same_tokens": tokens[True] == tokens[False]})
     heads = ["tokens chosen by", "tok/s", "tok/s by all logits", "fallbacks", "same tokens"]
-    print_table(f"Behind {arguments.prompt_tokens} tokens, batch 1", heads, rows)
-    if arguments.json is not None:
-        document = {"bundle": arguments.bundle.name, "prompt_tokens": arguments.prompt_tokens, "ways": records}
-        arguments.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    return int(differing > 0)
+    print_table(f"After {prompt_tokens} tokens, batch 1", heads, rows)
+    write_json(json_file, {"bundle": bundle.name, "prompt_tokens": prompt_tokens, "ways": records})
+    raise typer.Exit(int(differing > 0))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    typer.run(main)

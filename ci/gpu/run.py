@@ -14,17 +14,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shlex
-import shutil
-import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from steps import Outcome, Step, run
 
 ROOT = Path(__file__).parents[2]
 CLI = [sys.executable, "-m", "nemotron_export"]
@@ -69,16 +67,6 @@ PARITY = (
 
 
 @dataclass(frozen=True)
-class Step:
-    """A command, the seconds that it may take, and a folder that stands for the user's home, and so for all caches."""
-
-    name: str
-    command: list[str]
-    seconds: int = 300
-    home: Path | None = None
-
-
-@dataclass(frozen=True)
 class Chain:
     """Steps that need those before them, and the checkpoint that they read.
 
@@ -88,17 +76,6 @@ class Chain:
     steps: list[Step]
     weights: Weights | None = None
     alone: bool = False
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a step; `peak_bytes` is the resident memory of its largest process."""
-
-    name: str
-    command: str
-    code: int
-    seconds: float
-    peak_bytes: int
 
 
 def chains(output: Path, work: Path, only: set[str]) -> Iterator[Chain]:
@@ -165,32 +142,6 @@ def _of_a_bundle(name: str, program: str, bundle: Path, output: Path) -> Step:
     """What a program of ci/benchmarks measures of a bundle."""
     command = [sys.executable, str(ROOT / f"ci/benchmarks/{program}.py"), str(bundle)]
     return Step(name, [*command, "--json", str(output / f"{program}-{bundle.name}.json")], 150)
-
-
-def run(step: Step, output: Path) -> Outcome:
-    """Runs a step, its output in a log of its own."""
-    log = output / ("".join(c if c.isalnum() else "-" for c in step.name) + ".log")
-    environment = dict(os.environ)
-    if step.home is not None:
-        shutil.rmtree(step.home, ignore_errors=True)
-        step.home.mkdir(parents=True)
-        environment["HOME"] = str(step.home)
-    began = time.monotonic()
-    with log.open("w", encoding="utf-8") as file:
-        process = subprocess.Popen(step.command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=environment)
-        timer = threading.Timer(step.seconds, process.kill)
-        timer.start()
-        # of this step alone: getrusage would give the largest of all steps so far
-        _, status, usage = os.wait4(process.pid, 0)
-        timed_out = not timer.is_alive()
-        timer.cancel()
-    code = 124 if timed_out else os.waitstatus_to_exitcode(status)
-    peak = usage.ru_maxrss * 1024
-    outcome = Outcome(step.name, shlex.join(step.command), code, round(time.monotonic() - began, 1), peak)
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-(6 if code == 0 else 30) :]
-    head = f"{'ok  ' if code == 0 else 'FAIL'} {outcome.seconds:6.1f} s  {step.name}"
-    print("\n".join([head, *(f"      {line[:220]}" for line in lines)]), flush=True)
-    return outcome
 
 
 def main() -> int:
