@@ -132,7 +132,8 @@ def run_builder(checkpoint: Path, output: Path, precision: str) -> None:
 
 def greedy(backend: Backend, ids_S: np.ndarray, count: int) -> list[int]:
     """So many tokens that a loaded backend writes after a prompt."""
-    backend.reset(1, len(ids_S) + count)
+    # the last token is not fed
+    backend.reset(1, len(ids_S) + count - 1)
     tokens_B = backend.prefill(ids_S[None])
     tokens = [int(tokens_B[0])]
     while len(tokens) < count:
