@@ -112,7 +112,7 @@ def show(document: dict[str, Any], context: int, prefill: int) -> None:
 def parse() -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="an empty folder, 35 GB for 4B (50 with --more)")
+    parser.add_argument("--work", type=Path, required=True, help="an empty folder, 35 GB for 4B")
     parser.add_argument("--checkpoint", type=Path, help="WORK/checkpoint by default; made where it is not there")
     parser.add_argument("--json", type=Path, help="where the document goes")
     parser.add_argument("--provider", choices=("cuda", "cpu"), default="cuda")
@@ -124,8 +124,6 @@ def parse() -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--threads", type=int, default=4, help="of each backend")
     parser.add_argument("--jobs", type=int, default=3, help="builds at once; the seconds are then of a shared machine")
-    parser.add_argument("--parity", action="store_true", help="our bundles are built with their parity check")
-    parser.add_argument("--more", action="store_true", help="also GenAI's builder with options for speed")
     return parser.parse_args()
 
 
@@ -150,8 +148,7 @@ def main() -> int:
     if not checkpoint.exists():
         subprocess.run(command, check=True)
     say("built the checkpoint")
-    todo = builds(checkpoint, work, arguments.provider, arguments.parity, arguments.more)
-    todo = [each for each in todo if not (work / each.name).exists()]
+    todo = [each for each in builds(checkpoint, work, arguments.provider) if not (work / each.name).exists()]
     with ThreadPoolExecutor(arguments.jobs) as pool:
         done = list(pool.map(lambda step: run(step, work), todo))
     for built in done:

@@ -107,8 +107,7 @@ def entries(checkpoint: Path, work: Path, provider: str) -> list[Entry]:
         for label, environment, those in _OTHER_KERNELS if cuda else ():
             if group in those:
                 add("ours", f"ours, {name}, {label}", folder, group, **{**ours, "environment": environment})
-        add("genai-noted", f"GenAI, our folder, {name}", f"genai-{provider}-{group}", group, **graph)
+        if group == precision:
+            add("genai-noted", f"GenAI, our folder, {name}", f"genai-{provider}-{group}", group, **graph)
         add("genai-noted", f"GenAI, its builder, {name}", f"builder-{group}", group, **graph)
-    add("genai-noted", "GenAI, its builder, bf16, last logits", "builder-bf16-pruned", "bf16, options", **graph)
-    add("genai-noted", "GenAI, its builder, int4, prepacked", "builder-int4-prepacked", "int4, options", **graph)
     return found

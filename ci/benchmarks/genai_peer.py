@@ -90,19 +90,10 @@ def peer_spec(
     kind: str, name: str, path: Path, config: NemotronConfig, dtype: str, bits: float, cache: str, *,
     table_bits: int = 32, device: str = "cpu", **options: Any,
 ) -> BackendSpec:  # fmt: skip
-    """A peer in the parent's process.
+    """A peer before its process exists.
 
-    Args:
-        kind: its key in `BACKENDS`.
-        name: what tables call it.
-        path: what it loads.
-        config: of the model.
-        dtype: what tables say that it computes in.
-        bits: of a weight that a step reads, with its share of a group's scale.
-        cache: dtype of the KV cache.
-        table_bits: of a value of the input embedding.
-        device: "cpu" or "cuda".
-        options: of its kind.
+    `bits` are those of a weight that a step reads, with its share of a group's scale, `table_bits` those of a value of
+    the input embedding; `cache` is the KV cache's dtype.
     """
     read, total = read_parameters(config), total_parameters(config)
     weights = int(read * bits / 8)
