@@ -38,7 +38,7 @@ from nemotron_export.bench.shapes import Shape
 from nemotron_export.bench.worker import prompt_ids
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.cli.bench import print_bench
-from nemotron_export.cli.console import print_table
+from nemotron_export.cli.console import print_table, show_progress
 
 PROMPTS = (128, 512)
 NEW_TOKENS = 64
@@ -60,8 +60,7 @@ def backends(work: Path, site: Path, only: str = "") -> list[BackendSpec]:
     def peer(kind: str, name: str, path: Path, dtype: str, bits: float, cache: str, **options: Any) -> None:
         specs.append(peer_spec(kind, name, path, config, dtype, bits, cache, **options))
 
-    eager = {"checkpoint": str(checkpoint.directory), "device": "cpu"}
-    peer("compiled", "torch.compile float32, static cache", checkpoint.directory, "float32", 32, "float32", **eager)
+    peer("compiled", "torch.compile float32, static cache", checkpoint.directory, "float32", 32, "float32")
     for folder, (name, bits) in GENAI.items():
         peer("genai", name, work / folder, "float32", bits, "float32")
     for kind, bits in GGUF_BITS.items():
@@ -128,11 +127,8 @@ def check(specs: list[BackendSpec], work: Path) -> None:
 
 def measure(specs: list[BackendSpec], work: Path, rounds: int, output: Path | None) -> None:
     """Measures, prints, and writes the document with what `check` found."""
-
-    def progress(stage: str, done: int, total: int) -> None:
-        print(f"\r{stage} {done}/{total} ", end="", file=sys.stderr, flush=True)
-
-    result = measure_specs(specs, dataclasses.replace(OPTIONS, rounds=rounds), progress)
+    with show_progress() as progress:
+        result = measure_specs(specs, dataclasses.replace(OPTIONS, rounds=rounds), progress)
     versions = dict(result.versions)
     named = ("transformers", "onnxruntime-genai", "llama_cpp_python", "llama-cpp-python", "gguf")
     add_versions(versions, named)

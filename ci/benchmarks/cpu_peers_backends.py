@@ -99,7 +99,7 @@ class LlamaBackend(Peer):
 class CompiledBackend(EagerBackend):
     """transformers' model and static cache, its forward pass through torch.compile; compiled in the warm-up rounds.
 
-    Options: those of :class:`EagerBackend`, and description (the fields of `Description`).
+    Options: those of :class:`Peer`.
     """
 
     kind: ClassVar[str] = "compiled"
@@ -109,7 +109,7 @@ class CompiledBackend(EagerBackend):
         import transformers
 
         self._model = transformers.NemotronForCausalLM.from_pretrained(
-            self.options["checkpoint"], dtype=torch.float32, attn_implementation="sdpa"
+            self.options["path"], dtype=torch.float32, attn_implementation="sdpa"
         ).eval()
         self._model.forward = torch.compile(self._model.forward)
         self._past: Any = None

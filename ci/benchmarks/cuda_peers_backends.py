@@ -27,7 +27,7 @@ class _Noted:
 
     options: dict[str, Any]
     _written: dict[int, list[int]]
-    _row: list[int]
+    _latest: list[int]
 
     def prepare(self) -> None:
         os.environ.update(self.options["environment"])
@@ -36,12 +36,12 @@ class _Noted:
 
     def prefill(self, ids_BS: Ids) -> Ids:
         tokens_B: Ids = super().prefill(ids_BS)  # type: ignore[misc]
-        self._row = self._written[ids_BS.shape[1]] = [int(tokens_B[0])]
+        self._latest = self._written[ids_BS.shape[1]] = [int(tokens_B[0])]
         return tokens_B
 
     def decode(self, tokens_B: Ids) -> Ids:
         chosen_B: Ids = super().decode(tokens_B)  # type: ignore[misc]
-        self._row.append(int(chosen_B[0]))
+        self._latest.append(int(chosen_B[0]))
         return chosen_B
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ __all__ = ["GenaiBackend", "Peer", "add_versions", "builder_command", "greedy", 
 
 
 class Peer(Backend):
-    """Options: path, description (the fields of `Description`), and those of the kind."""
+    """Options: path, device, description (the fields of `Description`), and those of the kind."""
 
     @classmethod
     def specs(cls, request: BenchRequest) -> list[BackendSpec]:
@@ -98,7 +98,7 @@ def peer_spec(
     read, total = read_parameters(config), total_parameters(config)
     weights = int(read * bits / 8)
     described = Description(dtype, config.vocab_size, weights, kv_bytes_per_token(config, cache))
-    options = {"path": str(path), "description": vars(described), **options}
+    options = {"path": str(path), "device": device, "description": vars(described), **options}
     return BackendSpec(kind, name, options, weights + (total - read) * table_bits // 8, device)
 
 

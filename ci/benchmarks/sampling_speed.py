@@ -2,8 +2,9 @@
 
     python ci/benchmarks/sampling_speed.py BUNDLE [--prompt-tokens 512] [--new-tokens 64] [--rounds 3] [--json out.json]
 
-Each way is measured with the session's likeliest tokens, where it gives them, and with all logits copied to the host,
-one at a time. "Fallbacks" are the steps at which the likeliest tokens did not decide. Times are of decoding alone.
+Each way is measured with the session's candidates, the likeliest tokens, where it gives them, and with all logits
+copied to the host, one at a time. "Fallbacks" are the steps at which the candidates did not decide. Times are of
+decoding alone.
 """
 
 from __future__ import annotations
@@ -44,33 +45,33 @@ def main(
     bundle: Path, prompt_tokens: int = 512, new_tokens: int = 64, rounds: int = 3, json_file: JsonFile = None
 ) -> None:
     """Measures and prints; the exit code is 1 where the two ways wrote different tokens."""
-    rows, records, differing = [], [], 0
+    rows, records = [], []
     with open_session(Bundle.open(bundle, allow_unverified=True)) as session:
         prompt = np.random.default_rng(0).integers(0, session.vocab_size, prompt_tokens)
         for name, options in WAYS.items():
             params = GenerationParams(max_new_tokens=new_tokens, seed=1, ignore_eos=True, **options)
+            # by whether the session's candidates are used
             speeds: dict[bool, list[float]] = {True: [], False: []}
             tokens: dict[bool, tuple[int, ...]] = {}
             fallbacks = 0
             # what is captured and warmed is not measured
-            for round_ in range(rounds + 2):
-                for few in (True, False):
-                    count = session.candidates if few else 0
-                    with mock.patch.object(type(session), "candidates", new=count):
-                        speed, fell_back, tokens[few] = measure(session, prompt, params)
-                    if round_ >= 2:
-                        speeds[few].append(speed)
+            for number in range(rounds + 2):
+                for used in (True, False):
+                    with mock.patch.object(type(session), "candidates", new=session.candidates if used else 0):
+                        speed, fell_back, tokens[used] = measure(session, prompt, params)
+                    if number >= 2:
+                        speeds[used].append(speed)
                         fallbacks = max(fallbacks, fell_back)
-            differing += tokens[True] != tokens[False]
-            few_speed, all_speed = (statistics.median(speeds[few]) for few in (True, False))
-            same = "yes" if tokens[True] == tokens[False] else "NO"
-            rows.append([name, f"{few_speed:.1f}", f"{all_speed:.1f}", f"{fallbacks} of {new_tokens - 1}", same])
-            record = {"way": name, "tokens_per_second": few_speed, "by_all_logits": all_speed, "fallbacks": fallbacks}
-            records.append({**record, "same_tokens": tokens[True] == tokens[False]})
+            fast, slow, same = *map(statistics.median, speeds.values()), tokens[True] == tokens[False]
+            records.append({
+                "way": name, "tokens_per_second": fast, "by_all_logits": slow, "fallbacks": fallbacks,
+                "same_tokens": same,
+            })  # fmt: skip
+            rows.append([name, f"{fast:.1f}", f"{slow:.1f}", f"{fallbacks} of {new_tokens - 1}", same])
     heads = ["tokens chosen by", "tok/s", "tok/s by all logits", "fallbacks", "same tokens"]
     print_table(f"After {prompt_tokens} tokens, batch 1", heads, rows)
     write_json(json_file, {"bundle": bundle.name, "prompt_tokens": prompt_tokens, "ways": records})
-    raise typer.Exit(int(differing > 0))
+    raise typer.Exit(0 if all(record["same_tokens"] for record in records) else 1)
 
 
 if __name__ == "__main__":

@@ -36,12 +36,7 @@ def decode(session: Any, tokens_B: np.ndarray, steps: int) -> tuple[np.ndarray, 
 
 
 def shares(events: Iterable[tuple[str, float]], steps: int) -> list[dict[str, Any]]:
-    """Kernels by name, the longest first: launches and microseconds per step.
-
-    Args:
-        events: name and microseconds of each kernel or copy.
-        steps: that they belong to.
-    """
+    """Kernels by name, the longest first, with launches and microseconds per step; events are (name, µs)."""
     found: dict[str, list[float]] = defaultdict(list)
     for name, microseconds in events:
         found[name].append(microseconds)
