@@ -51,17 +51,20 @@ def make(work: Path) -> None:
     if not source.exists():
         _write_checkpoint(source)
     for name, (target, quantize) in (BUNDLES | OUR_FOLDERS).items():
-        if not (work / name).exists():
-            print(name, flush=True)
+        if _is_missing(work / name):
             build(source, work / name, target=target, quantize=quantize, max_seq_len=1280, reference_steps=16)
     for name in GENAI:
-        if name.startswith("builder-") and not (work / name).exists():
-            print(name, flush=True)
+        if name.startswith("builder-") and _is_missing(work / name):
             run_builder(source, work / name, name.removeprefix("builder-"))
     for kind in GGUF_BITS:
-        if not (work / f"{kind}.gguf").exists():
-            print(f"{kind}.gguf", flush=True)
+        if _is_missing(work / f"{kind}.gguf"):
             write_gguf(Checkpoint.open(source), work / f"{kind}.gguf", kind)
+
+
+def _is_missing(path: Path) -> bool:
+    if not path.exists():
+        print(path.name, flush=True)
+    return not path.exists()
 
 
 def _write_checkpoint(path: Path) -> None:

@@ -32,12 +32,9 @@ _WHOLE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_h
 
 
 def write_gguf(checkpoint: Checkpoint, path: Path, kind: str) -> None:
-    """Writes one file.
+    """Writes a file with matrices of a kind: f32, bf16, f16, q8_0 or q4_0.
 
-    Args:
-        checkpoint: without attention or MLP biases, RoPE scaling and tied embeddings.
-        path: the file.
-        kind: of its matrices: f32, bf16, f16, q8_0 or q4_0.
+    The checkpoint has no attention or MLP biases, RoPE scaling or tied embeddings.
     """
     config = checkpoint.config
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.NEMOTRON])

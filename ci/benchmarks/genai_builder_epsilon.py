@@ -50,13 +50,8 @@ def epsilons(folder: Path) -> set[float]:
 
 
 def with_epsilon(folder: Path, epsilon: float, gammas: dict[str, np.ndarray] | None = None) -> str:
-    """A copy of the folder's graph next to it (its external data is found from there), with another epsilon.
-
-    Args:
-        folder: what holds model.onnx.
-        epsilon: of every norm.
-        gammas: initializer → what replaces it.
-    """
+    """A copy of the folder's model.onnx next to it (its external data is found from there): another epsilon of every
+    norm, and other gammas, by initializer."""
     model = onnx.load(folder / "model.onnx", load_external_data=False)
     for node in model.graph.node:
         for attribute in node.attribute:

@@ -29,25 +29,21 @@ from nemotron_export.installation.memory import available_memory
 from nemotron_export.installation.versions import environment
 from nemotron_export.parity.memory import layerwise_memory
 from nemotron_export.parity.reference import reference_for
+from nemotron_export.progress import Progress
 
 
-class _Clock:
-    """Seconds of each pass over the layers, told by the progress of the reference."""
+def pass_clock(layers: int) -> Progress:
+    """Prints the seconds of each pass over the layers, told by the progress of the reference."""
+    last, told = time.perf_counter(), 0
 
-    def __init__(self, layers: int) -> None:
-        self._layers = layers
-        self._last = time.perf_counter()
-        self._told = 0
+    def progress(stage: str, done: int, total: int) -> None:
+        nonlocal last, told
+        if done > told and done % layers == 0:
+            now, peak = time.perf_counter(), peak_memory() / 1e9
+            print(f"pass {done // layers} of {total // layers}: {now - last:.1f} s, peak {peak:.2f} GB", flush=True)
+            last, told = now, done
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if done > self._told and done % self._layers == 0:
-            now = time.perf_counter()
-            seconds, peak = now - self._last, peak_memory() / 1e9
-            print(
-                f"pass {done // self._layers} of {total // self._layers}: {seconds:.1f} s, peak {peak:.2f} GB",
-                flush=True,
-            )
-            self._last, self._told = now, done
+    return progress
 
 
 def main(
@@ -77,7 +73,7 @@ def main(
         before = peak_memory()
         started = time.perf_counter()
         found = reference_for(
-            checkpoint, config.max_position_embeddings, dtype, _Clock(config.num_hidden_layers),
+            checkpoint, config.max_position_embeddings, dtype, pass_clock(config.num_hidden_layers),
             mode=reference, greedy_steps=steps,
         )  # fmt: skip
         seconds = time.perf_counter() - started

@@ -27,21 +27,10 @@ from nemotron_export.model import NemotronForCausalLM
 from nemotron_export.model.layernorm import LayerNorm1P
 
 CONFIG = NemotronConfig(
-    vocab_size=4096,
-    hidden_size=192,
-    intermediate_size=768,
-    num_hidden_layers=6,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=64,
-    max_position_embeddings=2048,
-    pad_token_id=0,
-    bos_token_id=2,
-    eos_token_id=3,
-    initializer_range=0.02,
-    architectures=["NemotronForCausalLM"],
-    dtype="bfloat16",
-)
+    vocab_size=4096, hidden_size=192, intermediate_size=768, num_hidden_layers=6, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=64, max_position_embeddings=2048, pad_token_id=0, bos_token_id=2, eos_token_id=3,
+    initializer_range=0.02, architectures=["NemotronForCausalLM"], dtype="bfloat16",
+)  # fmt: skip
 TOKENS_PER_STEP = 32 * 1024
 LONG_SHARE = 0.3  # of the steps, with rows of 2,048
 WARMUP_SHARE = 0.05
