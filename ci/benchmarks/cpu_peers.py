@@ -131,8 +131,8 @@ def measure(specs: list[BackendSpec], work: Path, rounds: int, output: Path | No
         result = measure_specs(specs, dataclasses.replace(OPTIONS, rounds=rounds), progress)
     versions = dict(result.versions)
     named = ("transformers", "onnxruntime-genai", "llama_cpp_python", "llama-cpp-python", "gguf")
-    add_versions(versions, named)
     add_versions(versions, named, path=[specs[-1].options.get("site", "")])
+    add_versions(versions, named)
     result = dataclasses.replace(result, versions=versions)
     print_bench(result)
     rows = []

@@ -135,8 +135,10 @@ def greedy(backend: Backend, ids_S: np.ndarray, count: int) -> list[int]:
 
 def add_versions(versions: dict[str, str], names: Sequence[str], **where: Any) -> None:
     """Adds the versions of those that are installed; `where` is for `importlib.metadata.distributions`."""
-    installed = {each.metadata["Name"]: each.version for each in distributions(**where)}
-    versions.update({name: installed[name] for name in names if name in installed})
+    for each in distributions(**where):
+        if each.metadata["Name"] in names:
+            # the first one found is what is imported
+            versions.setdefault(each.metadata["Name"], each.version)
 
 
 BACKENDS[GenaiBackend.kind] = GenaiBackend
