@@ -1,10 +1,9 @@
-"""What sampling costs compared with greedy decoding: tokens/s by how tokens are chosen, on any bundle.
+"""What sampling costs next to greedy decoding: tokens/s by how tokens are chosen, on any bundle.
 
     python ci/benchmarks/sampling_speed.py BUNDLE [--prompt-tokens 512] [--new-tokens 64] [--rounds 3] [--json out.json]
 
-Each way is measured with the session's candidates, the likeliest tokens, where it gives them, and with all logits
-copied to the host, one at a time. "Fallbacks" are the steps at which the candidates did not decide. Times are of
-decoding alone.
+Each way is measured with the executor's top-k candidates, where it gives them, and with all logits copied to the host,
+taking turns. "Fallbacks" are the steps at which the likeliest tokens did not decide. Times are of decoding alone.
 """
 
 from __future__ import annotations
@@ -18,8 +17,10 @@ import numpy as np
 import typer
 from document import JsonFile, write_json
 from nemotron_runtime.bundle.folder import Bundle
+from nemotron_runtime.engine.engine import Engine
 from nemotron_runtime.engine.generation import GenerationParams, generate
-from nemotron_runtime.executors.open import open_session
+from nemotron_runtime.executors.open import open_executor
+from nemotron_runtime.sampling.sequence import SequenceSampler
 
 from nemotron_export.cli.console import print_table
 
@@ -33,12 +34,13 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def measure(session: Any, prompt: np.ndarray, params: GenerationParams) -> tuple[float, int, tuple[int, ...]]:
+def measure(engine: Engine, prompt: np.ndarray, params: GenerationParams) -> tuple[float, int, tuple[int, ...]]:
     """Tokens/s of one request after its first token, the steps that fell back, and the tokens."""
-    kind = type(session)
-    with mock.patch.object(kind, "candidate_logits", autospec=True, side_effect=kind.candidate_logits) as fallback:
-        (answer,) = generate(session, [prompt], params)
-    return (len(answer.token_ids) - 1) / answer.timings.decode_seconds, fallback.call_count, answer.token_ids
+    choose = SequenceSampler.choose
+    with mock.patch.object(SequenceSampler, "choose", autospec=True, side_effect=choose) as from_all:
+        (answer,) = generate(engine, [prompt], params)
+    # the first token comes from the prompt's logits
+    return (len(answer.token_ids) - 1) / answer.timings.decode_seconds, from_all.call_count - 1, answer.token_ids
 
 
 def main(
@@ -46,23 +48,25 @@ def main(
 ) -> None:
     """Measures and prints; the exit code is 1 where the two ways wrote different tokens."""
     rows, records = [], []
-    with open_session(Bundle.open(bundle, allow_unverified=True)) as session:
-        prompt = np.random.default_rng(0).integers(0, session.vocab_size, prompt_tokens)
+    with Engine(open_executor(Bundle.open(bundle, allow_unverified=True))) as engine:
+        given = engine.executor.candidate_count
+        prompt = np.random.default_rng(0).integers(0, engine.vocab_size, prompt_tokens)
         for name, options in WAYS.items():
             params = GenerationParams(max_new_tokens=new_tokens, seed=1, ignore_eos=True, **options)
-            # by whether the session's candidates are used
+            # by whether the executor's candidates are used
             speeds: dict[bool, list[float]] = {True: [], False: []}
             tokens: dict[bool, tuple[int, ...]] = {}
             fallbacks = 0
             # what is captured and warmed is not measured
             for number in range(rounds + 2):
                 for used in (True, False):
-                    with mock.patch.object(type(session), "candidates", new=session.candidates if used else 0):
-                        speed, fell_back, tokens[used] = measure(session, prompt, params)
+                    engine.executor.candidate_count = given if used else 0
+                    speed, fell_back, tokens[used] = measure(engine, prompt, params)
                     if number >= 2:
                         speeds[used].append(speed)
-                        fallbacks = max(fallbacks, fell_back)
-            fast, slow, same = *map(statistics.median, speeds.values()), tokens[True] == tokens[False]
+                        fallbacks = max(fallbacks, fell_back if used and params.draws_from_candidates else 0)
+            fast, slow = (statistics.median(speeds[used]) for used in (True, False))
+            same = tokens[True] == tokens[False]
             records.append({
                 "way": name, "tokens_per_second": fast, "by_all_logits": slow, "fallbacks": fallbacks,
                 "same_tokens": same,

@@ -1,4 +1,4 @@
-"""Where a decode step's time goes on the GPU: every kernel's share, of any session that computes there.
+"""Where a decode step's time goes on the GPU: every kernel's share, of any executor that computes there.
 
     python ci/benchmarks/step_profile.py BUNDLE [--context 512] [--batch 1] [--steps 16] [--json profile.json]
 
@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -20,18 +21,20 @@ import torch
 import typer
 from document import JsonFile, write_json
 from nemotron_runtime.bundle.folder import Bundle
-from nemotron_runtime.executors.open import open_session
+from nemotron_runtime.engine.engine import Engine
+from nemotron_runtime.executors.open import open_executor
+from nemotron_runtime.sampling.device import GREEDY
 
 from nemotron_export.cli.console import print_table
 
 _WARMUP = 8
 
 
-def decode(session: Any, tokens_B: np.ndarray, steps: int) -> tuple[np.ndarray, float]:
+def decode(engine: Any, tokens_B: np.ndarray, steps: int) -> tuple[np.ndarray, float]:
     """So many greedy steps; the last tokens, and seconds of a step."""
     began = time.perf_counter()
     for _ in range(steps):
-        tokens_B = session.greedy_decode(tokens_B)
+        tokens_B = engine.decode(tokens_B, sampling=GREEDY).tokens
     return tokens_B, (time.perf_counter() - began) / steps
 
 
@@ -41,12 +44,7 @@ def shares(events: Iterable[tuple[str, float]], steps: int) -> list[dict[str, An
     for name, microseconds in events:
         found[name].append(microseconds)
     rows = [
-        {
-            "kernel": name,
-            "per_step": len(times) / steps,
-            "microseconds": sum(times) / steps,
-            "each": float(np.median(times)),
-        }
+        {"kernel": name, "per_step": len(times) / steps, "microseconds": sum(times) / steps, "each": median(times)}
         for name, times in found.items()
     ]
     return sorted(rows, key=lambda row: -row["microseconds"])
@@ -57,14 +55,14 @@ def main(bundle: Path, context: int = 512, batch: int = 1, steps: int = 16, json
     if not torch.cuda.is_available():
         raise typer.BadParameter("PyTorch sees no NVIDIA GPU to watch")
     rng = np.random.default_rng(0)
-    with open_session(Bundle.open(bundle, allow_unverified=True)) as session:
-        session.reset(batch, context + _WARMUP + 2 * steps + 2)
-        prompts = [rng.integers(0, session.vocab_size, context) for _ in range(batch)]
-        tokens_B = session.prefill(prompts).argmax(-1)
-        tokens_B, _ = decode(session, tokens_B, _WARMUP)
-        tokens_B, alone = decode(session, tokens_B, steps)
+    with Engine(open_executor(Bundle.open(bundle, allow_unverified=True))) as engine:
+        engine.reset(batch, context + _WARMUP + 2 * steps + 2)
+        prompts = [rng.integers(0, engine.vocab_size, context) for _ in range(batch)]
+        tokens_B = engine.prefill(prompts).argmax(-1)
+        tokens_B, _ = decode(engine, tokens_B, _WARMUP)
+        tokens_B, alone = decode(engine, tokens_B, steps)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            decode(session, tokens_B, steps)
+            decode(engine, tokens_B, steps)
     events = [
         (event.name, float(event.device_time_total))
         for event in profile.events()

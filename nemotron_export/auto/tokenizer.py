@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nemotron_errors import RequestError, TokenizerError
-from nemotron_runtime.text.tokenizer import Tokenizer, read_json_object
+from nemotron_runtime.text.backend import read_json_object
+from nemotron_runtime.text.tokenizer import Tokenizer
 
 from nemotron_export.auto.batch import TokenBatch, tensor, wants_tensors
 from nemotron_export.auto.lengths import UNBOUNDED, Lengths, Padding, Truncation, side, truncate

@@ -16,13 +16,13 @@ from nemotron_export.parity.prompts import plan_prompts
 from nemotron_export.parity.reference import encoder
 from nemotron_export.progress import Progress
 
-__all__ = ["WideLayers", "choose_wide_layers"]
+__all__ = ["Fp32MlpLayers", "choose_fp32_mlp_layers"]
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class WideLayers:
+class Fp32MlpLayers:
     """The choice, and what it was made by.
 
     Attributes:
@@ -40,9 +40,9 @@ class WideLayers:
         return {"wide_layers": list(self.layers), "rectified_maxima": self.maxima and list(self.maxima)}
 
 
-def choose_wide_layers(
+def choose_fp32_mlp_layers(
     checkpoint: Checkpoint, dtype: str, max_seq_len: int, *, measure: bool, mode: str, progress: Progress
-) -> WideLayers:
+) -> Fp32MlpLayers:
     """Measures the activations of a build in fp16; other dtypes hold any square.
 
     Without a measurement every layer is computed in fp32 there: the weights alone cannot tell.
@@ -59,11 +59,11 @@ def choose_wide_layers(
         RequestError: fp16 for a model that does not fit into memory.
     """
     if dtype != "float16":
-        return WideLayers()
+        return Fp32MlpLayers()
     layers = range(checkpoint.config.num_hidden_layers)
     if not measure:
         _log.warning("fp16 without a parity check: relu² and down_proj of all layers are computed in fp32")
-        return WideLayers(tuple(layers))
+        return Fp32MlpLayers(tuple(layers))
     if mode == "layerwise":
         raise RequestError(
             "float16 for a model that is larger than memory",
@@ -82,4 +82,4 @@ def choose_wide_layers(
             ", ".join(map(str, wide)),
             max(maxima),
         )
-    return WideLayers(wide, tuple(maxima))
+    return Fp32MlpLayers(wide, tuple(maxima))

@@ -26,7 +26,7 @@ def make_graphs(
     limits: Limits,
     *,
     weights_mode: str = "reference",
-    wide_layers: Collection[int] = (),
+    fp32_mlp_layers: Collection[int] = (),
     quantized: QuantizedLayout | None = None,
     on_stage: OnStage | None = None,
 ) -> Lowered:
@@ -39,7 +39,7 @@ def make_graphs(
         limits: RoPE tables have ``max_seq_len`` rows.
         weights_mode: where the weights will be; see :func:`place_weights`.
         quantized: weights that the graphs take in another format.
-        wide_layers: layers whose MLP computes in fp32 after its first projection.
+        fp32_mlp_layers: layers whose MLP computes in fp32 after its first projection.
         on_stage: told of every graph after each pass.
 
     Raises:
@@ -53,8 +53,8 @@ def make_graphs(
         sin=sin_Ph.numpy(),
         weights_folder=WEIGHTS_FOLDER if weights_mode in ("link", "copy") else "",
         encoded={} if quantized is None else quantized.encoded,
-        fp32_mlp_layers=len(wide_layers),
+        fp32_mlp_layers=len(fp32_mlp_layers),
         chooses_tokens=checkpoint.task == "causal-lm",
     )
-    dialect = trace(checkpoint.config, getattr(torch, dtype), checkpoint.task, wide_layers)
+    dialect = trace(checkpoint.config, getattr(torch, dtype), checkpoint.task, fp32_mlp_layers)
     return lower(target, dialect, context, on_stage)

@@ -11,7 +11,7 @@ from nemotron_runtime.bundle.manifest import REFERENCE_FILE, Manifest
 from nemotron_runtime.checks.reference import write_reference
 
 from nemotron_export.building.builders import builder_for
-from nemotron_export.building.fp32_mlp import WideLayers, choose_wide_layers
+from nemotron_export.building.fp32_mlp import Fp32MlpLayers, choose_fp32_mlp_layers
 from nemotron_export.building.graph import make_graphs
 from nemotron_export.building.plan import BuildPlan, make_plan
 from nemotron_export.building.request import BuildRequest
@@ -69,14 +69,14 @@ def build(checkpoint: str | Path, output: str | Path, *, progress: Progress = si
 def _write(plan: BuildPlan, folder: Path, progress: Progress) -> None:
     """Everything that the folder of a bundle holds, its parity still pending."""
     scanned = _scan(plan, progress) if plan.request.scan else None
-    wide = choose_wide_layers(
+    wide = choose_fp32_mlp_layers(
         plan.checkpoint, plan.dtype, plan.limits.max_seq_len,
         measure=plan.request.parity, mode=plan.reference, progress=progress,
     )  # fmt: skip
     progress("trace and lower", 0, 0)
     lowered = make_graphs(
         plan.checkpoint, plan.target, plan.dtype, plan.limits,
-        weights_mode=plan.weights, wide_layers=wide.layers, quantized=plan.quantized,
+        weights_mode=plan.weights, fp32_mlp_layers=wide.layers, quantized=plan.quantized,
     )  # fmt: skip
     records = plan.builder.write(lowered, plan.checkpoint, plan.limits, folder, progress)
     copy_small_files(plan.checkpoint, folder)
@@ -105,7 +105,7 @@ def _quantize(plan: BuildPlan, folder: Path, progress: Progress) -> dict[str, An
     return asdict(plan.quantized.record(file))
 
 
-def _write_reference(plan: BuildPlan, wide: WideLayers, folder: Path, progress: Progress) -> None:
+def _write_reference(plan: BuildPlan, wide: Fp32MlpLayers, folder: Path, progress: Progress) -> None:
     reference = reference_for(
         plan.checkpoint, plan.limits.max_seq_len, plan.dtype, progress,
         mode=plan.reference, greedy_steps=plan.request.reference_steps, wide=wide.to_dict(),

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from nemotron_errors import RequestError
+from nemotron_runtime.engine.engine import Engine
 from nemotron_runtime.engine.generation import GenerationParams, MakeDecoder
 from nemotron_runtime.engine.generation import generate as run
 from nemotron_runtime.text.tokenizer import Tokenizer
 
-from nemotron_export.model.bad_words import BadWordsSession
+from nemotron_export.model.executor import EagerExecutor
 from nemotron_export.model.pretrained import NemotronPreTrainedModel
-from nemotron_export.model.session import EagerSession
 from nemotron_export.model.streaming import StepStream
 
 __all__ = ["generate"]
@@ -43,7 +43,7 @@ def generate(
     streamer: Any = None,
     **params: Any,
 ) -> torch.Tensor:
-    """Continues each row.
+    """Continues each sequence.
 
     Args:
         model: a causal model in eval mode.
@@ -53,9 +53,9 @@ def generate(
         max_new_tokens: new tokens at most; 20 where neither it nor ``max_length`` is given.
         max_length: the prompt's S and the new tokens together, at most.
         do_sample: draw from the distribution (top_k 50 unless given); greedy otherwise.
-        eos_token_id: ids that end a row.
-        pad_token_id: fills rows that ended early; where there is none, the first id that ends a row.
-        stop_strings: a row ends with the token that completes one of them in its new text.
+        eos_token_id: ids that end a sequence.
+        pad_token_id: fills sequences that ended early; where there is none, the first id that ends one.
+        stop_strings: a sequence ends with the token that completes one of them in its new text.
         tokenizer: what ``stop_strings`` needs: an AutoTokenizer's, or a runtime's tokenizer.
         bad_words_ids: token sequences that the new text may not complete.
         streamer: gets every step's tokens; see :class:`~nemotron_export.model.streaming.StepStream`.
@@ -65,7 +65,7 @@ def generate(
     What is None comes from ``model.generation_config``; the special tokens then from the config.
 
     Returns:
-        int64 [B · num_return_sequences, S + new]: the input and the new tokens behind it.
+        int64 [B · num_return_sequences, S + new]: the input and the new tokens after it.
 
     Raises:
         RequestError: arguments that make no sense.
@@ -85,27 +85,23 @@ def generate(
         max_new_tokens=_new_tokens(S, max_new_tokens, max_length),
         eos_token_ids=eos,
         stop=_as_strings(stop_strings),
+        bad_words_ids=bad_words_ids,
         **_sampling(do_sample, params, stored),
     )
     decoder = _decoder(stop_strings, tokenizer)
-    prompts = [row[kept].tolist() for row, kept in zip(input_ids.cpu(), attention_mask.cpu().bool(), strict=True)]
-    rows = len(prompts) * chosen.num_return_sequences
-    size = {"max_batch": rows, "max_seq_len": S + chosen.max_new_tokens}
-    session = (
-        EagerSession(model, **size)
-        if bad_words_ids is None
-        else BadWordsSession(model, **size, bad_words_ids=bad_words_ids)
-    )
+    prompts = [row[real].tolist() for row, real in zip(input_ids.cpu(), attention_mask.cpu().bool(), strict=True)]
+    sequences = len(prompts) * chosen.num_return_sequences
+    engine = Engine(EagerExecutor(model, sequences, S + chosen.max_new_tokens))
     filler = pad if pad is not None else (eos[0] if eos else 0)
     repeated_ids = input_ids.repeat_interleave(chosen.num_return_sequences, dim=0)
-    stream = None if streamer is None else StepStream(streamer, rows, filler)
+    stream = None if streamer is None else StepStream(streamer, sequences, filler)
     if stream is not None:
         stream.begin(repeated_ids)
-    answers = run(session, prompts, chosen, on_token=stream, decoder=decoder)
+    answers = run(engine, prompts, chosen, on_token=stream, decoder=decoder)
     if stream is not None:
         stream.end()
     width = max(len(answer.token_ids) for answer in answers)
-    new = torch.full((rows, width), filler, dtype=input_ids.dtype)
+    new = torch.full((sequences, width), filler, dtype=input_ids.dtype)
     for row, answer in enumerate(answers):
         new[row, : len(answer.token_ids)] = torch.tensor(answer.token_ids)
     return torch.cat((repeated_ids, new.to(input_ids.device)), dim=1)

@@ -45,10 +45,10 @@ class StepStream:
     def __call__(self, event: TokenEvent) -> None:
         """Takes an event; the last one of a step passes the step on."""
         if event.token_id is not None:
-            self._step[event.row] = event.token_id
-        self._seen.add(event.row)
+            self._step[event.sequence] = event.token_id
+        self._seen.add(event.sequence)
         if event.finish_reason is not None:
-            self._ended.add(event.row)
+            self._ended.add(event.sequence)
         if self._seen == self._going:
             self._put(self._step)
             self._going -= self._ended

@@ -12,7 +12,7 @@ from nemotron_runtime.bundle.folder import Bundle, file_record, write_manifest
 from nemotron_runtime.checks.perplexity import perplexity
 from nemotron_runtime.checks.reference import REFERENCE_FILE, Reference, read_reference, write_reference
 from nemotron_runtime.checks.report import ParityReport, ParityRow
-from nemotron_runtime.checks.verification import judge_bundle
+from nemotron_runtime.checks.verification import check_bundle
 
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.parity.device import default_device
@@ -90,7 +90,7 @@ def check_parity(
     if stored is None:
         _store(opened, fresh)
     with quiet_about_parity():
-        report = judge_bundle(bundle, weights_dir=weights_dir, threads=threads, progress=progress)
+        report = check_bundle(bundle, weights_dir=weights_dir, threads=threads, progress=progress)
     if stored is not None:
         report = replace(report, rows=(*compare_references(stored, fresh), *report.rows))
     record(opened.directory, report, threads=threads, judged_by="parity")

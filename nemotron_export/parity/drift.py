@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from nemotron_runtime.checks.rules import FLIP_MARGIN
-from nemotron_runtime.executors import Session
+from nemotron_runtime.engine.engine import Engine
 
 from nemotron_export.model.pretrained import NemotronPreTrainedModel
 
@@ -89,17 +89,17 @@ class Drift:
 
 
 def measure_drift(
-    session: Session,
+    engine: Engine,
     models: Sequence[NemotronPreTrainedModel],
     prompts: Sequence[npt.NDArray[np.int64]],
     decode: Decode | None,
     *,
     language_model: bool = True,
 ) -> Drift:
-    """Runs prompts through a session and through PyTorch and compares them at up to 48 positions of each.
+    """Runs prompts through an engine and through PyTorch and compares them at up to 48 positions of each.
 
     Args:
-        session: the bundle's.
+        engine: the bundle's.
         models: PyTorch in fp32; for a lower precision also in the bundle's dtype.
         prompts: token ids.
         decode: text of one token; None where there is no tokenizer.
@@ -111,8 +111,8 @@ def measure_drift(
     ]
     measured = []
     for ids, at in zip(prompts, positions, strict=True):
-        session.reset(1, len(ids))
-        measured.append(session.prefill_at([ids], [at])[0].copy())
+        engine.reset(1, len(ids))
+        measured.append(engine.prefill_at([ids], [at])[0].copy())
     span = float(max(r.max() for r in reference) - min(r.min() for r in reference)) or 1.0
     own = [_rmse(a, b) for a, b in zip(low[0], reference, strict=True)] if low else [None] * len(prompts)
     made = tuple(

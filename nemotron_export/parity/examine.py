@@ -10,7 +10,8 @@ import torch
 from nemotron_errors import BundleError, ResourceError, TokenizerError
 from nemotron_runtime.bundle.folder import Bundle
 from nemotron_runtime.checks.reference import REFERENCE_FILE, read_reference
-from nemotron_runtime.executors.open import open_session
+from nemotron_runtime.engine.engine import Engine
+from nemotron_runtime.executors.open import open_executor
 from nemotron_runtime.text.tokenizer import Tokenizer
 
 from nemotron_export.checkpoint import Checkpoint
@@ -86,8 +87,8 @@ def examine(
     if drift:
         progress("drift by position", 0, 0)
         language_model = opened.manifest.task == "causal-lm"
-        with open_session(opened, threads) as session:
-            found = measure_drift(session, models, prompts, _decoder(opened), language_model=language_model)
+        with Engine(open_executor(opened, threads)) as engine:
+            found = measure_drift(engine, models, prompts, _decoder(opened), language_model=language_model)
     bisection = bisect(opened, models, max(prompts, key=len), threads, progress)
     return Examination(bisection, found, _described(opened, source))
 

@@ -54,7 +54,7 @@ def reference_for(
         tokenizer_files: the folder of the tokenizer; the checkpoint's own where None.
         plan: the prompts; chosen by :func:`plan_prompts` where None.
         mode: "whole", "layerwise", or "auto": layer by layer where the memory available does not hold the fp32 model.
-        wide: in fp16, ``wide_layers`` (see :class:`WideLayers`): PyTorch's own run computes them in fp32 too; recorded.
+        wide: in fp16, ``wide_layers`` (see ``Fp32MlpLayers``): PyTorch's own run computes them in fp32 too; recorded.
         greedy_steps: after each prompt, where no plan is given; 64 with the whole model, 8 layer by layer.
         device: of the whole model: "cpu", "cuda", or "auto": the GPU where there is one that holds it. Layer by layer
             it is the CPU.

@@ -14,7 +14,7 @@ from nemotron_errors import BundleError
 from nemotron_runtime.bundle.folder import write_atomically
 from nemotron_runtime.bundle.manifest import Manifest
 from nemotron_runtime.checks.report import ParityReport
-from nemotron_runtime.checks.verification import PARITY_FILE, judge_bundle, read_report, record_report
+from nemotron_runtime.checks.verification import PARITY_FILE, check_bundle, read_report, record_report
 
 from nemotron_export.installation.versions import environment
 from nemotron_export.progress import Progress, silent
@@ -52,7 +52,7 @@ def verify_bundle(
         MissingDependencyError: what its session needs is not installed.
     """
     with quiet_about_parity():
-        report = judge_bundle(bundle, weights_dir=weights_dir, threads=threads, progress=progress)
+        report = check_bundle(bundle, weights_dir=weights_dir, threads=threads, progress=progress)
     record(Path(bundle), report, threads=threads, judged_by=judged_by)
     return report
 

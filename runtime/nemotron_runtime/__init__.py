@@ -1,4 +1,4 @@
-"""The torch-free runtime: bundles, sessions, KV cache, sampling, tokenizer, generation."""
+"""The torch-free runtime: bundles, executors, the engine over them, sampling, tokenizer, generation."""
 
 from __future__ import annotations
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +14,11 @@ from nemotron_runtime.bundle.folder import Bundle
 from nemotron_runtime.bundle.limits import Limits
 from nemotron_runtime.bundle.records import ParityRecord
 from nemotron_runtime.chat import ChatCalls
+from nemotron_runtime.closing import Closing
+from nemotron_runtime.engine.engine import Engine
 from nemotron_runtime.engine.generation import Cancelled, GenerationRun, generate
-from nemotron_runtime.engine.results import FinishReason, Generation, Timings
-from nemotron_runtime.executors import Session
-from nemotron_runtime.executors.open import open_session
+from nemotron_runtime.engine.results import Generation, TextChunk, Timings
+from nemotron_runtime.executors.open import open_executor
 from nemotron_runtime.sampling.params import GenerationParams
 from nemotron_runtime.tasks import TaskCalls
 from nemotron_runtime.text.tokenizer import Tokenizer
@@ -32,39 +31,24 @@ Result = Generation
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
 
-@dataclass(frozen=True)
-class TextChunk:
-    """A piece of a stream.
-
-    Attributes:
-        text: text that became certain; may be empty.
-        token_id: the token that it came with; None where the stream was cancelled.
-        finish_reason: set on the last piece.
-    """
-
-    text: str
-    token_id: int | None
-    finish_reason: FinishReason | None
-
-
-class Model(ChatCalls, TaskCalls):
-    """A bundle's session and tokenizer. One request at a time: the session has one KV cache.
+class Model(ChatCalls, TaskCalls, Closing):
+    """A bundle's engine and tokenizer. One request at a time: the engine has one KV cache.
 
     Attributes:
         bundle: the opened bundle.
-        session: what runs the graph.
+        engine: what feeds sequences to the model.
         tokenizer: the bundle's tokenizer; None where it has none, and prompts are token ids.
     """
 
-    def __init__(self, bundle: Bundle, session: Session, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, bundle: Bundle, engine: Engine, tokenizer: Tokenizer | None) -> None:
         self.bundle = bundle
-        self.session = session
+        self.engine = engine
         self.tokenizer = tokenizer
 
     @property
     def limits(self) -> Limits:
         """What a request may ask for at most."""
-        return self.session.limits
+        return self.engine.limits
 
     @property
     def parity(self) -> ParityRecord:
@@ -94,7 +78,7 @@ class Model(ChatCalls, TaskCalls):
         cancelled: Cancelled | None = None,
         **params: Any,
     ) -> Any:
-        """Answers a prompt, or several as one batch; more than ``limits.max_batch`` rows run in turns.
+        """Answers a prompt, or several as one batch; more than ``limits.max_batch`` answers run in micro-batches.
 
         Args:
             prompt: text or token ids, or a list of such.
@@ -113,7 +97,7 @@ class Model(ChatCalls, TaskCalls):
         prompts, single = self._prompts(prompt, add_special_tokens)
         chosen = self._params(params)
         decoder = self.tokenizer.incremental if self.tokenizer else None
-        results = generate(self.session, prompts, chosen, decoder=decoder, cancelled=cancelled)
+        results = generate(self.engine, prompts, chosen, decoder=decoder, cancelled=cancelled)
         return results[0] if single and chosen.num_return_sequences == 1 else results
 
     def stream(
@@ -129,7 +113,7 @@ class Model(ChatCalls, TaskCalls):
         if not single or chosen.num_return_sequences != 1:
             raise RequestError("several answers", "one prompt and one answer", "stream them one by one", where="stream")
         decoder = self.tokenizer.incremental if self.tokenizer else None
-        run = GenerationRun(self.session, prompts, chosen, decoder=decoder, cancelled=cancelled)
+        run = GenerationRun(self.engine, prompts, chosen, decoder=decoder, cancelled=cancelled)
         return (TextChunk(event.text, event.token_id, event.finish_reason) for event in run)
 
     def logits(self, ids: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
@@ -139,19 +123,11 @@ class Model(ChatCalls, TaskCalls):
             RequestError: no ids, or ids outside the vocabulary.
             LimitError: more ids than ``limits.max_seq_len``.
         """
-        return self.session.logits(ids)
+        return self.engine.logits(ids)
 
     def close(self) -> None:
-        """Frees the session."""
-        self.session.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
+        """Frees the engine."""
+        self.engine.close()
 
     def _params(self, given: dict[str, Any]) -> GenerationParams:
         if unknown := sorted(set(given) - set(GenerationParams.names())):
@@ -175,16 +151,16 @@ def load(
         bundle: the bundle's folder.
         weights_dir: where the weights are, if they were moved since the build.
         allow_unverified: load a bundle whose parity is pending.
-        threads: CPU threads; the session's choice where None.
+        threads: CPU threads; the executor's choice where None.
 
     Raises:
         BundleError: incomplete, changed, too new or not verified.
         TokenizerError: broken tokenizer files.
-        MissingDependencyError: what the session needs is not installed.
+        MissingDependencyError: what the executor needs is not installed.
     """
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise RequestError(repr(threads), "a number of threads, at least 1", "correct it", where="threads")
     opened = Bundle.open(bundle, weights_dir=weights_dir, allow_unverified=allow_unverified)
     present = any(name in opened.manifest.files for name in _TOKENIZER_FILES)
     tokenizer = Tokenizer.from_directory(opened.directory) if present else None
-    return Model(opened, open_session(opened, threads), tokenizer)
+    return Model(opened, Engine(open_executor(opened, threads)), tokenizer)

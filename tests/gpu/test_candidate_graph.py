@@ -13,9 +13,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 from nemotron_graphs.targets.candidate_graph import candidate_graph
-from nemotron_runtime.executors.onnxruntime.candidates import CandidateStep
 from nemotron_runtime.executors.onnxruntime.cuda import CUDA_PROVIDER, start_cuda
 from nemotron_runtime.executors.onnxruntime.placement import RECORD_PLACEMENT, cpu_nodes
+from nemotron_runtime.executors.onnxruntime.sampler import OnnxRuntimeSampler
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.skipif(
@@ -40,8 +40,8 @@ def opened(folder: Path, vocab_size: int, dtype: Any) -> Any:
     return session
 
 
-def check(step: CandidateStep, logits_BV: npt.NDArray[Any], temperature: float) -> None:
-    found = step.run(temperature)
+def check(sampler: OnnxRuntimeSampler, logits_BV: npt.NDArray[Any], temperature: float) -> None:
+    found = sampler.candidates(temperature)
     wide_BV = logits_BV.astype(np.float32)
     np.testing.assert_array_equal(found.logits, -np.sort(-wide_BV, axis=-1)[:, :COUNT])
     np.testing.assert_array_equal(np.take_along_axis(wide_BV, found.ids, -1), found.logits)
@@ -59,13 +59,15 @@ def test_it_finds_what_numpy_finds_in_a_cuda_graph(tmp_path: Path, vocab_size: i
     session = opened(tmp_path, vocab_size, dtype)
     assert cpu_nodes(session) == []
     rng = np.random.default_rng(vocab_size)
-    logits_B1V = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros((rows, 1, vocab_size), dtype), *DEVICE)
     options = onnxruntime.RunOptions()
     options.add_run_config_entry("gpu_graph_id", "1")
-    step = CandidateStep(session, onnxruntime, DEVICE, logits_B1V, COUNT, options)
+    zeros_BV = np.zeros((rows, vocab_size), dtype)
+    sampler = OnnxRuntimeSampler(
+        onnxruntime, DEVICE, zeros_BV, options, chooses=False, session=session, candidate_count=COUNT
+    )
     for temperature, whole in ((0.7, False), (0.7, False), (0.05, False), (2.0, False), (1.0, True)):
         # the buffers stay: what was captured reads new numbers in them
         logits_BV = rng.normal(size=(rows, vocab_size)) * 6
         logits_BV = (logits_BV.round() if whole else logits_BV).astype(dtype)
-        logits_B1V.update_inplace(np.ascontiguousarray(logits_BV[:, None]))
-        check(step, logits_BV, temperature)
+        sampler.logits_B1V.update_inplace(np.ascontiguousarray(logits_BV[:, None]))
+        check(sampler, logits_BV, temperature)

@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 import torch
 from nemotron_runtime.bundle.folder import Bundle
+from nemotron_runtime.engine.engine import Engine
 from nemotron_runtime.engine.generation import GenerationParams, generate
-from nemotron_runtime.executors.open import open_session
-from nemotron_runtime.executors.tensorrt.executor import TensorRTSession
+from nemotron_runtime.executors.open import open_executor
+from nemotron_runtime.executors.tensorrt.executor import TensorRTExecutor
+from nemotron_runtime.executors.tensorrt.sampler import TensorRTSampler
 from nemotron_runtime.sampling.candidates import Candidates, find_candidates
+from nemotron_runtime.sampling.device import GREEDY, TopCandidates
 from support.candidate_kernels import random_logits, run_candidates
 from support.gpu_models import write_random
 
@@ -79,7 +82,7 @@ def test_launches_that_start_early_wait_for_what_they_read() -> None:
 
 
 @pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TensorRTSession]:
+def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     pytest.importorskip("tensorrt", reason="an engine needs TensorRT")
     folder = tmp_path_factory.mktemp("candidates")
     checkpoint = write_random(
@@ -90,8 +93,8 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TensorRTSessio
         checkpoint, folder / "bundle", target="tensorrt", dtype="bfloat16", max_seq_len=SLOTS, max_batch=ROWS,
         prefill_chunk=64, parity=False,
     )  # fmt: skip
-    with open_session(Bundle.open(bundle, allow_unverified=True)) as opened:
-        assert isinstance(opened, TensorRTSession)
+    with Engine(open_executor(Bundle.open(bundle, allow_unverified=True))) as opened:
+        assert isinstance(opened.executor, TensorRTExecutor)
         yield opened
 
 
@@ -100,31 +103,32 @@ def prompts(rows: int) -> list[Any]:
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_a_step_s_are_those_of_its_logits(session: TensorRTSession, rows: int) -> None:
-    assert session.candidates == COUNT
+def test_a_step_s_are_those_of_its_logits(session: Any, rows: int) -> None:
+    assert session.executor.candidate_count == COUNT
     session.reset(rows, 100)
     tokens = session.prefill(prompts(rows)).argmax(-1)
     for step in range(24):
         temperature = 0.2 + step / 20
-        found = session.candidate_decode(tokens, temperature)
-        check(found, session.candidate_logits(), temperature)
-        # the largest is the greedy choice, also behind steps that run ahead
-        tokens = session.greedy_decode(found.ids[:, 0]) if step % 3 == 2 else found.ids[:, 0]
+        outputs = session.decode(tokens, sampling=TopCandidates(temperature))
+        found = outputs.candidates
+        check(found, outputs.logits, temperature)
+        # the largest is the greedy choice, also after steps that run ahead
+        tokens = session.decode(found.ids[:, 0], sampling=GREEDY).tokens if step % 3 == 2 else found.ids[:, 0]
 
 
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("filters", [{"top_k": 40}, {"top_p": 0.9}, {"min_p": 0.1}], ids=str)
 @pytest.mark.parametrize("temperature", [0.1, 1.0])
 def test_sampled_text_is_that_of_all_logits(
-    session: TensorRTSession, monkeypatch: pytest.MonkeyPatch, temperature: float, filters: dict[str, Any], rows: int
+    session: Any, monkeypatch: pytest.MonkeyPatch, temperature: float, filters: dict[str, Any], rows: int
 ) -> None:
     params = [GenerationParams(max_new_tokens=48, temperature=temperature, seed=seed, **filters) for seed in (0, 7)]
     steps: list[Candidates] = []
     whole: list[int] = []
-    step, logits = session.candidate_step, session.candidate_logits
+    step, logits = TensorRTSampler.candidates, TensorRTSampler.logits
     with monkeypatch.context() as patch:
-        patch.setattr(session, "candidate_step", lambda *given: steps.append(step(*given)) or steps[-1])
-        patch.setattr(session, "candidate_logits", lambda: whole.append(len(steps)) or logits())
+        patch.setattr(TensorRTSampler, "candidates", lambda *given: steps.append(step(*given)) or steps[-1])
+        patch.setattr(TensorRTSampler, "logits", lambda self: whole.append(len(steps)) or logits(self))
         few = [[g.token_ids for g in generate(session, prompts(rows), each)] for each in params]
     assert len(steps) == 2 * 47
     if "top_k" in filters:
@@ -132,6 +136,6 @@ def test_sampled_text_is_that_of_all_logits(
     elif temperature == 0.1:
         assert len(whole) < len(steps), "they decide where the model is sure"
     with monkeypatch.context() as patch:
-        patch.setattr(TensorRTSession, "candidates", 0)
+        patch.setattr(session.executor, "candidate_count", 0)
         assert few == [[g.token_ids for g in generate(session, prompts(rows), each)] for each in params]
     assert few[0] != few[1]

@@ -18,10 +18,13 @@ import pytest
 import torch
 from nemotron_runtime.bundle.folder import Bundle
 from nemotron_runtime.checks.rules import RMSE_RATIO, SHAPE_RATIO
+from nemotron_runtime.engine.engine import Engine
 from nemotron_runtime.engine.generation import GenerationParams, generate
 from nemotron_runtime.executors.onnxruntime import cuda as onnxruntime_cuda
-from nemotron_runtime.executors.onnxruntime.cuda import CUDA_PROVIDER, OnnxRuntimeCudaSession
+from nemotron_runtime.executors.onnxruntime.cuda import CUDA_PROVIDER, OnnxRuntimeCudaExecutor
 from nemotron_runtime.executors.onnxruntime.placement import cpu_nodes, memcpy_nodes
+from nemotron_runtime.executors.onnxruntime.sampler import OnnxRuntimeSampler
+from nemotron_runtime.sampling.device import GREEDY, TopCandidates
 from support.gpu_models import COMMON, eager_logits, eager_pair, write_random
 
 from nemotron_export.building import build
@@ -49,7 +52,7 @@ class Built:
     """A bundle, and PyTorch on the same GPU in fp32 and in the bundle's dtype."""
 
     bundle: Bundle
-    session: OnnxRuntimeCudaSession
+    session: Any
     models: tuple[NemotronForCausalLM, NemotronForCausalLM]
 
 
@@ -63,7 +66,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     )  # fmt: skip
     bundle = Bundle.open(path, allow_unverified=True)
     assert bundle.manifest.session.cache_dtype == dtype
-    with eager_pair(checkpoint, dtype) as models, OnnxRuntimeCudaSession(bundle) as session:
+    with eager_pair(checkpoint, dtype) as models, Engine(OnnxRuntimeCudaExecutor(bundle)) as session:
         yield Built(bundle, session, models)
 
 
@@ -93,7 +96,7 @@ def test_64_greedy_tokens_flip_within_the_margin_alone(built: Built, length: int
     session.reset(1, length + 64)
     tokens = [int(session.prefill([prompt])[0].argmax())]
     for _ in range(63):
-        tokens.append(int(session.greedy_decode(tokens[-1:])[0]))
+        tokens.append(int(session.decode(tokens[-1:], sampling=GREEDY).tokens[0]))
     # every position is judged behind the tokens that were chosen, so that one flip does not spoil the rest
     text = np.array([*prompt, *tokens[:-1]])
     exact, low = (eager_logits(model, text)[length - 1 :] for model in built.models)
@@ -101,32 +104,32 @@ def test_64_greedy_tokens_flip_within_the_margin_alone(built: Built, length: int
     assert (margins <= 4 * rmse(low, exact)).all()
 
 
-def decode(session: OnnxRuntimeCudaSession, slots: int) -> list[npt.NDArray[np.float32]]:
+def decode(session: Any, slots: int) -> list[npt.NDArray[np.float32]]:
     """Logits of 12 steps of three rows of different lengths."""
     session.reset(3, slots)
     session.prefill([ids(40), ids(3, 2), ids(300, 3)])
-    return [session.decode(ids(3, seed=step)).copy() for step in range(12)]
+    return [session.decode(ids(3, seed=step)).logits.copy() for step in range(12)]
 
 
 def test_a_cuda_graph_changes_no_bit_also_of_caches_of_another_size(built: Built) -> None:
-    with OnnxRuntimeCudaSession(built.bundle, cuda_graph=False) as plain:
-        assert not plain.cuda_graph
-        assert built.session.cuda_graph
+    with Engine(OnnxRuntimeCudaExecutor(built.bundle, cuda_graph=False)) as plain:
+        assert not plain.executor.cuda_graph
+        assert built.session.executor.cuda_graph
         for slots in (400, 1000, 400):
             for found, expected in zip(decode(built.session, slots), decode(plain, slots), strict=True):
                 np.testing.assert_array_equal(found, expected)
 
 
-def test_greedy_step_is_the_argmax_of_step(built: Built) -> None:
+def test_the_greedy_choice_is_the_argmax(built: Built) -> None:
     session = built.session
     decode(session, 400)
     for seed in range(20):
         tokens, start = ids(3, seed), session.lengths_B
-        expected = session.step(tokens, start).argmax(-1)
-        np.testing.assert_array_equal(session.greedy_step(tokens, start), expected)
+        sampler = session.executor.step(tokens, start, None, GREEDY)
+        np.testing.assert_array_equal(sampler.greedy(), sampler.logits().argmax(-1))
 
 
-def sampled(session: OnnxRuntimeCudaSession, seed: int, filters: dict[str, float]) -> list[tuple[int, ...]]:
+def sampled(session: Any, seed: int, filters: dict[str, float]) -> list[tuple[int, ...]]:
     """Three rows of 24 tokens; the random model's logits are close together: a low temperature parts them."""
     params = GenerationParams(temperature=_SHARP, seed=seed, max_new_tokens=24, **filters)  # type: ignore[arg-type]
     return [result.token_ids for result in generate(session, [ids(40), ids(3, 2), ids(300, 3)], params)]
@@ -139,32 +142,31 @@ def test_sampling_among_candidates_writes_what_all_logits_do(
     built: Built, monkeypatch: pytest.MonkeyPatch, filters: dict[str, float]
 ) -> None:
     session, copied, found = built.session, [], []
-    assert session.candidates == 128
+    assert session.executor.candidate_count == 128
     with monkeypatch.context() as counting:
-        real, plain = OnnxRuntimeCudaSession.candidate_logits, OnnxRuntimeCudaSession.step
-        counting.setattr(OnnxRuntimeCudaSession, "candidate_logits", lambda self: copied.append("few") or real(self))
-        counting.setattr(OnnxRuntimeCudaSession, "step", lambda self, *args: copied.append("all") or plain(self, *args))
+        real = OnnxRuntimeSampler.logits
+        counting.setattr(OnnxRuntimeSampler, "logits", lambda self: copied.append(1) or real(self))
         for seed in range(4):
             found.append(sampled(session, seed, filters))
     # 4 seeds of 23 steps: all logits come to the host only where the candidates leave it open, a tie say
-    assert copied.count("all") == 0
-    assert copied.count("few") < 23
+    assert len(copied) < 23
     assert found[0] != found[1]
-    monkeypatch.setattr(OnnxRuntimeCudaSession, "candidates", 0)
+    monkeypatch.setattr(session.executor, "candidate_count", 0)
     assert [sampled(session, seed, filters) for seed in range(4)] == found
 
 
 def test_candidates_are_the_largest_of_the_steps_logits(built: Built) -> None:
     session = built.session
     decode(session, 400)
-    with OnnxRuntimeCudaSession(built.bundle, cuda_graph=False) as plain:
+    with Engine(OnnxRuntimeCudaExecutor(built.bundle, cuda_graph=False)) as plain:
         decode(plain, 400)
         for seed, temperature in enumerate((1.0, 0.05, 0.7, 0.7, 2.0)):
             tokens, start = ids(3, seed), session.lengths_B
-            logits_BV = session.step(tokens, start).copy()
+            logits_BV = session.executor.step(tokens, start, None, None).logits().copy()
             for each in (session, plain):
-                few = each.candidate_step(tokens, start, temperature)
-                np.testing.assert_array_equal(each.candidate_logits(), logits_BV)
+                sampler = each.executor.step(tokens, start, None, TopCandidates(temperature))
+                few = sampler.candidates(temperature)
+                np.testing.assert_array_equal(sampler.logits(), logits_BV)
                 np.testing.assert_array_equal(few.logits, -np.sort(-logits_BV, axis=-1)[:, :128])
                 np.testing.assert_array_equal(np.take_along_axis(logits_BV, few.ids, -1), few.logits)
                 assert all(len(set(row.tolist())) == 128 for row in few.ids)
@@ -175,7 +177,7 @@ def test_candidates_are_the_largest_of_the_steps_logits(built: Built) -> None:
 def test_no_node_on_the_cpu_and_no_copy_between_host_and_device(
     built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for opened in (built.session._session, built.session._candidate_session):
+    for opened in (built.session.executor._session, built.session.executor._candidate_session):
         assert cpu_nodes(opened) == []
     real, numbers = onnxruntime.SessionOptions, itertools.count()
 
@@ -188,10 +190,10 @@ def test_no_node_on_the_cpu_and_no_copy_between_host_and_device(
 
     monkeypatch.setattr(onnxruntime, "SessionOptions", profiled)
     assert onnxruntime_cuda.import_onnxruntime() is onnxruntime
-    with OnnxRuntimeCudaSession(built.bundle, cuda_graph=False) as session:
+    with Engine(OnnxRuntimeCudaExecutor(built.bundle, cuda_graph=False)) as session:
         decode(session, 400)
-        session.candidate_decode(ids(3), 0.7)
-        found = (session._session, session._candidate_session)
+        session.decode(ids(3), sampling=TopCandidates(0.7))
+        found = (session.executor._session, session.executor._candidate_session)
         profile, few = (json.loads(Path(each.end_profiling()).read_text()) for each in found)
     nodes = [event for event in profile if event.get("cat") == "Node"]
     assert any(event["args"].get("op_name") == "GroupQueryAttention" for event in nodes)

@@ -12,17 +12,18 @@ import numpy as np
 import pytest
 import torch
 from nemotron_errors import BundleError
-from nemotron_export.parity.verification import verify_bundle
 from nemotron_runtime.bundle.folder import Bundle, file_record, write_manifest
 from nemotron_runtime.bundle.manifest import Manifest
 from nemotron_runtime.cuda import Device
+from nemotron_runtime.engine.engine import Engine
 from nemotron_runtime.engine.generation import GenerationParams, generate
-from nemotron_runtime.executors.open import open_session
+from nemotron_runtime.executors.open import open_executor
 from support.gpu_memory import memory_of_this_process
 from support.gpu_models import write_random
 
 from nemotron_export.building import build
 from nemotron_export.building import tensorrt as building
+from nemotron_export.parity.verdict import verify_bundle
 from nemotron_export.tensorrt.timing_cache import TimingCacheFile
 
 pytest.importorskip("tensorrt")
@@ -62,7 +63,6 @@ def test_the_bundle_passes_its_own_check_and_the_next(bundle: Path) -> None:
     assert manifest.parity.state == "passed"
     record = manifest.tensorrt
     assert record is not None
-    assert record.prefill_workspace > 0
     with Device() as device:
         assert (record.architecture, record.gpu) == (device.architecture, device.name)
     report = verify_bundle(bundle)
@@ -91,7 +91,7 @@ def test_weights_inside_the_engines_give_the_same_tokens_without_a_weights_file(
     prompts = [[2, *range(9, 40)], [2, 7], [2, *range(100, 300)]]
     tokens, logits = [], []
     for path in (bundle, embedded):
-        with open_session(Bundle.open(path)) as session:
+        with Engine(open_executor(Bundle.open(path))) as session:
             # one token is a decode step: the same kernels of ours in both bundles, so the same bits
             found = generate(session, [[2], [7], [9]], params)
             tokens.append([each.token_ids for each in found])
@@ -123,11 +123,11 @@ def test_an_engine_is_loaded_and_dropped_twenty_times_without_a_leak(bundle: Pat
     # so that the driver keeps the process's context between sessions
     with Device():
         for _ in range(20):
-            with open_session(Bundle.open(bundle)) as session:
+            with Engine(open_executor(Bundle.open(bundle))) as session:
                 session.reset(2, 600)
                 session.prefill([[2, 9, 11], [2, 7]])
                 session.decode([5, 6])
-                assert memory_of_this_process() > session.weights.uploaded > 0
+                assert memory_of_this_process() > session.executor.weights.uploaded > 0
             gc.collect()
             used.append(memory_of_this_process())
     # the first loads fill CUDA's pools
@@ -149,7 +149,7 @@ def test_an_engine_that_changed_is_refused(bundle: Path, tmp_path: Path) -> None
     write_manifest(broken, replace(manifest, files=files))
     # a file that is what its record says, and no engine
     with pytest.raises(BundleError, match="refuses"):
-        open_session(Bundle.open(broken))
+        open_executor(Bundle.open(broken))
 
 
 @pytest.mark.parametrize(
@@ -164,5 +164,5 @@ def test_another_version_or_gpu_than_the_manifests_is_refused(
     assert manifest.tensorrt is not None
     write_manifest(other, replace(manifest, tensorrt=replace(manifest.tensorrt, **changes)))
     with pytest.raises(BundleError, match=match) as caught:
-        open_session(Bundle.open(other))
+        open_executor(Bundle.open(other))
     assert all((caught.value.found, caught.value.expected, caught.value.remedy))

@@ -18,9 +18,11 @@ import torch
 from nemotron_runtime.bundle.folder import Bundle
 from nemotron_runtime.checks.reference import REFERENCE_FILE, read_reference
 from nemotron_runtime.checks.rules import RMSE_RATIO, SHAPE_RATIO
+from nemotron_runtime.engine.engine import Engine
 from nemotron_runtime.engine.generation import GenerationParams, generate
-from nemotron_runtime.executors.open import open_session
-from nemotron_runtime.executors.tensorrt.executor import TensorRTSession
+from nemotron_runtime.executors.open import open_executor
+from nemotron_runtime.executors.tensorrt.executor import TensorRTExecutor
+from nemotron_runtime.sampling.device import GREEDY
 from support.gpu_memory import memory_of_this_process
 from support.gpu_models import COMMON, eager_logits, eager_pair, write_random
 
@@ -84,7 +86,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             prefill_chunk=CHUNK, parity=False,
         )  # fmt: skip
     opened = Bundle.open(bundle, allow_unverified=True)
-    with eager_pair(checkpoint, case.dtype) as models, open_session(opened) as session:
+    with eager_pair(checkpoint, case.dtype) as models, Engine(open_executor(opened)) as session:
         yield Built(bundle, checkpoint, session, models)
 
 
@@ -119,7 +121,7 @@ def test_decode_of_rows_of_different_lengths(built: Built) -> None:
     found = [[logits_V] for logits_V in prefilled]
     for step in range(steps):
         tokens = [row[n + step] for row, n in zip(rows, lengths, strict=True)]
-        for b, logits_V in enumerate(built.session.decode(tokens)):
+        for b, logits_V in enumerate(built.session.decode(tokens).logits):
             found[b].append(logits_V.copy())
     kept = [np.arange(n - 1, n + steps) for n in lengths]
     own = rmse([(w[k], a[k]) for w, a, k in zip(low, exact, kept, strict=True)])
@@ -160,7 +162,7 @@ def test_steps_overwrite_padding_and_the_end_of_the_cache_takes_none(built: Buil
     for _ in range(2):
         built.session.reset(1, SLOTS)
         found = [built.session.prefill([whole[:first]])[0]]
-        found += [built.session.decode(whole[at : at + 1])[0].copy() for at in range(first, stepped)]
+        found += [built.session.decode(whole[at : at + 1]).logits[0].copy() for at in range(first, stepped)]
         found += [built.session.prefill([whole[stepped:last]])[0], built.session.prefill([whole[last:]])[0]]
         assert rmse([(np.stack(found), exact[positions])]) <= SHAPE_RATIO * rmse([(low[positions], exact[positions])])
 
@@ -194,12 +196,12 @@ def test_tokens_chosen_on_the_gpu_are_the_argmax(built: Built, rows: int) -> Non
     tokens = session.prefill(prompts).argmax(-1)
     fed, chosen = [tokens], []
     for _ in range(60):
-        chosen.append(session.greedy_decode(fed[-1]))
+        chosen.append(session.decode(fed[-1], sampling=GREEDY).tokens)
         fed.append(chosen[-1])
     session.reset(rows, 200)
     assert session.prefill(prompts).argmax(-1).tolist() == tokens.tolist()
     for given, expected in zip(fed, chosen, strict=False):
-        assert session.decode(given).argmax(-1).tolist() == expected.tolist()
+        assert session.decode(given).logits.argmax(-1).tolist() == expected.tolist()
 
 
 def test_generation_is_the_same_with_and_without_logits(built: Built) -> None:
@@ -224,7 +226,7 @@ def test_a_request_leaves_nothing_to_the_next(built: Built) -> None:
     built.session.reset(ROWS, 2000)
     built.session.prefill([ids(1500), ids(3), ids(77)])
     for _ in range(3):
-        built.session.greedy_decode(ids(ROWS))
+        built.session.decode(ids(ROWS), sampling=GREEDY)
     np.testing.assert_array_equal(built.session.logits(ids(40)), first)
 
 
@@ -232,12 +234,12 @@ def test_closing_frees_the_memory(built: Built) -> None:
     bundle = Bundle.open(built.bundle, allow_unverified=True)
     used = []
     for _ in range(20):
-        with open_session(bundle) as session:
-            assert isinstance(session, TensorRTSession)
+        with Engine(open_executor(bundle)) as session:
+            assert isinstance(session, TensorRTExecutor)
             session.reset(2, 300)
             session.prefill([ids(20), ids(30)])
-            session.greedy_decode(ids(2))
-            assert session.device_memory_peak > session.weights.uploaded > 0
+            session.decode(ids(2), sampling=GREEDY)
+            assert session.executor.device_memory_peak > session.executor.weights.uploaded > 0
         gc.collect()
         used.append(memory_of_this_process())
     # what libraries load at their first use stays

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from nemotron_runtime.engine.engine import Engine
 from support.models import ODD_CONFIGS, causal_pair, config_dict, oracle_config, token_ids
 
-from nemotron_export.model.session import EagerSession
+from nemotron_export.model.executor import EagerExecutor
 
 configs = pytest.mark.parametrize("changes", ODD_CONFIGS.values(), ids=ODD_CONFIGS.keys())
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -79,7 +80,7 @@ def test_session_equals_a_dynamic_cache(dtype: torch.dtype, implementation: str)
     ours, oracle = causal_pair(values, dtype, implementation)
     ids = token_ids(2, 12)
     cache = transformers.DynamicCache(config=oracle_config(values))
-    session = EagerSession(ours, max_batch=2, max_seq_len=32, prefill_chunk=5)
+    session = Engine(EagerExecutor(ours, max_batch=2, max_seq_len=32, prefill_chunk=5))
     session.reset(2, 14)
     found = session.prefill_at(list(ids[:, :10].numpy()), [np.arange(10)] * 2)
     with torch.no_grad():
@@ -90,4 +91,4 @@ def test_session_equals_a_dynamic_cache(dtype: torch.dtype, implementation: str)
         for step in (10, 11):
             token = ids[:, step : step + 1]
             expected = oracle(token, past_key_values=cache).logits[:, -1]
-            assert np.array_equal(session.decode(token[:, 0].numpy()), expected.float().numpy())
+            assert np.array_equal(session.decode(token[:, 0].numpy()).logits, expected.float().numpy())

@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from nemotron_errors import BundleError, ResourceError
+from nemotron_runtime.engine.engine import Engine
 from support.checkpoints import write_checkpoint
 from support.mistakes import GRAPH_MISTAKES, plant
 from typer.testing import CliRunner
@@ -19,8 +20,8 @@ import nemotron_export.parity.examine as examine_module
 from nemotron_export import build
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.cli import app
+from nemotron_export.model.executor import EagerExecutor
 from nemotron_export.model.load import load_model
-from nemotron_export.model.session import EagerSession
 from nemotron_export.parity.drift import measure_drift, spread
 from nemotron_export.parity.examine import examine
 from nemotron_export.tracing import trace
@@ -97,7 +98,7 @@ def test_refusals(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_flips_in_low_precision_are_allowed_within_the_margin(built: Path) -> None:
     checkpoint = Checkpoint.open(built.parent / "checkpoint")
     fp32, bf16 = (load_model(checkpoint, dtype) for dtype in (torch.float32, torch.bfloat16))
-    session: Any = EagerSession(bf16, 1, 600)  # type: ignore[arg-type]
+    session: Any = Engine(EagerExecutor(bf16, 1, 600))  # type: ignore[arg-type]
     ids = np.random.default_rng(3).integers(4, 320, 500)
     found = measure_drift(session, [fp32, bf16], [ids], None)
     (prompt,) = found.prompts

@@ -13,7 +13,7 @@ from nemotron_errors import RequestError
 from support.checkpoints import write_checkpoint
 
 from nemotron_export import build, check_parity
-from nemotron_export.building.fp32_mlp import choose_wide_layers
+from nemotron_export.building.fp32_mlp import choose_fp32_mlp_layers
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.model.fp32_mlp import rectified_maxima, set_fp32_mlp
 from nemotron_export.model.load import load_model
@@ -71,5 +71,7 @@ def test_what_cannot_be_measured_is_computed_in_fp32_or_refused(tmp_path: Path) 
     assert json.loads((bundle / "manifest.json").read_text())["model"]["fp32_mlp_layers"] == [0, 1, 2]
     checkpoint = Checkpoint.open(folder)
     with pytest.raises(RequestError, match="larger than memory"):
-        choose_wide_layers(checkpoint, "float16", 64, measure=True, mode="layerwise", progress=silent)
-    assert choose_wide_layers(checkpoint, "bfloat16", 64, measure=True, mode="layerwise", progress=silent).layers == ()
+        choose_fp32_mlp_layers(checkpoint, "float16", 64, measure=True, mode="layerwise", progress=silent)
+    assert (
+        choose_fp32_mlp_layers(checkpoint, "bfloat16", 64, measure=True, mode="layerwise", progress=silent).layers == ()
+    )

@@ -18,8 +18,9 @@ import torch
 from nemotron_errors import BundleError, GraphError, LimitError, MissingDependencyError, RequestError
 from nemotron_runtime.bundle.folder import Bundle
 from nemotron_runtime.bundle.manifest import Manifest
-from nemotron_runtime.executors.genai import GenaiSession
-from nemotron_runtime.executors.onnxruntime.cpu import OnnxRuntimeSession
+from nemotron_runtime.engine.engine import Engine
+from nemotron_runtime.executors.onnxruntime.cpu import OnnxRuntimeExecutor
+from nemotron_runtime.executors.onnxruntime.genai import GenaiExecutor
 from support.checkpoints import ODD, run_blocked, write_checkpoint
 
 from nemotron_export import build
@@ -188,23 +189,22 @@ def test_rows_freeze_and_fill_their_cache_to_the_last_slot(bundle: Path) -> None
     rng = np.random.default_rng(0)
     prompts = [rng.integers(4, 320, n) for n in (9, 2, 5)]
     tokens = rng.integers(4, 320, (3, 4))
-    with GenaiSession(Bundle.open(bundle, allow_unverified=True), threads=1) as session:
+    with Engine(GenaiExecutor(Bundle.open(bundle, allow_unverified=True), threads=1)) as session:
         alone = []
         for prompt, row in zip(prompts, tokens, strict=True):
             session.reset(1, 13)
             first = session.prefill([prompt])[0]
-            alone.append([first, *(session.decode([token])[0].copy() for token in row)])
+            alone.append([first, *(session.decode([token]).logits[0].copy() for token in row)])
         session.reset(3, 13)
         found = [[row] for row in session.prefill(prompts)]
         for step in range(4):
             # the second row sits out two steps
             advance = np.array([True, step > 1, True])
             fed = tokens[[0, 1, 2], [step, max(step - 2, 0), step]]
-            for b, logits in enumerate(session.decode(fed, advance)):
-                if advance[b]:
-                    found[b].append(logits.copy())
+            for b, logits in zip(np.flatnonzero(advance), session.decode(fed, advance).logits, strict=True):
+                found[b].append(logits.copy())
         assert session.lengths_B.tolist() == [13, 4, 9]
-        with pytest.raises(LimitError, match="13 tokens in 13 slots"):
+        with pytest.raises(LimitError, match="full sequence of 13 tokens"):
             session.decode([5, 6, 7])
         np.testing.assert_allclose(session.logits(prompts[0])[-1], alone[0][0], atol=1e-5)
     for b, rows in enumerate(found):
@@ -215,7 +215,7 @@ def test_rows_freeze_and_fill_their_cache_to_the_last_slot(bundle: Path) -> None
 def test_a_graph_of_the_other_contract_is_refused(bundle: Path) -> None:
     opened = Bundle.open(bundle, allow_unverified=True)
     with pytest.raises(BundleError, match="past_key_values"):
-        OnnxRuntimeSession(opened)
+        OnnxRuntimeExecutor(opened)
 
 
 def test_the_command_line_builds_and_inspects_one(checkpoint: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 import torch
 from nemotron_runtime.bundle.folder import Bundle
-from nemotron_runtime.executors.genai import GenaiSession
+from nemotron_runtime.executors.onnxruntime.genai import GenaiExecutor
 from support.checkpoints import write_checkpoint
 from support.cuda_graphs import CASES, on_cpu
 from support.genai_agreement import DEMO, Written, check_agreement, write_both
@@ -68,7 +68,7 @@ def test_what_is_packed_is_computed_at_load(
         return options
 
     monkeypatch.setattr(onnxruntime, "SessionOptions", writing)
-    GenaiSession(Bundle.open(path)).close()
+    GenaiExecutor(Bundle.open(path)).close()
     graph = onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph
     weights = {tensor.name for tensor in graph.initializer}
     made = {node.op_type for node in graph.node if node.input and set(node.input) <= weights}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,13 @@ from nemotron_errors import GraphError
 from nemotron_graphs.passes.fuse import qkv as pack_qkv
 from nemotron_graphs.targets import TARGETS
 from nemotron_runtime.bundle.folder import Bundle
+from nemotron_runtime.engine.engine import Engine
 from nemotron_runtime.engine.generation import GenerationParams, generate
 from nemotron_runtime.executors.onnxruntime import cuda as onnxruntime_cuda
-from nemotron_runtime.executors.onnxruntime.cpu import OnnxRuntimeSession
-from nemotron_runtime.executors.onnxruntime.cuda import OnnxRuntimeCudaSession
+from nemotron_runtime.executors.onnxruntime.cpu import OnnxRuntimeExecutor
+from nemotron_runtime.executors.onnxruntime.cuda import OnnxRuntimeCudaExecutor
+from nemotron_runtime.executors.onnxruntime.sampler import OnnxRuntimeSampler
+from nemotron_runtime.sampling.device import GREEDY
 from support.checkpoints import write_checkpoint
 from support.cuda_graphs import CASES, CPU, on_cpu
 
@@ -70,7 +74,10 @@ def device_is_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_device_session_computes_what_the_host_session_does(built: Path) -> None:
     bundle = Bundle.open(built)
     prompts = [np.random.default_rng(n).integers(4, 320, n) for n in (40, 7, 290)]
-    with OnnxRuntimeSession(bundle, threads=1) as host, OnnxRuntimeCudaSession(bundle, threads=1) as device:
+    with (
+        Engine(OnnxRuntimeExecutor(bundle, threads=1)) as host,
+        Engine(OnnxRuntimeCudaExecutor(bundle, threads=1)) as device,
+    ):
         for slots in (300, 310, 700):
             for session in (host, device):
                 session.reset(3, slots)
@@ -79,13 +86,14 @@ def test_the_device_session_computes_what_the_host_session_does(built: Path) -> 
             tokens = expected.argmax(-1)
             for step in range(6):
                 advance = np.array([True, step < 3, True])
+                expected = host.decode(tokens, advance).logits
                 if step % 2:
-                    expected = host.decode(tokens, advance)
-                    np.testing.assert_array_equal(device.greedy_decode(tokens, advance), expected.argmax(-1))
+                    np.testing.assert_array_equal(
+                        device.decode(tokens, advance, sampling=GREEDY).tokens, expected.argmax(-1)
+                    )
                 else:
-                    expected = host.decode(tokens, advance).copy()
-                    np.testing.assert_array_equal(device.decode(tokens, advance), expected)
-                tokens = expected.argmax(-1)
+                    np.testing.assert_array_equal(device.decode(tokens, advance).logits, expected)
+                tokens[advance] = expected.argmax(-1)
             assert device.lengths_B.tolist() == host.lengths_B.tolist()
 
 
@@ -101,12 +109,12 @@ def test_sampling_among_candidates_writes_what_all_logits_do(
     assert record is not None
     assert (record.count, record.graph in bundle.manifest.files) == (128, True)
     prompts = [np.random.default_rng(n).integers(4, 320, n) for n in (40, 7)]
-    real = OnnxRuntimeCudaSession.candidate_logits
-    monkeypatch.setattr(OnnxRuntimeCudaSession, "candidate_logits", lambda self: copied.append(1) or real(self))
+    real = OnnxRuntimeSampler.logits
+    monkeypatch.setattr(OnnxRuntimeSampler, "logits", lambda self: (copied.append(1) if has else None) or real(self))
     for has in (True, False):
-        if not has:
-            monkeypatch.setattr(OnnxRuntimeCudaSession, "candidates", 0)
-        with OnnxRuntimeCudaSession(bundle, threads=1) as session:
+        with Engine(OnnxRuntimeCudaExecutor(bundle, threads=1)) as session:
+            if not has:
+                session.executor.candidate_count = 0
             for seed in range(3):
                 params = GenerationParams(temperature=0.3, seed=seed, max_new_tokens=16, **filters)
                 texts.append([result.token_ids for result in generate(session, prompts, params)])
@@ -199,7 +207,7 @@ def test_quantized_projections_take_scales_of_the_run_dtype(tmp_path: Path, quan
     manifest["session"]["provider"] = CPU
     (path / "manifest.json").write_text(json.dumps(manifest))
     ids = np.random.default_rng(0).integers(4, 320, 60)
-    with OnnxRuntimeSession(Bundle.open(path, allow_unverified=True), threads=1) as session:
+    with Engine(OnnxRuntimeExecutor(Bundle.open(path, allow_unverified=True), threads=1)) as session:
         found = session.logits(ids)
     with torch.inference_mode():
         exact = load_model(Checkpoint.open(tmp_path / "checkpoint"), torch.float32)(torch.from_numpy(ids)[None])
@@ -213,8 +221,11 @@ def test_packed_codes_compute_what_three_products_do(tmp_path: Path, monkeypatch
     ids, found = np.random.default_rng(0).integers(4, 320, 60), []
     for name, products in (("packed", 4), ("apart", 6)):
         if name == "apart":
-            # no projection is quantized as the pass sees it
+            # no projection is quantized as the pass sees it, and none is expected to be packed
             monkeypatch.setattr(pack_qkv, "_pack_quantized", pack_qkv.pack_projections)
+            target = TARGETS["ort-cuda"]
+            recipe = replace(target.graphs["model"], forms={})
+            monkeypatch.setitem(TARGETS, "ort-cuda", replace(target, graphs={"model": recipe}))
         path = tmp_path / name
         build(tmp_path / "checkpoint", path, target="ort-cuda", dtype="float16", quantize="int4", parity=False)
         graph = onnx.load(path / "model.onnx", load_external_data=False).graph
@@ -222,6 +233,6 @@ def test_packed_codes_compute_what_three_products_do(tmp_path: Path, monkeypatch
         manifest = json.loads((path / "manifest.json").read_text())
         manifest["session"]["provider"] = CPU
         (path / "manifest.json").write_text(json.dumps(manifest))
-        with OnnxRuntimeSession(Bundle.open(path, allow_unverified=True), threads=1) as session:
+        with Engine(OnnxRuntimeExecutor(Bundle.open(path, allow_unverified=True), threads=1)) as session:
             found.append(session.logits(ids))
     np.testing.assert_allclose(found[0], found[1], atol=1e-3 * np.ptp(found[1]))

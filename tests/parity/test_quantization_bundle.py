@@ -19,10 +19,11 @@ from nemotron_formats.weights import Int4
 from nemotron_runtime.bundle.folder import Bundle, write_manifest
 from nemotron_runtime.bundle.manifest import Manifest
 from nemotron_runtime.bundle.records import WeightsFile
-from nemotron_runtime.checks.judging import judge
+from nemotron_runtime.checks.checking import check
 from nemotron_runtime.checks.perplexity import measure_nll, perplexity
 from nemotron_runtime.checks.reference import read_reference
-from nemotron_runtime.executors.open import open_session
+from nemotron_runtime.engine.engine import Engine
+from nemotron_runtime.executors.open import open_executor
 from support.checkpoints import run_blocked, write_checkpoint
 
 from nemotron_export import build
@@ -104,7 +105,7 @@ def test_bisection_allows_what_rounding_does(odd_bundle: Path) -> None:
 
 def test_perplexity_is_that_of_the_logits(odd_bundle: Path) -> None:
     ids = np.arange(100, dtype=np.int64) * 7 % 320
-    with open_session(Bundle.open(odd_bundle)) as session:
+    with Engine(open_executor(Bundle.open(odd_bundle))) as session:
         found = measure_nll(session, ids)
         logits = torch.from_numpy(session.logits(ids)[:-1])
     expected = torch.nn.functional.cross_entropy(logits, torch.from_numpy(ids[1:]), reduction="none").numpy()
@@ -205,11 +206,11 @@ def test_loading_hashes_what_it_reads(demo_bundle: Path, tmp_path: Path) -> None
 def test_doubled_scales_of_one_tensor_fail_the_judge(spoilt: Path, tensor: str) -> None:
     write_manifest(spoilt, _without_digests(spoilt))
     reference = read_reference(spoilt / "reference.safetensors")
-    with open_session(Bundle.open(spoilt)) as session:
-        assert judge(session, reference, "float32", weight_format=Int4(32)).passed
+    with Engine(open_executor(Bundle.open(spoilt))) as session:
+        assert check(session, reference, "float32", weight_format=Int4(32)).passed
     _double(spoilt, tensor)
-    with open_session(Bundle.open(spoilt)) as session:
-        report = judge(session, reference, "float32", weight_format=Int4(32))
+    with Engine(open_executor(Bundle.open(spoilt))) as session:
+        report = check(session, reference, "float32", weight_format=Int4(32))
     assert not report.passed
     (row,) = (row for row in report.rows if row.check == "perplexity ratio")
     assert not row.passed
@@ -221,8 +222,8 @@ def test_nan_fails_every_row_of_numbers(spoilt: Path) -> None:
     scales = np.memmap(spoilt / QUANTIZED_FILE, np.float32, "r+", entry.offset, (entry.length // 4,))
     scales[:] = np.nan
     scales.flush()
-    with open_session(Bundle.open(spoilt)) as session:
-        report = judge(session, read_reference(spoilt / "reference.safetensors"), "float32", weight_format=Int4(32))
+    with Engine(open_executor(Bundle.open(spoilt))) as session:
+        report = check(session, read_reference(spoilt / "reference.safetensors"), "float32", weight_format=Int4(32))
     assert report.rows
     assert not any(row.passed for row in report.rows)
 
@@ -260,7 +261,7 @@ def test_a_classifier_is_judged_without_text(tmp_path: Path) -> None:
     path = build(checkpoint, tmp_path / "bundle", quantize="int8", **LIMITS)
     record = Manifest.read(path).quantization
     assert record is not None
-    assert record.kept == {
+    assert record.skipped == {
         "model.embed_tokens.weight": "a step reads one row of it", "score.weight": "a head of few outputs",
     }  # fmt: skip
     assert not any("perplexity" in row["check"] for row in _rows(path))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from nemotron_runtime.sampling.filters import filter_logits
 from nemotron_runtime.sampling.params import GenerationParams
-from nemotron_runtime.sampling.sampler import filter_logits
+from nemotron_runtime.sampling.processors import make_processors
 from transformers import (
     LogitsProcessorList,
     MinNewTokensLengthLogitsProcessor,
@@ -63,14 +64,10 @@ def test_same_survivors_with_the_same_scores(case, vocab, scale):
     for new in (0, 6):
         logits_V = (rng.normal(size=vocab) * scale).astype(np.float32)
         history = rng.integers(0, vocab, 20 + new)
-        seen_V = np.zeros(vocab, bool)
-        seen_V[history] = True
-        ids, scores = filter_logits(
-            logits_V,
-            params,
-            seen_V=seen_V if params.repetition_penalty != 1 else None,
-            blocked=EOS if new < params.min_new_tokens else (),
-        )
+        scores_V = logits_V
+        for process in make_processors(params):
+            scores_V = process(scores_V, history.tolist(), new)
+        ids, scores = filter_logits(scores_V, params, processed=True)
         expected_V = processors(params, 20)(torch.from_numpy(history)[None], torch.from_numpy(logits_V)[None])[
             0
         ].numpy()

@@ -64,7 +64,7 @@ def make(tmp_path: Path, **changes: Any) -> tuple[NemotronForCausalLM, Checkpoin
 def lower(checkpoint: Checkpoint, dtype: torch.dtype = torch.float16, wide: tuple[int, ...] = ()) -> Lowered:
     cos, sin = rope_tables(checkpoint.config, SLOTS, torch.float32)
     context = LoweringContext(checkpoint.tensors, cos.numpy(), sin.numpy(), fp32_mlp_layers=len(wide))
-    return lowering.lower(tensorrt, trace(checkpoint.config, dtype, wide_layers=wide), context)
+    return lowering.lower(tensorrt, trace(checkpoint.config, dtype, fp32_mlp_layers=wide), context)
 
 
 def fused_projections(model: ir.Model) -> Counter[tuple[str, str]]:

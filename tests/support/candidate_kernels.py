@@ -25,7 +25,7 @@ def run_candidates(
 ) -> Candidates:
     """What the kernels find among logits [B, V]; in smaller parts of 2^log_block, 8 candidates, where that is given."""
     from nemotron_plugins.launches import candidates as candidates_rules
-    from nemotron_runtime.executors.tensorrt.candidates import unpack
+    from nemotron_runtime.executors.tensorrt.tournament import unpack
 
     from support.torch_kernels import candidates
 

@@ -11,7 +11,7 @@ from nemotron_runtime.model import Model
 from nemotron_runtime.text.tokenizer import Tokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
-from support.sessions import ToySession
+from support.toy_engine import ToyEngine
 
 __all__ = [
     "CHATML",
@@ -147,7 +147,7 @@ def scripted_model(folder: Path, answer: str, *, max_seq_len=400, session=None) 
     """A model whose greedy answer to any prompt is ``answer`` and an end-of-sequence token."""
     tokenizer = Tokenizer.from_directory(folder)
     script = [*tokenizer.encode(answer, add_special_tokens=False), 3]
-    session = session or ToySession(tokenizer.vocab_size, max_seq_len=max_seq_len, prefill_chunk=64, script=script)
+    session = session or ToyEngine(tokenizer.vocab_size, max_seq_len=max_seq_len, prefill_chunk=64, script=script)
     manifest = SimpleNamespace(
         task="causal-lm",
         files={path.name: None for path in folder.iterdir()},

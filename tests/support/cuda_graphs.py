@@ -27,7 +27,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 def on_cpu(name: str) -> Iterator[None]:
     """The target's graphs name the CPU's provider, and may be fp32."""
     target = TARGETS[name]
-    changed = replace(target, dtypes=("float32", "float16"), session={**target.session, "provider": CPU})
+    executor = target.executor.removesuffix("-cuda")
+    changed = replace(target, dtypes=("float32", "float16"), executor=executor, provider=CPU, device="cpu", runner="")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(TARGETS, name, changed)
         yield

@@ -1,4 +1,4 @@
-"""A TensorRT whose engines compute :class:`ToySession`'s logits in numpy, and bundles for it.
+"""A TensorRT whose engines compute :class:`ToyEngine`'s logits in numpy, and bundles for it.
 
 Its cache holds token ids, so a token in a wrong slot, a stale address or a lost chunk changes every logit behind it.
 
@@ -18,12 +18,12 @@ import numpy as np
 from nemotron_plugins.driver.cuda import load_driver
 from nemotron_runtime.bundle.folder import write_manifest
 from nemotron_runtime.bundle.manifest import FORMAT, Manifest
-from nemotron_runtime.executors.tensorrt.context import load_tensorrt
+from nemotron_runtime.executors.tensorrt.module import load_tensorrt
 from safetensors.numpy import save_file
 
 from support.cuda_driver import FakeCuda
-from support.sessions import ToySession
 from support.tensorrt_fake_kernels import LOG_COUNT, WORK, V, save_kernels
+from support.toy_engine import ToyEngine
 
 __all__ = [
     "LAYERS", "LOG_COUNT", "WEIGHTS", "FakeTensorRT", "G", "V", "install", "installed", "make_tensorrt_bundle", "toy",
@@ -42,7 +42,7 @@ _SHAPES = {"model.embed_tokens.weight": (V, 8), "q": (5, 7), "k": (3, 7), "v": (
 
 def toy(**options):
     """The session whose logits the engines give."""
-    return ToySession(V, **{"max_seq_len": 600, "max_batch": 4, "prefill_chunk": 16, **options})
+    return ToyEngine(V, **{"max_seq_len": 600, "max_batch": 4, "prefill_chunk": 16, **options})
 
 
 class _Named:
@@ -212,7 +212,7 @@ class _Context(_Living):
                 assert addresses[name] == addresses[name.replace(".", "_out.")], "in place"
                 caches.append(cuda.array(addresses[name], shapes[name], np.float16))
         logits_BKV = cuda.array(addresses["logits"], (B, K, V), np.float32)
-        reference = ToySession(V)
+        reference = ToyEngine(V)
         for b in range(B):
             end = start_B[b] + S
             for cache_BGTD in caches:

@@ -5,12 +5,16 @@ Shapes: B rows, C candidates, V vocabulary.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from nemotron_runtime.engine.generation import GenerationParams, generate
-from nemotron_runtime.sampling.candidates import filter_candidates, find_candidates
-from nemotron_runtime.sampling.sampler import RowSampler, filter_logits
-from support.sessions import ToySession
+from nemotron_runtime.sampling.candidates import Candidates, filter_candidates, find_candidates
+from nemotron_runtime.sampling.device import HostSampler
+from nemotron_runtime.sampling.filters import filter_logits
+from nemotron_runtime.sampling.sequence import SequenceSampler
+from support.toy_engine import ToyEngine, ToyExecutor
 
 V, C = 500, 32
 
@@ -50,7 +54,7 @@ def test_they_leave_what_all_logits_leave(filters: dict[str, float], temperature
         assert dict(zip(*map(np.ndarray.tolist, kept), strict=True)) == dict(
             zip(ids.tolist(), scores.tolist(), strict=True)
         )
-        sampler = RowSampler(params, 1, np.array([0]), V)
+        sampler = SequenceSampler(params, 1, np.array([0]), V)
         chosen = sampler.choose_among(few.ids[0], few.logits[0], float(few.log_sum[0]), step)
         assert chosen == sampler.choose(logits_V, step)
     # a filter that ends on a tie is the host's; the others decide
@@ -101,26 +105,32 @@ def test_all_of_a_small_vocabulary_always_decide() -> None:
     ids=str,
 )  # fmt: skip
 def test_which_requests_need_only_the_likeliest(filters: dict[str, float], few: bool) -> None:
-    assert GenerationParams(temperature=1.0, **filters).keeps_few == few  # type: ignore[arg-type]
-    assert not GenerationParams(temperature=0.0, **filters).keeps_few  # type: ignore[arg-type]
+    assert GenerationParams(temperature=1.0, **filters).draws_from_candidates == few  # type: ignore[arg-type]
+    assert not GenerationParams(temperature=0.0, **filters).draws_from_candidates  # type: ignore[arg-type]
 
 
-class FewSession(ToySession):
-    """Gives the likeliest tokens, and counts who asks for what."""
+class CountingSampler(HostSampler):
+    """Counts who asks for what."""
 
     asked = fallen_back = 0
 
-    @property
-    def candidates(self) -> int:
-        return 6
+    def candidates(self, temperature: float) -> Candidates:
+        CountingSampler.asked += 1
+        return super().candidates(temperature)
 
-    def candidate_step(self, tokens_B, query_start_B, temperature):  # type: ignore[no-untyped-def]
-        self.asked += 1
-        return super().candidate_step(tokens_B, query_start_B, temperature)
+    def logits(self) -> np.ndarray:
+        CountingSampler.fallen_back += self._candidate_count > 0
+        return super().logits()
 
-    def candidate_logits(self):  # type: ignore[no-untyped-def]
-        self.fallen_back += 1
-        return super().candidate_logits()
+
+class FewExecutor(ToyExecutor):
+    """Gives top-k candidates."""
+
+    candidate_count = 6
+
+    def step(self, tokens_B: Any, query_start_B: Any, advancing_B: Any, sampling: Any) -> CountingSampler:
+        logits_BV = super().step(tokens_B, query_start_B, advancing_B, sampling).logits()
+        return CountingSampler(logits_BV, self.candidate_count if sampling is not None else 0)
 
 
 @pytest.mark.parametrize(
@@ -135,15 +145,16 @@ class FewSession(ToySession):
     ],
     ids=str,
 )
-def test_a_session_that_gives_them_writes_the_same_tokens(
+def test_an_executor_that_gives_them_writes_the_same_tokens(
     filters: dict[str, float], asks: bool, falls_back: bool | None
 ) -> None:
     params = GenerationParams(max_new_tokens=20, temperature=0.9, seed=11, **filters)  # type: ignore[arg-type]
     prompts = [[1, 2, 3], [4], [5, 6]]
-    plain, few = ToySession(), FewSession()
+    plain, few = ToyEngine(), ToyEngine(executor=FewExecutor)
+    CountingSampler.asked = CountingSampler.fallen_back = 0
     expected, found = (generate(session, prompts, params) for session in (plain, few))
     assert [each.token_ids for each in found] == [each.token_ids for each in expected]
     assert len({each.token_ids for each in found}) == 3
-    assert (few.asked > 0) == asks
+    assert (CountingSampler.asked > 0) == asks
     if falls_back is not None:
-        assert (few.fallen_back > 0) == falls_back
+        assert (CountingSampler.fallen_back > 0) == falls_back

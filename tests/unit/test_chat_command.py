@@ -113,7 +113,7 @@ class Interrupting:
 
 def interrupted(folder: Path, times: int):
     model = scripted_model(folder, "abcdefgh")
-    model.session.row_logits = Interrupting(model.session, times).row_logits
+    model.engine.executor.row_logits = Interrupting(model.engine.executor, times).row_logits
     return model
 
 
@@ -188,11 +188,11 @@ from support.chat import scripted_model
 from nemotron_export.cli import app
 
 model = scripted_model(Path(sys.argv[1]), "abcdefgh" * 20)
-real = model.session.row_logits
+real = model.engine.executor.row_logits
 def slow(history, row=0):
     time.sleep(0.02)
     return real(history, row)
-model.session.row_logits = slow
+model.engine.executor.row_logits = slow
 nemotron_runtime.load = lambda bundle, **options: model
 app(["chat", "bundle"])
 """

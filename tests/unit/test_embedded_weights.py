@@ -20,7 +20,9 @@ from nemotron_graphs.targets.lowering import Lowered
 from nemotron_runtime.bundle.folder import Bundle, write_manifest
 from nemotron_runtime.bundle.limits import Limits
 from nemotron_runtime.bundle.manifest import Manifest
-from nemotron_runtime.executors.tensorrt.executor import TensorRTSession
+from nemotron_runtime.engine.engine import Engine
+from nemotron_runtime.executors.tensorrt.executor import TensorRTExecutor
+from nemotron_runtime.sampling.device import GREEDY
 from support.checkpoints import write_checkpoint
 from support.tensorrt_builder import FakeBuilderModule
 from support.tensorrt_fakes import install, make_tensorrt_bundle, toy
@@ -211,15 +213,15 @@ class TestSession:
             return error, free - 1000 * trt.living, total
 
         monkeypatch.setattr(cuda, "cuMemGetInfo", less_with_each_engine)
-        with TensorRTSession(opened) as session:
+        with Engine(TensorRTExecutor(opened)) as session:
             assert loads == [0, 2]
-            assert (session.weights.uploaded, session.weights.bytes_per_second) == (0, 0.0)
-            assert session.device.allocated == cuda.used + 2000, "what TensorRT took for the weights counts"
+            assert (session.executor.weights.uploaded, session.executor.weights.bytes_per_second) == (0, 0.0)
+            assert session.executor.device.allocated == cuda.used + 2000, "what TensorRT took for the weights counts"
             session.reset(1, 20)
             prompt = [1, 2, 3]
             np.testing.assert_array_equal(session.prefill([prompt])[0], toy().logits(prompt)[-1])
-            assert session.greedy_decode([5])[0] == toy().logits([*prompt, 5])[-1].argmax()
-        assert session.device.allocated == 0
+            assert session.decode([5], sampling=GREEDY).tokens[0] == toy().logits([*prompt, 5])[-1].argmax()
+        assert session.executor.device.allocated == 0
         gc.collect()
         assert cuda.leaks() == (0, 0, 0, 0)
 
@@ -228,7 +230,7 @@ class TestSession:
     ) -> None:
         install(monkeypatch)
         with pytest.raises(BundleError, match=r"inputs missing or unknown: lm_head\.weight"):
-            TensorRTSession(Bundle.open(bundle))
+            TensorRTExecutor(Bundle.open(bundle))
 
     def test_a_manifest_that_contradicts_itself_is_refused(self, bundle: Path) -> None:
         document = Manifest.read(bundle).to_dict()

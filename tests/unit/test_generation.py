@@ -9,7 +9,7 @@ import pytest
 from nemotron_errors import LimitError, RequestError
 from nemotron_runtime.engine.generation import GenerationParams, GenerationRun, generate
 from nemotron_runtime.text.stopping import StopMatcher
-from support.sessions import ToySession
+from support.toy_engine import ToyEngine
 
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20], [21]]
 
@@ -40,7 +40,7 @@ def run(session, prompts=PROMPTS, **params):
 
 
 def test_greedy_rows_of_different_lengths_equal_each_row_alone():
-    session = ToySession()
+    session = ToyEngine()
     results = run(session, max_new_tokens=9)
     for prompt, result in zip(PROMPTS, results, strict=True):
         assert list(result.token_ids) == greedy_by_hand(session, prompt, 9)
@@ -57,40 +57,40 @@ def test_each_row_is_decoded_behind_its_own_prompt():
         made.append(context)
         return LetterDecoder(context)
 
-    generate(ToySession(), PROMPTS[:2], params, decoder=make)
+    generate(ToyEngine(), PROMPTS[:2], params, decoder=make)
     assert made == [list(PROMPTS[0])] * 2 + [list(PROMPTS[1])] * 2
 
 
 def test_prompts_past_the_chunk_are_fed_in_chunks():
-    session = ToySession(prefill_chunk=8)
+    session = ToyEngine(prefill_chunk=8)
     run(session, max_new_tokens=1)
     assert session.calls == [(3, 8), (3, 8), (3, 1)]
 
 
-def test_more_prompts_than_rows_run_in_turns_and_keep_their_order_and_noise():
+def test_more_prompts_than_rows_run_in_micro_batches_and_keep_their_order_and_noise():
     prompts = [[i, i + 1] for i in range(7)]
     settings = {"max_new_tokens": 5, "temperature": 1.0, "seed": 3}
-    turns = run(ToySession(max_batch=2), prompts, **settings)
-    together = run(ToySession(max_batch=7), prompts, **settings)
-    assert [r.token_ids for r in turns] == [r.token_ids for r in together]
-    assert [r.prompt_token_ids for r in turns] == [tuple(p) for p in prompts]
+    micro_batches = run(ToyEngine(max_batch=2), prompts, **settings)
+    together = run(ToyEngine(max_batch=7), prompts, **settings)
+    assert [r.token_ids for r in micro_batches] == [r.token_ids for r in together]
+    assert [r.prompt_token_ids for r in micro_batches] == [tuple(p) for p in prompts]
 
 
 def test_a_seed_repeats_and_no_seed_is_told():
-    first = run(ToySession(), temperature=1.0, max_new_tokens=12)
-    again = run(ToySession(), temperature=1.0, max_new_tokens=12, seed=first[0].seed)
-    other = run(ToySession(), temperature=1.0, max_new_tokens=12, seed=first[0].seed ^ 1)
+    first = run(ToyEngine(), temperature=1.0, max_new_tokens=12)
+    again = run(ToyEngine(), temperature=1.0, max_new_tokens=12, seed=first[0].seed)
+    other = run(ToyEngine(), temperature=1.0, max_new_tokens=12, seed=first[0].seed ^ 1)
     assert [r.token_ids for r in again] == [r.token_ids for r in first]
     assert [r.token_ids for r in other] != [r.token_ids for r in first]
 
 
 def test_num_return_sequences_draws_each_answer_of_its_own():
-    results = run(ToySession(), [[1, 2]], temperature=1.0, max_new_tokens=12, seed=0, num_return_sequences=3)
+    results = run(ToyEngine(), [[1, 2]], temperature=1.0, max_new_tokens=12, seed=0, num_return_sequences=3)
     assert len({r.token_ids for r in results}) == 3
 
 
 def test_eos_ends_a_row_and_the_others_go_on():
-    session = ToySession()
+    session = ToyEngine()
     alone = [greedy_by_hand(session, prompt, 12) for prompt in PROMPTS]
     eos = (alone[0][4], 31)
     results = run(session, max_new_tokens=12, eos_token_ids=eos)
@@ -105,17 +105,17 @@ def test_eos_ends_a_row_and_the_others_go_on():
 
 def test_ignore_eos_goes_on_and_min_new_tokens_forbids_it():
     script = [7, 3, 8, 3, 9, 3]
-    plain = run(ToySession(script=script), [[1]], max_new_tokens=6, eos_token_ids=3)[0]
+    plain = run(ToyEngine(script=script), [[1]], max_new_tokens=6, eos_token_ids=3)[0]
     assert (plain.token_ids, plain.finish_reason) == ((7, 3), "eos")
-    ignored = run(ToySession(script=script), [[1]], max_new_tokens=6, eos_token_ids=3, ignore_eos=True)[0]
+    ignored = run(ToyEngine(script=script), [[1]], max_new_tokens=6, eos_token_ids=3, ignore_eos=True)[0]
     assert (ignored.token_ids, ignored.finish_reason) == (tuple(script), "length")
-    later = run(ToySession(script=script), [[1]], max_new_tokens=6, eos_token_ids=3, min_new_tokens=2)[0]
+    later = run(ToyEngine(script=script), [[1]], max_new_tokens=6, eos_token_ids=3, min_new_tokens=2)[0]
     assert later.token_ids[1] != 3
     assert (later.token_ids[3], len(later.token_ids), later.finish_reason) == (3, 4, "eos")
 
 
 def test_stop_token_ends_without_its_text():
-    result = run(ToySession(script=[7, 3, 8]), [[1]], max_new_tokens=3, stop_token_ids=[3])[0]
+    result = run(ToyEngine(script=[7, 3, 8]), [[1]], max_new_tokens=3, stop_token_ids=[3])[0]
     assert (result.token_ids, result.text, result.finish_reason) == ((7, 3), "h", "stop")
 
 
@@ -123,14 +123,14 @@ def test_stop_token_ends_without_its_text():
     ("stop", "text"), [("de", "abc"), ("cde", "ab"), (("zz", "e"), "abcd"), ("a", ""), ("ef", "abcd"), ("g", "abcdef")]
 )
 def test_stop_string_is_cut_also_where_tokens_split_it(stop, text):
-    result = run(ToySession(script=[0, 1, 2, 3, 4, 5, 6, 7]), [[9]], max_new_tokens=8, stop=stop)[0]
+    result = run(ToyEngine(script=[0, 1, 2, 3, 4, 5, 6, 7]), [[9]], max_new_tokens=8, stop=stop)[0]
     assert (result.text, result.finish_reason) == (text, "stop")
 
 
 def test_events_never_show_text_of_a_stop_string_and_add_up_to_the_text():
     events = []
     params = GenerationParams(max_new_tokens=6, stop=("cdx", "f"))
-    session = ToySession(script=[0, 1, 2, 3, 4, 5])
+    session = ToyEngine(script=[0, 1, 2, 3, 4, 5])
     result = generate(session, [[9]], params, on_token=events.append, decoder=LetterDecoder)[0]
     assert [e.text for e in events] == ["a", "b", "", "", "cde", ""]
     assert "".join(e.text for e in events) == result.text == "abcde"
@@ -139,7 +139,7 @@ def test_events_never_show_text_of_a_stop_string_and_add_up_to_the_text():
 
 
 def test_text_held_for_a_stop_string_is_given_at_the_end():
-    result = run(ToySession(script=[0, 1]), [[9]], max_new_tokens=2, stop="bc")[0]
+    result = run(ToyEngine(script=[0, 1]), [[9]], max_new_tokens=2, stop="bc")[0]
     assert (result.text, result.finish_reason) == ("ab", "length")
 
 
@@ -153,16 +153,16 @@ def test_cancel_by_event_and_by_callable():
             event.set()
 
     params = GenerationParams(max_new_tokens=20)
-    results = generate(ToySession(), PROMPTS[:2], params, on_token=on_token, cancelled=event)
+    results = generate(ToyEngine(), PROMPTS[:2], params, on_token=on_token, cancelled=event)
     assert [r.finish_reason for r in results] == ["cancelled", "cancelled"]
     assert [len(r.token_ids) for r in results] == [2, 2]
     assert [e.token_id for e in seen[4:]] == [None, None]
-    early = generate(ToySession(), PROMPTS, params, cancelled=lambda: True)
+    early = generate(ToyEngine(), PROMPTS, params, cancelled=lambda: True)
     assert [(r.finish_reason, r.token_ids) for r in early] == [("cancelled", ())] * 3
 
 
 def test_an_abandoned_run_counts_as_cancelled():
-    session = ToySession()
+    session = ToyEngine()
     run = GenerationRun(session, [[1]], GenerationParams(max_new_tokens=5))
     iterator = iter(run)
     first = next(iterator)
@@ -172,7 +172,7 @@ def test_an_abandoned_run_counts_as_cancelled():
 
 
 def test_timings_count_tokens():
-    timings = run(ToySession(), [[1, 2, 3]], max_new_tokens=4)[0].timings
+    timings = run(ToyEngine(), [[1, 2, 3]], max_new_tokens=4)[0].timings
     assert (timings.prompt_tokens, timings.new_tokens) == (3, 4)
     assert timings.prefill_tokens_per_second > 0
     assert timings.decode_tokens_per_second > 0
@@ -193,12 +193,12 @@ def test_timings_count_tokens():
 )
 def test_bad_requests_name_numbers_and_remedy(prompts, params, error, says):
     with pytest.raises(error, match=says):
-        run(ToySession(), prompts, **params)
+        run(ToyEngine(), prompts, **params)
 
 
 def test_stop_strings_need_a_decoder():
     with pytest.raises(RequestError, match="tokenizer"):
-        generate(ToySession(), [[1]], GenerationParams(stop="x", max_new_tokens=1))
+        generate(ToyEngine(), [[1]], GenerationParams(stop="x", max_new_tokens=1))
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_bad_parameters_are_named(name, value):
 
 
 def test_session_logits_equal_the_row_by_hand_in_chunks():
-    session = ToySession(prefill_chunk=4)
+    session = ToyEngine(prefill_chunk=4)
     ids = np.arange(10)
     logits = session.logits(ids)
     assert logits.dtype == np.float32
@@ -233,21 +233,21 @@ def test_session_logits_equal_the_row_by_hand_in_chunks():
 
 
 def test_session_refuses_past_its_limits():
-    session = ToySession(max_seq_len=10, max_batch=2)
-    with pytest.raises(LimitError, match=r"3 rows.*max-batch"):
+    session = ToyEngine(max_seq_len=10, max_batch=2)
+    with pytest.raises(LimitError, match=r"3 sequences.*max-batch"):
         session.reset(3, 5)
     with pytest.raises(LimitError, match=r"11 tokens.*max-seq-len"):
         session.logits(range(11))
     session.reset(1, 2)
     session.prefill([[1, 2]])
-    with pytest.raises(LimitError, match="2 slots"):
+    with pytest.raises(LimitError, match="full sequence of 2 tokens"):
         session.decode([3])
     session.decode([3], np.array([False]))
     assert session.lengths_B.tolist() == [2]
 
 
 def test_prefill_again_goes_on_after_what_the_rows_hold():
-    session = ToySession()
+    session = ToyEngine()
     session.reset(2, 20)
     session.prefill([[1, 2, 3], [4]])
     session.decode([5, 6])
@@ -258,7 +258,7 @@ def test_prefill_again_goes_on_after_what_the_rows_hold():
 
 
 def test_padding_of_ragged_rows_stays_inside_the_cache():
-    session = ToySession()
+    session = ToyEngine()
     session.reset(2, 8)
     session.prefill([[1], [4, 5, 6, 7, 8, 9]])
     logits = session.prefill([[2, 3, 4, 5], [1]])

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from nemotron_errors import LimitError, RequestError
+from nemotron_runtime.engine.engine import Engine
 from support.models import random_model, token_ids
 
-from nemotron_export.model.session import EagerSession
+from nemotron_export.model.executor import EagerExecutor
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
@@ -16,15 +17,15 @@ def test_ragged_rows_equal_single_rows(implementation: str) -> None:
     """Rows of different lengths in one batch, fed in chunks, decoded with one row frozen for a step."""
     model = random_model(attn_implementation=implementation, head_dim=32)
     prompts = [token_ids(1, n, seed=n)[0].numpy() for n in (3, 11, 6)]
-    session = EagerSession(model, max_batch=3, max_seq_len=32, prefill_chunk=4)
+    session = Engine(EagerExecutor(model, max_batch=3, max_seq_len=32, prefill_chunk=4))
     session.reset(3, 20)
     prefill = session.prefill(prompts)
     tokens = np.array([5, 6, 7])
-    first = session.decode(tokens)
-    session.decode(tokens, advance_B=np.array([True, False, True]))
-    last = session.decode(tokens)
+    first = session.decode(tokens).logits
+    session.decode(tokens, advancing_B=np.array([True, False, True]))
+    last = session.decode(tokens).logits
     assert session.lengths_B.tolist() == [6, 13, 9]
-    single = EagerSession(model, max_batch=1, max_seq_len=32)
+    single = Engine(EagerExecutor(model, max_batch=1, max_seq_len=32))
     for row, prompt in enumerate(prompts):
         steps = 2 if row == 1 else 3
         ids = np.concatenate((prompt, np.repeat(tokens[row], steps)))
@@ -39,21 +40,21 @@ def test_logits_of_every_position() -> None:
     ids = token_ids(1, 9)
     with torch.no_grad():
         expected = model(ids).logits[0].numpy()
-    assert np.array_equal(EagerSession(model, 1, 16).logits(ids[0].numpy()), expected)
+    assert np.array_equal(Engine(EagerExecutor(model, 1, 16)).logits(ids[0].numpy()), expected)
 
 
 def test_training_mode_is_refused() -> None:
     with pytest.raises(RequestError, match=r"call model\.eval\(\) first"):
-        EagerSession(random_model().train(), 1, 16)
+        EagerExecutor(random_model().train(), 1, 16)
 
 
 def test_limits() -> None:
-    session = EagerSession(random_model(), 1, 8)
+    session = Engine(EagerExecutor(random_model(), 1, 8))
     with pytest.raises(LimitError, match="9 tokens"):
         session.reset(1, 9)
     session.reset(1, 4)
     session.prefill([[1, 2, 3, 4]])
-    with pytest.raises(LimitError, match="a free slot"):
+    with pytest.raises(LimitError, match="room for another token"):
         session.decode([1])
 
 

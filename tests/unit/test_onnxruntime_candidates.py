@@ -14,8 +14,11 @@ from nemotron_errors import BundleError
 from nemotron_graphs.targets.candidate_graph import CANDIDATES_FILE, candidate_graph
 from nemotron_runtime.bundle.folder import Bundle
 from nemotron_runtime.bundle.manifest import Manifest
+from nemotron_runtime.engine.engine import Engine
 from nemotron_runtime.engine.generation import GenerationParams, generate
-from nemotron_runtime.executors.onnxruntime.cuda import OnnxRuntimeCudaSession
+from nemotron_runtime.executors.onnxruntime.cuda import OnnxRuntimeCudaExecutor
+from nemotron_runtime.executors.onnxruntime.sampler import OnnxRuntimeSampler
+from nemotron_runtime.sampling.device import TopCandidates
 from support.bundles import TinyModel, make_bundle
 from support.recorded_onnxruntime import CUDA, Recorded, record
 
@@ -29,7 +32,8 @@ def add(folder: Path, model: ir.Model, count: int = COUNT) -> Bundle:
     ir.save(model, path)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["session"] |= {
-        "provider": CUDA, "cuda_graph": True, "candidates": {"graph": CANDIDATES_FILE, "count": count}
+        "executor": "onnxruntime-cuda", "device": "cuda", "provider": CUDA, "cuda_graph": True,
+        "candidates": {"graph": CANDIDATES_FILE, "count": count}
     }  # fmt: skip
     data = path.read_bytes()
     manifest["files"][CANDIDATES_FILE] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -47,22 +51,22 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
     return record(monkeypatch)
 
 
-def prefilled(session: OnnxRuntimeCudaSession, prompts: list[list[int]], slots: int = 20) -> OnnxRuntimeCudaSession:
+def prefilled(session: Any, prompts: list[list[int]], slots: int = 20) -> Any:
     session.reset(len(prompts), slots)
     session.prefill(prompts)
     return session
 
 
 def test_a_step_runs_both_graphs_each_captured_and_released(bundle: Bundle, recorded: Recorded) -> None:
-    with OnnxRuntimeCudaSession(bundle) as session:
+    with Engine(OnnxRuntimeCudaExecutor(bundle)) as session:
         assert recorded.graphs == ["model.onnx", CANDIDATES_FILE]
         # the same options for both
         options = {"device_id": "0", "enable_cuda_graph": "1", "use_tf32": "0"}
         assert recorded.providers == [(CUDA, options)] * 2
-        assert session.candidates == COUNT
+        assert session.executor.candidate_count == COUNT
         prefilled(session, [[1, 2, 3]])
-        session.candidate_decode([4], 0.7)
-        session.candidate_decode([5], 0.7)
+        session.decode([4], sampling=TopCandidates(0.7))
+        session.decode([5], sampling=TopCandidates(0.7))
         assert recorded.run_ids == ["-1", *["1", f"{CANDIDATES_FILE} 1"] * 2]
         session.decode([6])
         prefilled(session, [[1, 2], [3]])
@@ -76,8 +80,8 @@ def test_a_step_runs_both_graphs_each_captured_and_released(bundle: Bundle, reco
 
 @pytest.mark.parametrize("options", [{"cuda_graph": False}, {"allow_cpu_nodes": True}], ids=str)
 def test_without_a_cuda_graph_no_run_is_marked(bundle: Bundle, recorded: Recorded, options: dict[str, bool]) -> None:
-    with OnnxRuntimeCudaSession(bundle, **options) as session:
-        prefilled(session, [[1, 2, 3]]).candidate_decode([4], 0.7)
+    with Engine(OnnxRuntimeCudaExecutor(bundle, **options)) as session:
+        prefilled(session, [[1, 2, 3]]).decode([4], sampling=TopCandidates(0.7))
     assert recorded.run_ids == ["none", "none", f"{CANDIDATES_FILE} none"]
     assert recorded.released == []
 
@@ -85,13 +89,15 @@ def test_without_a_cuda_graph_no_run_is_marked(bundle: Bundle, recorded: Recorde
 @pytest.mark.parametrize("temperature", [0.05, 0.7, 1.0, 2.0])
 def test_candidates_are_those_of_the_steps_logits(bundle: Bundle, recorded: Recorded, temperature: float) -> None:
     prompts, tokens = [[1, 2, 3], [4, 5]], [6, 7]
-    with OnnxRuntimeCudaSession(bundle, threads=1) as session:
-        logits_BV = prefilled(session, prompts).decode(tokens).copy()
+    with Engine(OnnxRuntimeCudaExecutor(bundle, threads=1)) as session:
+        logits_BV = prefilled(session, prompts).decode(tokens).logits.copy()
         prefilled(session, prompts)
         for warm in (1.5, temperature):
             # the same step once more, at another temperature
-            found = session.candidate_step(np.array(tokens), session.lengths_B, warm)
-        np.testing.assert_array_equal(session.candidate_logits(), logits_BV)
+            sampling = TopCandidates(warm)
+            sampler = session.executor.step(np.array(tokens), session.lengths_B, None, sampling)
+            found = sampler.candidates(warm)
+        np.testing.assert_array_equal(sampler.logits(), logits_BV)
         np.testing.assert_array_equal(found.logits, -np.sort(-logits_BV, axis=-1)[:, :COUNT])
         np.testing.assert_array_equal(np.take_along_axis(logits_BV, found.ids, -1), found.logits)
         scores_BV = logits_BV.astype(np.float64) / temperature
@@ -102,10 +108,10 @@ def test_candidates_are_those_of_the_steps_logits(bundle: Bundle, recorded: Reco
 def test_the_temperature_goes_to_the_device_when_it_changes(
     bundle: Bundle, recorded: Recorded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with OnnxRuntimeCudaSession(bundle) as session:
-        prefilled(session, [[1, 2, 3]]).candidate_decode([4], 1.0)
-        assert session._device_step is not None
-        few = session._device_step.candidates
+    with Engine(OnnxRuntimeCudaExecutor(bundle)) as session:
+        prefilled(session, [[1, 2, 3]]).decode([4], sampling=TopCandidates(1.0))
+        assert session.executor._device_step is not None
+        few = session.executor._device_step.sampler
         sent: list[float] = []
         real = few._temperature_1
 
@@ -116,7 +122,7 @@ def test_the_temperature_goes_to_the_device_when_it_changes(
 
         monkeypatch.setattr(few, "_temperature_1", Noting())
         for temperature in (1.0, 0.5, 0.5, 2.0, 0.5):
-            session.candidate_decode([5], temperature)
+            session.decode([5], sampling=TopCandidates(temperature))
         assert sent == [0.5, 2.0, 0.5]
 
 
@@ -132,19 +138,20 @@ def test_a_seed_writes_the_same_tokens_with_and_without(
     bundle: Bundle, recorded: Recorded, monkeypatch: pytest.MonkeyPatch, filters: dict[str, Any], often: str
 ) -> None:
     prompts, texts = [[1, 2, 3], [4, 5]], []
-    asked = {"candidate_step": 0, "candidate_logits": 0}
+    asked = {"candidates": 0, "logits": 0}
     for name in asked:
-        real = getattr(OnnxRuntimeCudaSession, name)
+        real = getattr(OnnxRuntimeSampler, name)
 
         def count(*arguments: Any, name: str = name, real: Any = real) -> Any:
-            asked[name] += 1
+            # not where all logits are what a step is asked for
+            asked[name] += has
             return real(*arguments)
 
-        monkeypatch.setattr(OnnxRuntimeCudaSession, name, count)
+        monkeypatch.setattr(OnnxRuntimeSampler, name, count)
     for has in (True, False):
-        if not has:
-            monkeypatch.setattr(OnnxRuntimeCudaSession, "candidates", 0)
-        with OnnxRuntimeCudaSession(bundle, threads=1) as session:
+        with Engine(OnnxRuntimeCudaExecutor(bundle, threads=1)) as session:
+            if not has:
+                session.executor.candidate_count = 0
             texts.append([
                 result.token_ids
                 for seed in range(3)
@@ -153,8 +160,8 @@ def test_a_seed_writes_the_same_tokens_with_and_without(
                 ))
             ])  # fmt: skip
     assert texts[0] == texts[1]
-    assert asked["candidate_step"] == 3 * 11
-    copied = asked["candidate_logits"]
+    assert asked["candidates"] == 3 * 11
+    copied = asked["logits"]
     assert {"never": copied == 0, "at times": copied < 3 * 11, "always": copied == 3 * 11}[often]
 
 
@@ -162,10 +169,10 @@ def test_a_bundle_without_the_graph_loads_as_before(tmp_path: Path, recorded: Re
     folder = make_bundle(tmp_path)
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["session"].pop("candidates") is None
-    manifest["session"] |= {"provider": CUDA, "cuda_graph": True}
+    manifest["session"] |= {"executor": "onnxruntime-cuda", "device": "cuda", "provider": CUDA, "cuda_graph": True}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with OnnxRuntimeCudaSession(Bundle.open(folder)) as session:
-        assert session.candidates == 0
+    with Engine(OnnxRuntimeCudaExecutor(Bundle.open(folder))) as session:
+        assert session.executor.candidate_count == 0
         params = GenerationParams(temperature=0.8, top_k=5, seed=1, max_new_tokens=4)
         assert len(generate(session, [[1, 2]], params)[0].token_ids) > 0
     assert recorded.graphs == ["model.onnx"]
@@ -186,18 +193,18 @@ def test_a_graph_that_does_not_fit_is_refused_at_load(
 ) -> None:
     bundle = add(make_bundle(tmp_path), model, count)
     with pytest.raises(BundleError, match=says):
-        OnnxRuntimeCudaSession(bundle)
+        OnnxRuntimeCudaExecutor(bundle)
 
 
 def test_a_broken_graph_and_nodes_on_the_cpu_are_refused_at_load(bundle: Bundle, recorded: Recorded) -> None:
     recorded.on_cpu = ("TopK",)
     with pytest.raises(BundleError, match=r"nodes on the CPU: TopK"):
-        OnnxRuntimeCudaSession(bundle)
-    with OnnxRuntimeCudaSession(bundle, allow_cpu_nodes=True) as session:
-        assert session.candidates == COUNT
+        OnnxRuntimeCudaExecutor(bundle)
+    with Engine(OnnxRuntimeCudaExecutor(bundle, allow_cpu_nodes=True)) as session:
+        assert session.executor.candidate_count == COUNT
     bundle.file(CANDIDATES_FILE).write_bytes(b"no graph")
     with pytest.raises(BundleError, match="fails to load"):
-        OnnxRuntimeCudaSession(bundle, allow_cpu_nodes=True)
+        OnnxRuntimeCudaExecutor(bundle, allow_cpu_nodes=True)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +213,7 @@ def test_a_broken_graph_and_nodes_on_the_cpu_are_refused_at_load(bundle: Bundle,
         ({"count": 0}, r"candidates\.count.*0 tokens.*1 to 96"),
         ({"count": 97}, r"97 tokens.*1 to 96"),
         ({"count": "32"}, r"candidates\.count.*str '32'"),
-        ({"graph": "model.onnx"}, "beside the session's graph"),
+        ({"graph": "model.onnx"}, "another file than the session's graph"),
         ({"graph": "other.onnx"}, "no record of other.onnx"),
         ({"graph": "../candidates.onnx"}, "inside the folder"),
         ({"more": 1}, "unknown keys more"),
@@ -222,9 +229,9 @@ def test_the_manifests_record_is_strict(bundle: Bundle, changes: dict[str, Any],
         Manifest.from_dict(document)
 
 
-@pytest.mark.parametrize("other", [{"task": "token-classification"}, {"session": {"kind": "genai"}}], ids=str)
+@pytest.mark.parametrize("other", [{"task": "token-classification"}, {"session": {"executor": "genai"}}], ids=str)
 def test_only_a_language_model_of_the_row_contract_has_candidates(bundle: Bundle, other: dict[str, Any]) -> None:
     document = json.loads((bundle.directory / "manifest.json").read_text())
     session = document["session"] | other.get("session", {})
-    with pytest.raises(BundleError, match=r"session\.candidates.*kind onnxruntime for causal-lm"):
+    with pytest.raises(BundleError, match=r"session\.candidates.*onnxruntime for causal-lm"):
         Manifest.from_dict({**document, **other, "session": session})

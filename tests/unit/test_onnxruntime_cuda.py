@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from nemotron_errors import BundleError, MissingDependencyError
 from nemotron_runtime.bundle.folder import Bundle
+from nemotron_runtime.engine.engine import Engine
 from nemotron_runtime.executors.onnxruntime import graph as onnxruntime_graph
-from nemotron_runtime.executors.onnxruntime.cuda import OnnxRuntimeCudaSession
+from nemotron_runtime.executors.onnxruntime.cuda import OnnxRuntimeCudaExecutor
 from nemotron_runtime.executors.onnxruntime.placement import RECORD_PLACEMENT, check_placement, cpu_nodes, memcpy_nodes
-from nemotron_runtime.executors.open import open_session
+from nemotron_runtime.executors.open import open_executor
+from nemotron_runtime.sampling.device import GREEDY
 from support.bundles import make_bundle
 from support.recorded_onnxruntime import CPU, CUDA, Recorded, record
 
@@ -23,7 +25,7 @@ from support.recorded_onnxruntime import CPU, CUDA, Recorded, record
 def bundle(tmp_path: Path) -> Bundle:
     folder = make_bundle(tmp_path, kind="fused")
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["session"] |= {"provider": CUDA, "cuda_graph": True}
+    manifest["session"] |= {"executor": "onnxruntime-cuda", "device": "cuda", "provider": CUDA, "cuda_graph": True}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return Bundle.open(folder)
 
@@ -36,8 +38,8 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
 def test_decode_steps_have_a_graph_of_their_own_and_prefill_none(
     bundle: Bundle, recorded: Recorded, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with open_session(bundle) as session:
-        assert isinstance(session, OnnxRuntimeCudaSession)
+    with Engine(open_executor(bundle)) as session:
+        assert isinstance(session.executor, OnnxRuntimeCudaExecutor)
         options = {"device_id": "0", "enable_cuda_graph": "1", "use_tf32": "0"}
         assert recorded.providers == [(CUDA, options)]
         assert recorded.preloaded == 1
@@ -48,12 +50,12 @@ def test_decode_steps_have_a_graph_of_their_own_and_prefill_none(
         # the same size of cache: the buffers stay, and the graph that holds their addresses
         session.reset(1, 30)
         session.prefill([[1, 2]])
-        first = session.decode([6]).copy()
+        first = session.decode([6]).logits.copy()
         assert recorded.run_ids == ["-1", "1", "1", "-1", "1"]
         session.reset(2, 30)
         assert recorded.released == [1]
         session.prefill([[1, 2], [3]])
-        both = session.decode([6, 7])
+        both = session.decode([6, 7]).logits
         assert recorded.run_ids[5:] == ["-1", "-1", "2"]
         np.testing.assert_allclose(both[0], first[0], atol=1e-5)
     assert recorded.released == [1, 2]
@@ -61,13 +63,13 @@ def test_decode_steps_have_a_graph_of_their_own_and_prefill_none(
 
 
 def test_without_a_cuda_graph_no_run_is_marked(bundle: Bundle, recorded: Recorded) -> None:
-    with OnnxRuntimeCudaSession(bundle, cuda_graph=False) as session:
+    with Engine(OnnxRuntimeCudaExecutor(bundle, cuda_graph=False)) as session:
         session.reset(1, 20)
         session.prefill([[1, 2, 3]])
-        logits = session.decode([4]).copy()
+        logits = session.decode([4]).logits.copy()
         session.reset(1, 20)
         session.prefill([[1, 2, 3]])
-        assert session.greedy_decode([4]).tolist() == logits.argmax(-1).tolist()
+        assert session.decode([4], sampling=GREEDY).tokens.tolist() == logits.argmax(-1).tolist()
     assert recorded.providers[0][1]["enable_cuda_graph"] == "0"
     assert recorded.run_ids == ["none"] * 4
     assert recorded.released == []
@@ -76,9 +78,9 @@ def test_without_a_cuda_graph_no_run_is_marked(bundle: Bundle, recorded: Recorde
 def test_nodes_on_the_cpu_are_refused_by_name_unless_allowed(bundle: Bundle, recorded: Recorded) -> None:
     recorded.on_cpu = ("MatMul", "GatherND")
     with pytest.raises(BundleError, match=r"nodes on the CPU: .*(MatMul|GatherND).*--allow-cpu-nodes"):
-        OnnxRuntimeCudaSession(bundle)
-    with OnnxRuntimeCudaSession(bundle, allow_cpu_nodes=True) as session:
-        assert session.cuda_graph is False
+        OnnxRuntimeCudaExecutor(bundle)
+    with Engine(OnnxRuntimeCudaExecutor(bundle, allow_cpu_nodes=True)) as session:
+        assert session.executor.cuda_graph is False
     assert recorded.providers[-1][1]["enable_cuda_graph"] == "0"
 
 
@@ -88,9 +90,9 @@ def test_weights_that_are_files_are_opened_by_onnx_runtime_and_links_are_kept_fo
     caplog.set_level("INFO")
 
     def given_and_logits(allow_cpu_nodes: bool) -> tuple[int, np.ndarray]:
-        with OnnxRuntimeCudaSession(bundle, threads=1, allow_cpu_nodes=allow_cpu_nodes) as session:
+        with Engine(OnnxRuntimeCudaExecutor(bundle, threads=1, allow_cpu_nodes=allow_cpu_nodes)) as session:
             session.reset(1, 8)
-            return len(session._session.weights), session.prefill([np.arange(3, 9)])
+            return len(session.executor._session.weights), session.prefill([np.arange(3, 9)])
 
     given, logits = given_and_logits(True)
     assert given == 0
@@ -108,7 +110,7 @@ def test_weights_that_are_files_are_opened_by_onnx_runtime_and_links_are_kept_fo
 
 def test_an_onnxruntime_without_cuda_is_named(bundle: Bundle) -> None:
     with pytest.raises(MissingDependencyError, match=CUDA):
-        open_session(bundle)
+        open_executor(bundle)
 
 
 def test_cuda_that_does_not_start_is_said_before_a_session_falls_back(
@@ -119,10 +121,10 @@ def test_cuda_that_does_not_start_is_said_before_a_session_falls_back(
 
     monkeypatch.setattr(recorded, "OrtValue", SimpleNamespace(ortvalue_from_numpy=refuse), raising=False)
     with pytest.raises(MissingDependencyError, match=r"does not start: Failed to load something.*LD_LIBRARY_PATH"):
-        open_session(bundle)
+        open_executor(bundle)
     monkeypatch.setattr(recorded, "preload_dlls", lambda directory: None, raising=False)
     with pytest.raises(MissingDependencyError, match="does not start: CUDA Provider not available"):
-        open_session(bundle)
+        open_executor(bundle)
     assert recorded.providers == []
 
 

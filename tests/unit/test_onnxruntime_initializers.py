@@ -12,8 +12,9 @@ import onnxruntime
 import pytest
 from nemotron_errors import BundleError
 from nemotron_runtime.bundle.weights import map_weights
+from nemotron_runtime.engine.engine import Engine
 from nemotron_runtime.executors.onnxruntime import graph as onnxruntime_graph
-from nemotron_runtime.executors.onnxruntime.cpu import OnnxRuntimeSession
+from nemotron_runtime.executors.onnxruntime.cpu import OnnxRuntimeExecutor
 from nemotron_runtime.executors.onnxruntime.graph import open_graph
 from nemotron_runtime.executors.onnxruntime.initializers import ExternalTensor, external_tensors
 from onnx import TensorProto, helper
@@ -128,12 +129,12 @@ def test_weights_inside_the_bundle_are_left_to_onnx_runtime_but_for_packed_ones(
         options: Any = {"target": "ort-cpu", "max_seq_len": 64, "parity": False, "weights": weights}
         path = build(DEMO, tmp_path / weights, **options)
         opened = nemotron_runtime.Bundle.open(path, allow_unverified=True)
-        with OnnxRuntimeSession(opened, threads=1) as session:
+        with Engine(OnnxRuntimeExecutor(opened, threads=1)) as session:
             given = {t.name: t.location for t in external_tensors(opened.file("model.onnx").read_bytes())}
             if weights == "copy":
                 given = {name: location for name, location in given.items() if location == "packed"}
                 assert given
-            assert set(session._session.weights) == set(given)
+            assert set(session.executor._session.weights) == set(given)
             session.reset(1, 40)
             tokens.append(session.prefill([np.arange(4, 24)]))
     np.testing.assert_array_equal(tokens[0], tokens[1])

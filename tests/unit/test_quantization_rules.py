@@ -14,11 +14,11 @@ from nemotron_formats.tensors import EncodedWeight, TensorEntry
 from nemotron_formats.weights import Int4, Int8
 from nemotron_graphs.ops import DOMAIN
 from nemotron_graphs.passes import LowerLinearToMatMulNBitsPass
-from nemotron_runtime.checks import judge
+from nemotron_runtime.checks import check
 from nemotron_runtime.checks.perplexity import perplexity, token_nll
 from nemotron_runtime.checks.reference import Reference, ReferencePrompt, ReferenceText, read_reference, write_reference
 from safetensors.numpy import load_file, save_file
-from support.sessions import ToySession
+from support.toy_engine import ToyEngine
 
 from nemotron_export.building.preflight import estimate
 from nemotron_export.config.config import NemotronConfig
@@ -75,7 +75,7 @@ def test_the_pass_refuses_what_does_not_fit() -> None:
 
 def _reference(tokens: int = 17, steps: int = 4) -> Reference:
     """One prompt of the toy session's own numbers."""
-    with ToySession() as session:
+    with ToyEngine() as session:
         ids = np.arange(tokens) * 5 % session.vocab_size
         logits = session.logits(ids)
         history, chosen = list(ids), [logits[-1]]
@@ -91,34 +91,32 @@ def _reference(tokens: int = 17, steps: int = 4) -> Reference:
 
 def _text(tokens: int = 12) -> ReferenceText:
     ids = np.arange(tokens, dtype=np.int64) % 7
-    with ToySession() as session:
+    with ToyEngine() as session:
         return ReferenceText(ids, token_nll(session.logits(ids)[:-1], ids[1:]))
 
 
 def test_a_session_that_equals_the_reference_passes_and_one_that_is_off_fails() -> None:
     reference = replace(_reference(), texts=(_text(), _text(5)))
-    report = judge(ToySession(), reference, "float32", weight_format=Int8(128))
+    report = check(ToyEngine(), reference, "float32", weight_format=Int8(128))
     assert report.passed
     (row,) = (row for row in report.rows if row.check == "perplexity ratio")
     assert row.measured == pytest.approx(1, abs=1e-6)
     assert row.tolerance == 1.01
     assert "15 tokens" in row.prompt
     worse = replace(reference, texts=tuple(replace(text, nll=text.nll - np.float32(0.02)) for text in reference.texts))
-    failed = [
-        row.check for row in judge(ToySession(), worse, "float32", weight_format=Int8(128)).rows if not row.passed
-    ]
+    failed = [row.check for row in check(ToyEngine(), worse, "float32", weight_format=Int8(128)).rows if not row.passed]
     assert failed == ["perplexity ratio"]
-    assert judge(ToySession(), worse, "float32", weight_format=Int4(32)).passed
-    shifted = judge(ToySession(error=100.0), reference, "float32", weight_format=Int4(32))
+    assert check(ToyEngine(), worse, "float32", weight_format=Int4(32)).passed
+    shifted = check(ToyEngine(error=100.0), reference, "float32", weight_format=Int4(32))
     assert {"prefill, RMSE / deviation", "largest drift / range"} <= {r.check for r in shifted.rows if not r.passed}
 
 
 def test_refused_references() -> None:
     with pytest.raises(BundleError, match="without held-out text"):
-        judge(ToySession(), _reference(), "float32", weight_format=Int8(128))
-    session = ToySession(max_seq_len=40)
+        check(ToyEngine(), _reference(), "float32", weight_format=Int8(128))
+    session = ToyEngine(max_seq_len=40)
     with pytest.raises(LimitError, match="a text of 41 tokens"):
-        judge(session, replace(_reference(), texts=(_text(41),)), "float32", weight_format=Int8(128))
+        check(session, replace(_reference(), texts=(_text(41),)), "float32", weight_format=Int8(128))
 
 
 def test_the_reference_keeps_its_text(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ import numpy as np
 import psutil
 import pytest
 from nemotron_errors import BundleError, LimitError, MissingDependencyError, RequestError
+from nemotron_runtime.engine.engine import Engine
 from nemotron_runtime.executors.onnxruntime import cpu as module
-from nemotron_runtime.executors.onnxruntime.cpu import OnnxRuntimeSession
+from nemotron_runtime.executors.onnxruntime.cpu import OnnxRuntimeExecutor
 from support.bundles import TinyModel, make_bundle
 
 TINY = TinyModel(positions=256)
@@ -17,7 +18,7 @@ TINY = TinyModel(positions=256)
 @pytest.fixture(scope="module", params=["fused", "portable"])
 def session(request, tmp_path_factory):
     bundle = nemotron_runtime.Bundle.open(make_bundle(tmp_path_factory.mktemp(request.param), kind=request.param))
-    with OnnxRuntimeSession(bundle, threads=1) as session:
+    with Engine(OnnxRuntimeExecutor(bundle, threads=1)) as session:
         yield session
 
 
@@ -48,12 +49,12 @@ def test_ragged_rows_prefill_and_decode_with_a_frozen_one(session):
         tokens = random_ids(100 + step, 3)
         for history, token, go in zip(histories, tokens, advance, strict=True):
             history += [token] * bool(go)
-        logits = session.decode(tokens, advance)
-        for b in np.flatnonzero(advance):
-            close(logits[b], TINY.logits(histories[b])[-1])
+        logits = session.decode(tokens, advance).logits
+        for logits_V, b in zip(logits, np.flatnonzero(advance), strict=True):
+            close(logits_V, TINY.logits(histories[b])[-1])
     assert session.lengths_B.tolist() == [52, 5, 29]
     # the frozen row goes on as if nothing had been written behind its end
-    close(session.decode([5, 6, 7])[1], TINY.logits([*histories[1], 6])[-1])
+    close(session.decode([5, 6, 7]).logits[1], TINY.logits([*histories[1], 6])[-1])
 
 
 def test_prefill_behind_a_past(session):
@@ -67,8 +68,8 @@ def test_a_full_cache_refuses_and_the_last_slot_is_usable(session):
     ids = random_ids(5, 255)
     session.reset(1, 256)
     session.prefill([ids])
-    close(session.decode([9])[0], TINY.logits([*ids, 9])[-1])
-    with pytest.raises(LimitError, match="256 slots"):
+    close(session.decode([9]).logits[0], TINY.logits([*ids, 9])[-1])
+    with pytest.raises(LimitError, match="full sequence of 256"):
         session.decode([1])
     with pytest.raises(LimitError, match=r"257 tokens.*256"):
         session.reset(1, 257)
@@ -76,15 +77,15 @@ def test_a_full_cache_refuses_and_the_last_slot_is_usable(session):
 
 def test_caches_are_outputs_and_inputs_at_once_and_stay_where_they_are(session):
     session.reset(2, 50)
-    addresses = {name: cache.ctypes.data for name, cache in session._caches.items()}
+    addresses = {name: cache.ctypes.data for name, cache in session.executor._buffers.items()}
     session.prefill([random_ids(1, 20), random_ids(2, 9)])
     session.decode([1, 2])
     session.decode([3, 4])
-    outputs = session._step.binding.get_outputs()
+    outputs = session.executor._step.binding.get_outputs()
     bound = {output.data_ptr() for output in outputs}
     assert set(addresses.values()) <= bound
-    assert {name: cache.ctypes.data for name, cache in session._caches.items()} == addresses
-    for cache_BGTD in session._caches.values():
+    assert {name: cache.ctypes.data for name, cache in session.executor._buffers.items()} == addresses
+    for cache_BGTD in session.executor._buffers.values():
         # 22 and 11 tokens are there, and nothing behind them but zeros or padding
         assert (np.abs(cache_BGTD[0, :, :22]).sum(-1) > 0).all()
         assert (cache_BGTD[0, :, 22:] == 0).all()
@@ -102,29 +103,29 @@ def test_no_copy_of_a_cache_per_step(tmp_path):
             session.decode([step, step + 1])
         return psutil.Process().memory_info().rss - before
 
-    with OnnxRuntimeSession(nemotron_runtime.Bundle.open(path), threads=1) as session:
+    with Engine(OnnxRuntimeExecutor(nemotron_runtime.Bundle.open(path), threads=1)) as session:
         session.reset(2, slots)
-        (cache_BGTD, _) = session._caches.values()
+        (cache_BGTD, _) = session.executor._buffers.values()
         assert cache_BGTD.nbytes == 128 << 20
         assert resident_growth(4) < 64 << 20
         # the same with outputs elsewhere, to show that a copy would be seen
-        elsewhere = {name: np.zeros(cache.shape, cache.dtype) for name, cache in session._caches.items()}
+        elsewhere = {name: np.zeros(cache.shape, cache.dtype) for name, cache in session.executor._buffers.items()}
         for name, cache in elsewhere.items():
             where = ("cpu", 0, np.float32, cache.shape, cache.ctypes.data)
-            session._step.binding.bind_output(name.replace("_cache.", "_cache_out."), *where)
+            session.executor._step.binding.bind_output(name.replace("_cache.", "_cache_out."), *where)
         assert resident_growth(1) > 200 << 20
 
 
 def test_step_reuses_its_binding_and_buffers(session):
     session.reset(1, 20)
     session.prefill([[1, 2]])
-    first = session.decode([3])
-    step = session._step
-    second = session.decode([4])
-    assert session._step is step
+    first = session.decode([3]).logits
+    step = session.executor._step
+    second = session.decode([4]).logits
+    assert session.executor._step is step
     assert np.shares_memory(first, second)
     session.reset(1, 20)
-    assert session._step is None
+    assert session.executor._step is None
 
 
 def test_reset_starts_with_clean_rows(session):
@@ -145,14 +146,14 @@ def test_missing_onnxruntime_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     bundle = nemotron_runtime.Bundle.open(make_bundle(tmp_path))
     with pytest.raises(MissingDependencyError, match=r"pip install nemotron-export\[ort\]"):
-        OnnxRuntimeSession(bundle)
+        OnnxRuntimeExecutor(bundle)
 
 
 def test_a_provider_that_is_not_there_is_not_replaced(tmp_path):
     bundle = nemotron_runtime.Bundle.open(make_bundle(tmp_path))
     object.__setattr__(bundle.manifest.session, "provider", "NoSuchExecutionProvider")
     with pytest.raises(MissingDependencyError, match="NoSuchExecutionProvider"):
-        OnnxRuntimeSession(bundle)
+        OnnxRuntimeExecutor(bundle)
 
 
 @pytest.mark.parametrize(
@@ -162,17 +163,17 @@ def test_a_graph_that_is_not_what_the_manifest_says(tmp_path, key, value):
     bundle = nemotron_runtime.Bundle.open(make_bundle(tmp_path))
     object.__setattr__(bundle.manifest.session, key, value)
     with pytest.raises(BundleError):
-        OnnxRuntimeSession(bundle)
+        OnnxRuntimeExecutor(bundle)
 
 
 def test_a_broken_graph_is_a_bundle_error(tmp_path):
     bundle = nemotron_runtime.Bundle.open(make_bundle(tmp_path))
     bundle.file("model.onnx").write_bytes(b"no graph")
     with pytest.raises(BundleError, match="fails to load"):
-        OnnxRuntimeSession(bundle)
+        OnnxRuntimeExecutor(bundle)
 
 
 def test_close_twice(tmp_path):
-    session = module.OnnxRuntimeSession(nemotron_runtime.Bundle.open(make_bundle(tmp_path)))
+    session = module.OnnxRuntimeExecutor(nemotron_runtime.Bundle.open(make_bundle(tmp_path)))
     session.close()
     session.close()

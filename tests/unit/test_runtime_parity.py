@@ -9,18 +9,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from nemotron_errors import BundleError, LimitError
-from nemotron_runtime.checks import judge
+from nemotron_runtime.checks import check
 from nemotron_runtime.checks.reference import Reference, ReferencePrompt, read_reference, write_reference
+from nemotron_runtime.checks.replay import Replayed
 from nemotron_runtime.checks.report import ParityReport, ParityRow
-from nemotron_runtime.checks.rules import LowPrecisionJudge
+from nemotron_runtime.checks.rules import LowPrecisionCheck
 from safetensors.numpy import load_file, save_file
-from support.sessions import ToySession
+from support.toy_engine import ToyEngine, ToyExecutor
 
 STEPS = 8
 
 
 def toy_reference(lengths=(3, 5, 17), eager_rmse=None, steps=STEPS):
-    truth, rng, prompts = ToySession(), np.random.default_rng(0), []
+    truth, rng, prompts = ToyEngine(), np.random.default_rng(0), []
     for n in lengths:
         ids = rng.integers(0, truth.vocab_size, n)
         history, chosen = list(ids), []
@@ -46,7 +47,7 @@ def failed(report):
     return {row.check.split(",")[0].split(" of ")[0] for row in report.rows if not row.passed}
 
 
-class Poisoned(ToySession):
+class PoisonedExecutor(ToyExecutor):
     """Goes wrong in one way."""
 
     def __init__(self, how, **options):
@@ -68,12 +69,16 @@ class Poisoned(ToySession):
         return logits
 
 
+def Poisoned(how, **options):  # noqa: N802
+    return ToyEngine(how, executor=PoisonedExecutor, **options)
+
+
 def test_a_right_session_passes_every_check():
-    report = judge(ToySession(), REFERENCE, "float32")
+    report = check(ToyEngine(), REFERENCE, "float32")
     assert report.passed
     checks = [row.check for row in report.rows]
-    for check in ("prefill", "cached decode", "greedy", "prefill in chunks", "padded rows"):
-        assert any(name.startswith(check) for name in checks)
+    for expected in ("prefill", "cached decode", "greedy", "prefill in chunks", "padded rows"):
+        assert any(name.startswith(expected) for name in checks)
     assert len([c for c in checks if c.startswith("greedy")]) == 3
     assert all(row.measured == 0 for row in report.rows)
     assert [row.prompt for row in report.rows if row.check.startswith("padded")] == ["rows of 17, 5, 3, 9 tokens"]
@@ -91,7 +96,7 @@ def test_a_right_session_passes_every_check():
     ],
 )
 def test_each_kind_of_error_fails_its_checks(how, checks):
-    report = judge(Poisoned(how, prefill_chunk=64), REFERENCE, "float32")
+    report = check(Poisoned(how, prefill_chunk=64), REFERENCE, "float32")
     assert not report.passed
     assert checks <= failed(report)
     assert failed(report) - checks <= {"greedy"}
@@ -100,10 +105,10 @@ def test_each_kind_of_error_fails_its_checks(how, checks):
 
 
 def test_the_tolerance_is_relative_to_the_logit_range():
-    small = judge(ToySession(error=1e-6), REFERENCE, "float32")
+    small = check(ToyEngine(error=1e-6), REFERENCE, "float32")
     assert small.passed
     assert max(row.measured for row in small.rows) > 0
-    assert not judge(ToySession(error=1e-2), REFERENCE, "float32").passed
+    assert not check(ToyEngine(error=1e-2), REFERENCE, "float32").passed
 
 
 def test_a_greedy_flip_fails_fp32_and_is_described():
@@ -111,7 +116,7 @@ def test_a_greedy_flip_fails_fp32_and_is_described():
     greedy = prompt.greedy.copy()
     greedy[-1] = (greedy[-1] + 1) % 32
     changed = replace(REFERENCE, prompts=(replace(prompt, greedy=greedy),))
-    report = judge(ToySession(), changed, "float32")
+    report = check(ToyEngine(), changed, "float32")
     (row,) = (row for row in report.rows if row.check.startswith("greedy"))
     assert (row.passed, row.measured) == (False, 1.0)
     assert f"token {STEPS - 1} is" in row.note
@@ -119,19 +124,19 @@ def test_a_greedy_flip_fails_fp32_and_is_described():
 
 
 def test_one_row_sessions_skip_the_padded_check():
-    report = judge(ToySession(max_batch=1), REFERENCE, "float32")
+    report = check(ToyEngine(max_batch=1), REFERENCE, "float32")
     assert report.passed
     assert not any(row.check.startswith("padded") for row in report.rows)
 
 
 def test_a_single_prompt_still_gives_ragged_rows():
-    report = judge(ToySession(), toy_reference((17,)), "float32")
+    report = check(ToyEngine(), toy_reference((17,)), "float32")
     assert [row.prompt for row in report.rows if row.check.startswith("padded")] == ["rows of 17, 9, 1 tokens"]
 
 
 @pytest.mark.parametrize(("error", "passes"), [(0.0, True), (0.05, True), (0.09, True), (0.3, False)])
 def test_low_precision_is_judged_by_the_rmse_of_pytorchs_own_run(error, passes):
-    report = judge(ToySession(error=error), toy_reference(eager_rmse=0.1), "bfloat16")
+    report = check(ToyEngine(error=error), toy_reference(eager_rmse=0.1), "bfloat16")
     (row,) = (row for row in report.rows if row.check.startswith("prefill and cached decode"))
     assert row.passed is passes
     assert row.measured == pytest.approx(error / 0.1, rel=0.1, abs=1e-6)
@@ -156,8 +161,8 @@ def test_low_precision_flips_fail_only_past_the_margin(steps, margins, past, pas
     choices, known = prompt.greedy.copy(), prompt.margins.copy()
     for at, margin in enumerate(margins, 1):
         choices[-at], known[-at] = (choices[-at] + 1) % 32, margin
-    judged = LowPrecisionJudge(ToySession(), reference)
-    judged.judge_whole(replace(prompt, margins=known), prompt.logits, prompt.step_logits, choices)
+    judged = LowPrecisionCheck(ToyEngine(), reference)
+    judged.check_whole(replace(prompt, margins=known), Replayed(prompt.logits, prompt.step_logits, choices))
     (row,) = judged.rows
     assert row.check == f"greedy, {steps} tokens, flips past the margin"
     assert (row.passed, row.measured, row.tolerance) == (passes, past, steps // 64)
@@ -166,9 +171,9 @@ def test_low_precision_flips_fail_only_past_the_margin(steps, margins, past, pas
 
 def test_low_precision_padded_and_chunked_runs_are_judged_too():
     reference = toy_reference(eager_rmse=0.001)
-    assert failed(judge(Poisoned("several rows"), reference, "float16")) == {"padded rows"}
-    assert failed(judge(Poisoned("later chunks", prefill_chunk=64), reference, "float16")) == {
-        next(r.check for r in judge(ToySession(), reference, "float16").rows if "chunks" in r.check)
+    assert failed(check(Poisoned("several rows"), reference, "float16")) == {"padded rows"}
+    assert failed(check(Poisoned("later chunks", prefill_chunk=64), reference, "float16")) == {
+        next(r.check for r in check(ToyEngine(), reference, "float16").rows if "chunks" in r.check)
         .split(",")[0]
         .split(" of ")[0]
     }
@@ -176,19 +181,19 @@ def test_low_precision_padded_and_chunked_runs_are_judged_too():
 
 def test_low_precision_needs_pytorchs_own_rmse():
     with pytest.raises(BundleError, match="eager_rmse"):
-        judge(ToySession(), REFERENCE, "bfloat16")
+        check(ToyEngine(), REFERENCE, "bfloat16")
 
 
 def test_a_reference_of_another_model_or_past_the_limits():
     with pytest.raises(BundleError, match="outputs of 32 values"):
-        judge(ToySession(vocab_size=33), REFERENCE, "float32")
+        check(ToyEngine(vocab_size=33), REFERENCE, "float32")
     with pytest.raises(LimitError, match=r"17 prompt tokens and 8 greedy ones.*at most 20"):
-        judge(ToySession(max_seq_len=20), REFERENCE, "float32")
+        check(ToyEngine(max_seq_len=20), REFERENCE, "float32")
 
 
 def test_progress_ends_at_its_total():
     calls = []
-    judge(ToySession(), REFERENCE, "float32", progress=lambda *call: calls.append(call))
+    check(ToyEngine(), REFERENCE, "float32", progress=lambda *call: calls.append(call))
     assert calls[-1][1] == calls[-1][2]
     assert [c[1] for c in calls] == sorted(c[1] for c in calls)
 

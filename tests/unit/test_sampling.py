@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from nemotron_runtime.sampling.filters import filter_logits
 from nemotron_runtime.sampling.params import GenerationParams
-from nemotron_runtime.sampling.sampler import RowSampler, filter_logits
+from nemotron_runtime.sampling.sequence import SequenceSampler
 
 V = 12
 LOGITS = np.random.default_rng(0).normal(size=V).astype(np.float32) * 1.5
@@ -31,10 +32,10 @@ def test_frequencies_follow_softmax(params, quantile, over):
     chosen = GenerationParams(**{"temperature": 1.0, "seed": 1234, **params})
     draws = 6_000
     if over == "steps":
-        sampler = RowSampler(chosen, 0, np.array([0]), V)
+        sampler = SequenceSampler(chosen, 0, np.array([0]), V)
         tokens = [sampler.choose(LOGITS, step) for step in range(draws)]
     else:
-        tokens = [RowSampler(chosen, row, np.array([0]), V).choose(LOGITS, 0) for row in range(draws)]
+        tokens = [SequenceSampler(chosen, row, np.array([0]), V).choose(LOGITS, 0) for row in range(draws)]
     ids, scores = filter_logits(LOGITS, chosen)
     counts = np.bincount(tokens, minlength=V)
     assert counts[ids].sum() == draws, "nothing but survivors"
@@ -44,7 +45,9 @@ def test_frequencies_follow_softmax(params, quantile, over):
 def test_draws_of_rows_and_steps_are_uncorrelated():
     params = GenerationParams(temperature=1.0, seed=9)
     flat = np.zeros(2, np.float32)
-    table = np.array([[RowSampler(params, r, np.array([0]), 2).choose(flat, s) for s in range(300)] for r in range(20)])
+    table = np.array(
+        [[SequenceSampler(params, r, np.array([0]), 2).choose(flat, s) for s in range(300)] for r in range(20)]
+    )
     signs = 2.0 * table - 1
     across_rows = (signs[:-1] * signs[1:]).mean()
     across_steps = (signs[:, :-1] * signs[:, 1:]).mean()
@@ -54,7 +57,7 @@ def test_draws_of_rows_and_steps_are_uncorrelated():
 
 
 def test_temperature_0_is_argmax_with_ties_to_the_lowest_id():
-    sampler = RowSampler(GenerationParams(seed=0), 0, np.array([0]), V)
+    sampler = SequenceSampler(GenerationParams(seed=0), 0, np.array([0]), V)
     assert sampler.choose(LOGITS, 0) == LOGITS.argmax()
     assert sampler.choose(np.ones(V, np.float32), 1) == 0
 
@@ -62,16 +65,16 @@ def test_temperature_0_is_argmax_with_ties_to_the_lowest_id():
 def test_the_same_row_and_step_draw_the_same_with_fewer_candidates():
     # the winner of all tokens stays the winner among any candidates that hold it
     for step in range(200):
-        whole = RowSampler(GenerationParams(temperature=1.0, seed=5), 3, np.array([0]), V).choose(LOGITS, step)
+        whole = SequenceSampler(GenerationParams(temperature=1.0, seed=5), 3, np.array([0]), V).choose(LOGITS, step)
         params = GenerationParams(temperature=1.0, seed=5, top_k=6)
-        few = RowSampler(params, 3, np.array([0]), V).choose(LOGITS, step)
+        few = SequenceSampler(params, 3, np.array([0]), V).choose(LOGITS, step)
         if whole in filter_logits(LOGITS, params)[0]:
             assert few == whole
 
 
 def test_repetition_penalty_counts_the_prompt_and_what_was_chosen():
     logits = np.array([3.0, 2.5, 2.0, -1.0], np.float32)
-    sampler = RowSampler(GenerationParams(repetition_penalty=2.0, seed=0), 0, np.array([0]), 4)
+    sampler = SequenceSampler(GenerationParams(repetition_penalty=2.0, seed=0), 0, np.array([0]), 4)
     # 0 is in the prompt (1.5), 1 is chosen (then 1.25), 2 next (then 1.0), then 0 again
     assert [sampler.choose(logits, step) for step in range(4)] == [1, 2, 0, 0]
 

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from nemotron_errors import BundleError
 from nemotron_runtime.bundle.folder import Bundle
+from nemotron_runtime.engine.engine import Engine
 from nemotron_runtime.engine.generation import GenerationParams, generate
-from nemotron_runtime.executors.tensorrt.executor import TensorRTSession
+from nemotron_runtime.executors.tensorrt.executor import TensorRTExecutor
 from nemotron_runtime.sampling.candidates import find_candidates
+from nemotron_runtime.sampling.device import GREEDY, TopCandidates
 from support.tensorrt_fakes import LOG_COUNT, V, installed, make_tensorrt_bundle, toy
 
 RNG = np.random.default_rng(5)
@@ -39,7 +41,7 @@ def bundle(fakes: Any, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def session(bundle: Path) -> Any:
-    with TensorRTSession(Bundle.open(bundle)) as opened:
+    with Engine(TensorRTExecutor(Bundle.open(bundle))) as opened:
         yield opened
 
 
@@ -56,7 +58,7 @@ def check(found: Any, logits_BV: np.ndarray, temperature: float) -> None:
 
 def test_they_are_those_of_the_logits_whatever_ran_before(session: Any, fakes: Any) -> None:
     cuda, reference = fakes[0], toy()
-    assert session.candidates == COUNT
+    assert session.executor.candidate_count == COUNT
     for rows in (3, 1):
         prompts = [ids(n) for n in (4, 11, 7)[:rows]]
         for each in (session, reference):
@@ -67,20 +69,20 @@ def test_they_are_those_of_the_logits_whatever_ran_before(session: Any, fakes: A
         for step in range(12):
             going[0] = step < 9 or rows == 1
             tokens, temperature = ids(rows), 0.5 + step / 10
-            logits_BV = reference.decode(tokens, going)[going]
+            logits_BV = reference.decode(tokens, going).logits
             launches = cuda.launches
-            found = session.candidate_decode(tokens, temperature, going)
+            outputs = session.decode(tokens, going, sampling=TopCandidates(temperature))
+            found = outputs.candidates
             assert cuda.launches - launches == 2, "the step, and what finds them"
-            kept = (found.ids[going], found.logits[going], found.log_sum[going])
-            check(type(found)(*kept), logits_BV, temperature)
+            check(found, logits_BV, temperature)
             if step % 3 == 1:
                 # all logits of the same step
-                np.testing.assert_array_equal(session.candidate_logits()[going], logits_BV)
+                np.testing.assert_array_equal(outputs.logits, logits_BV)
                 assert cuda.launches - launches == 2
             if step % 4 == 2:
                 # a step that runs ahead of the host, and is dropped
-                chosen = reference.greedy_decode(tokens, going)
-                np.testing.assert_array_equal(session.greedy_decode(tokens, going)[going], chosen[going])
+                chosen = reference.decode(tokens, going, sampling=GREEDY).tokens
+                np.testing.assert_array_equal(session.decode(tokens, going, sampling=GREEDY).tokens, chosen)
             assert session.lengths_B.tolist() == reference.lengths_B.tolist()
         assert cuda.graphs - graphs == 2, "of the step, and of what finds them"
 
@@ -90,9 +92,9 @@ def test_what_it_gave_stays_after_later_steps(session: Any) -> None:
     for each in (session, reference):
         each.reset(2, 30)
         each.prefill([[1, 2], [3]])
-    first = session.candidate_decode([4, 5], 1.0)
-    session.candidate_decode([6, 7], 2.0)
-    check(first, reference.decode([4, 5]), 1.0)
+    first = session.decode([4, 5], sampling=TopCandidates(1.0)).candidates
+    session.decode([6, 7], sampling=TopCandidates(2.0))
+    check(first, reference.decode([4, 5]).logits, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +118,7 @@ def test_generation_takes_the_tokens_of_the_filters_on_the_host(session: Any, fa
     assert [f.token_ids for f in found] == [e.token_ids for e in expected]
     steps = max(len(e.token_ids) for e in expected) - 1
     # the first token comes from the prompt, and a token that may not end the answer from all logits
-    few = max(0, steps + 1 - max(1, params.min_new_tokens)) if params.keeps_few else 0
+    few = max(0, steps + 1 - max(1, params.min_new_tokens)) if params.draws_from_candidates else 0
     assert fakes[0].launches - before == steps + few
 
 
@@ -137,8 +139,8 @@ def test_a_bundle_built_before_copies_all_logits_and_says_so(
     opened = Bundle.open(bundle)
     without(bundle, *KERNELS)
     params, prompts = GenerationParams(max_new_tokens=9, temperature=0.8, top_k=2, seed=1), [ids(5)]
-    with TensorRTSession(opened) as session:
-        assert session.candidates == 0
+    with Engine(TensorRTExecutor(opened)) as session:
+        assert session.executor.candidate_count == 0
         before = fakes[0].launches
         assert generate(session, prompts, params)[0].token_ids == generate(toy(), prompts, params)[0].token_ids
         assert fakes[0].launches - before == 8
@@ -147,8 +149,8 @@ def test_a_bundle_built_before_copies_all_logits_and_says_so(
 
 def test_another_task_loads_none(fakes: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     bundle = make_tensorrt_bundle(tmp_path, fakes[1], task="token-classification")
-    with caplog.at_level(logging.WARNING), TensorRTSession(Bundle.open(bundle)) as session:
-        assert session.candidates == 0
+    with caplog.at_level(logging.WARNING), Engine(TensorRTExecutor(Bundle.open(bundle))) as session:
+        assert session.executor.candidate_count == 0
     assert not caplog.records
 
 
@@ -157,7 +159,7 @@ def test_one_kernel_without_the_other_is_refused(fakes: Any, bundle: Path, key: 
     opened = Bundle.open(bundle)
     without(bundle, key)
     with pytest.raises(BundleError, match=f"no kernel {key}; expected candidates and candidates_merge"):
-        TensorRTSession(opened)
+        TensorRTExecutor(opened)
 
 
 @pytest.mark.parametrize(
@@ -180,4 +182,4 @@ def test_kernels_of_something_else_are_refused(
     opened = Bundle.open(bundle)
     rewritten(bundle, key, **changes)
     with pytest.raises(BundleError, match=message):
-        TensorRTSession(opened)
+        TensorRTExecutor(opened)

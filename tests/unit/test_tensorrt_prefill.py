@@ -1,4 +1,4 @@
-"""Prefill of the TensorRT session: padded lengths, graphs, rows in turns; over a CUDA and a TensorRT of numpy.
+"""Prefill of the TensorRT executor: padded lengths, graphs, micro-batches; over a CUDA and a TensorRT of numpy.
 
 Shapes: B rows, S tokens of a pass, K positions, T cache slots.
 """
@@ -19,9 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nemotron_errors import ResourceError
 from nemotron_runtime.bundle.folder import Bundle
+from nemotron_runtime.engine.engine import Engine
 from nemotron_runtime.engine.generation import GenerationParams, generate
 from nemotron_runtime.executors.tensorrt import prefill_graphs as tensorrt_prefill_graphs
-from nemotron_runtime.executors.tensorrt.executor import TensorRTSession
+from nemotron_runtime.executors.tensorrt.executor import TensorRTExecutor
 from nemotron_runtime.executors.tensorrt.prefill_graphs import padded_lengths, padded_to
 from support.tensorrt_fakes import V, installed, make_tensorrt_bundle, toy
 
@@ -39,7 +40,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def session(fakes: Any, tmp_path: Path) -> Any:
-    with TensorRTSession(bundle(tmp_path, fakes[1])) as opened:
+    with Engine(TensorRTExecutor(bundle(tmp_path, fakes[1]))) as opened:
         yield opened
 
 
@@ -65,7 +66,7 @@ def check(session: Any, prompts: Sequence[Any], slots: int = 250) -> None:
             np.testing.assert_array_equal(logits_V, toy().row_logits(history))
         if step < 2:
             tokens = ids(len(prompts), seed=step)
-            logits_BV = session.decode(tokens)
+            logits_BV = session.decode(tokens).logits
             for history, token in zip(histories, tokens, strict=True):
                 history.append(int(token))
 
@@ -143,8 +144,8 @@ def test_at_the_end_of_the_cache_passes_are_as_long_as_they_are(session: Any, fa
             np.testing.assert_array_equal(session.prefill([prompt])[0], toy().row_logits(history))
     # 90 + 160 fit, 231 + 32 run past 256 slots
     assert passes() == (2 * [(1, 96, 1), (1, 160, 1), (1, 21, 1)], 2)
-    address = session._cache.addresses["k_cache.0"]
-    shape = session._cache.shape_BGTD
+    address = session.executor._cache.addresses["k_cache.0"]
+    shape = session.executor._cache.shape_BGTD
     assert shape[2] == 256
     assert (fakes[0].array(address, shape, np.float16)[0, :, 252:] == 0).all()
 
@@ -184,7 +185,7 @@ def test_of_too_many_lengths_the_one_not_used_for_longest_goes(
 ) -> None:
     opened = bundle(tmp_path, fakes[1])
     monkeypatch.setattr(tensorrt_prefill_graphs, "_MOST_PASSES", 2)
-    with TensorRTSession(opened) as session, caplog.at_level(logging.DEBUG):
+    with Engine(TensorRTExecutor(opened)) as session, caplog.at_level(logging.DEBUG):
 
         def prefill(*lengths: int) -> tuple[Any, int]:
             for length in lengths:
@@ -196,14 +197,14 @@ def test_of_too_many_lengths_the_one_not_used_for_longest_goes(
         assert prefill(10, 20, 10) == ([], 0)
         # 32 goes, which 16 was used after
         assert prefill(60, 10) == ([(1, 64, 1)], 0)
-        assert "drops rows from 0 on, 1 of 32 tokens" in caplog.text
+        assert "drops sequences from 0 on, 1 of 32 tokens" in caplog.text
         # two engines and two contexts
         assert fakes[1].living == 4
         assert prefill(20, 20) == ([(1, 32, 1)] * 2, 1)
         assert prefill(10) == ([], 0)
 
 
-def test_more_rows_than_a_pass_takes_go_in_turns(session: Any, passes: Any) -> None:
+def test_more_rows_than_a_pass_takes_go_in_micro_batches(session: Any, passes: Any) -> None:
     rows = [ids(150, 1), ids(3, 2), ids(49, 3)]
     for use in range(3):
         check(session, rows)
@@ -240,13 +241,13 @@ def test_rows_behind_others_are_fed_where_they_ended(session: Any) -> None:
         (2, 16, 5, [(0, 2), (2, 4), (4, 5)]),
     ],
 )
-def test_turns_begin_where_an_allocation_might(
+def test_micro_batches_begin_where_an_allocation_might(
     session: Any, most: int, row_bytes: int, rows: int, expected: list[tuple[int, int]]
 ) -> None:
-    prefiller = session._prefiller
-    prefiller.limits = replace(prefiller.limits, rows=most)
-    prefiller._row_bytes = row_bytes
-    assert list(prefiller.turns(rows)) == expected
+    prefiller = session.executor._prefiller
+    prefiller.limits = replace(prefiller.limits, sequences=most)
+    prefiller._sequence_bytes = row_bytes
+    assert list(prefiller.micro_batches(rows)) == expected
 
 
 def test_several_rows_with_logits_of_many_positions(session: Any, passes: Any) -> None:
@@ -288,7 +289,7 @@ def test_any_requests_one_after_another_give_the_reference_s_logits(session: Any
                 np.testing.assert_array_equal(found, expected)
             for _ in range(steps):
                 tokens = rng.integers(0, V, rows)
-                np.testing.assert_array_equal(session.decode(tokens), whole.decode(tokens))
+                np.testing.assert_array_equal(session.decode(tokens).logits, whole.decode(tokens).logits)
 
 
 def test_generation_over_and_over_takes_the_same_tokens(session: Any, fakes: Any) -> None:
@@ -318,13 +319,13 @@ def test_a_pass_or_recording_that_fails_is_made_again(session: Any, fakes: Any, 
 
 def test_memory_for_the_buffers_is_given_back_where_it_ends(fakes: Any, tmp_path: Path) -> None:
     opened, cuda = bundle(tmp_path, fakes[1]), fakes[0]
-    with TensorRTSession(opened):
+    with TensorRTExecutor(opened):
         most = cuda.used
     refused = 0
     for total in range(most - 6000, most, 200):
         cuda.total = total
         with pytest.raises(ResourceError):
-            TensorRTSession(opened)
+            TensorRTExecutor(opened)
         gc.collect()
         assert cuda.leaks() == (0, 0, 0, 0)
         refused += 1

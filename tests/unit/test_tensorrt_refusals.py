@@ -13,8 +13,9 @@ import pytest
 from nemotron_errors import BundleError, MissingDependencyError, NemotronError, RequestError, ResourceError
 from nemotron_runtime.bundle.folder import Bundle, write_manifest
 from nemotron_runtime.bundle.manifest import Manifest
-from nemotron_runtime.executors.open import open_session
-from nemotron_runtime.executors.tensorrt.executor import TensorRTSession
+from nemotron_runtime.engine.engine import Engine
+from nemotron_runtime.executors.open import open_executor
+from nemotron_runtime.executors.tensorrt.executor import TensorRTExecutor
 from support.cuda_driver import FakeCuda
 from support.tensorrt_fakes import WEIGHTS, V, install, installed, make_tensorrt_bundle, toy
 
@@ -28,7 +29,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def refuse(bundle: Path, error: type[NemotronError], match: str) -> NemotronError:
     with pytest.raises(error, match=match) as caught:
-        TensorRTSession(Bundle.open(bundle))
+        TensorRTExecutor(Bundle.open(bundle))
     assert all((caught.value.found, caught.value.expected, caught.value.remedy))
     return caught.value
 
@@ -71,12 +72,12 @@ def test_engines_that_do_not_load_or_fit_are_refused(fakes: Any, tmp_path: Path)
     trt.profiles = [(1, 16, 4), (3, 16, 4)]
     refuse(bundle, BundleError, "found 2 optimization profiles; expected one")
     trt.profiles, trt.rows = most, 3
-    refuse(bundle, BundleError, "found an engine for 3 rows; expected one for 4")
+    refuse(bundle, BundleError, "found an engine for 3 sequences; expected one for 4")
     engine = bundle / "decode.engine"
     opened = Bundle.open(bundle)
     engine.write_text("no engine")
     with pytest.raises(BundleError, match=r"refuses: Magic tag does not match; expected an engine of TensorRT 10\.6"):
-        TensorRTSession(opened)
+        TensorRTExecutor(opened)
 
 
 def test_too_little_memory_is_refused_and_gives_back_what_it_took(fakes: Any, tmp_path: Path) -> None:
@@ -87,8 +88,8 @@ def test_too_little_memory_is_refused_and_gives_back_what_it_took(fakes: Any, tm
     cuda.total = 6000
     refuse(bundle, ResourceError, "for the engines' activations")
     cuda.total = 60_000
-    with open_session(Bundle.open(bundle)) as session:
-        with pytest.raises(ResourceError, match="for the KV cache of 4 rows of 600 tokens"):
+    with Engine(open_executor(Bundle.open(bundle))) as session:
+        with pytest.raises(ResourceError, match="for the KV cache of 4 sequences of 600 tokens"):
             session.reset(4, 600)
         with pytest.raises(RequestError, match="found 4 prompts; expected 0"):
             session.prefill([[1]] * 4)
@@ -111,7 +112,7 @@ def test_missing_kernels_are_refused(fakes: Any, tmp_path: Path) -> None:
     for path in (bundle / "kernels" / "sm_90").glob("*.argmax_combine.*"):
         path.unlink()
     with pytest.raises(BundleError, match="no kernel argmax_combine"):
-        TensorRTSession(opened)
+        TensorRTExecutor(opened)
 
 
 def test_missing_packages_are_named(fakes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +127,7 @@ def test_errors_of_passes_and_plugins_are_raised(monkeypatch: pytest.MonkeyPatch
     _, trt = install(monkeypatch, cuda=FakeCuda(), plugin_errors=errors)
     bundle = Bundle.open(make_tensorrt_bundle(tmp_path, trt))
     errors.append(KeyError("of a build before"))
-    with open_session(bundle) as session:
+    with Engine(open_executor(bundle)) as session:
         session.reset(1, 20)
         trt.fails = "enqueue: no such tactic"
         with pytest.raises(ResourceError, match="a pass that fails: enqueue: no such tactic"):
@@ -148,7 +149,7 @@ def test_a_bundle_without_the_record_is_refused(fakes: Any, tmp_path: Path) -> N
     bundle = make_tensorrt_bundle(tmp_path)
     opened = Bundle.open(bundle)
     with pytest.raises(BundleError, match="no record of its engines"):
-        TensorRTSession(replace(opened, manifest=replace(opened.manifest, tensorrt=None)))
+        TensorRTExecutor(replace(opened, manifest=replace(opened.manifest, tensorrt=None)))
 
 
 def test_the_session_imports_neither_torch_nor_triton_nor_what_it_may_lack() -> None:

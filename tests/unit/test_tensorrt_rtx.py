@@ -15,7 +15,8 @@ from nemotron_errors import BundleError, GraphError, MissingDependencyError, Nem
 from nemotron_plugins.library import KernelLibrary
 from nemotron_runtime.bundle.folder import Bundle
 from nemotron_runtime.bundle.manifest import Manifest
-from nemotron_runtime.executors.open import open_session
+from nemotron_runtime.engine.engine import Engine
+from nemotron_runtime.executors.open import open_executor
 from nemotron_runtime.executors.tensorrt import cache as tensorrt_cache
 from support import tensorrt_fakes
 from support.checkpoints import ODD, write_checkpoint
@@ -67,7 +68,7 @@ def test_engines_for_three_architectures_are_built_without_a_gpu(checkpoint: Pat
     assert all(len(weight.parts) == 1 for weight in weights.values())
     assert len(weights) == len([name for name in manifest.session.inputs if name.endswith((".weight", ".bias"))])
     with pytest.raises(BundleError, match="engines of TensorRT for RTX"):
-        open_session(opened)
+        open_executor(opened)
 
 
 def test_the_builder_stops_when_it_is_told_to(checkpoint: Path, tmp_path: Path) -> None:
@@ -183,7 +184,7 @@ class TestNoPlugins:
         cuda, trt = tensorrt_fakes.install(monkeypatch)
         bundle = tensorrt_fakes.make_tensorrt_bundle(tmp_path, trt, cache_capacity=600)
         with pytest.raises(BundleError, match=r"expected float16 \[-1, 2, 600, 4\]"):
-            open_session(Bundle.open(bundle))
+            open_executor(Bundle.open(bundle))
         shape = tensorrt_fakes._Engine.get_tensor_shape
 
         def fixed(self: Any, name: str) -> tuple[int, ...]:
@@ -196,7 +197,7 @@ class TestNoPlugins:
         monkeypatch.setattr(
             tensorrt_cache.DeviceCache, "_make", lambda self, rows, slots: (made.append(slots), make(self, rows, slots))
         )
-        with open_session(Bundle.open(bundle)) as session:
+        with Engine(open_executor(Bundle.open(bundle))) as session:
             session.reset(1, 20)
             session.prefill([[1, 2, 3]])
         assert made == [600]

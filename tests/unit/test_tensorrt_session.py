@@ -14,10 +14,13 @@ import numpy as np
 import pytest
 from nemotron_errors import LimitError
 from nemotron_runtime.bundle.folder import Bundle
+from nemotron_runtime.engine.engine import Engine
 from nemotron_runtime.engine.generation import GenerationParams, generate
-from nemotron_runtime.executors.open import open_session
+from nemotron_runtime.executors.open import open_executor
 from nemotron_runtime.executors.tensorrt import weights as tensorrt_weights
-from nemotron_runtime.executors.tensorrt.executor import TensorRTSession, sub_chunks
+from nemotron_runtime.executors.tensorrt.executor import TensorRTExecutor
+from nemotron_runtime.executors.tensorrt.passes import sub_chunks
+from nemotron_runtime.sampling.device import GREEDY
 from support.tensorrt_fakes import V, installed, make_tensorrt_bundle, toy
 
 RNG = np.random.default_rng(5)
@@ -32,8 +35,8 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def session(fakes: Any, tmp_path: Path) -> Any:
-    opened = open_session(Bundle.open(make_tensorrt_bundle(tmp_path, fakes[1])))
-    assert isinstance(opened, TensorRTSession)
+    opened = Engine(open_executor(Bundle.open(make_tensorrt_bundle(tmp_path, fakes[1]))))
+    assert isinstance(opened.executor, TensorRTExecutor)
     yield opened
     opened.close()
 
@@ -49,8 +52,8 @@ def test_every_weight_arrives_whatever_the_staging_buffers_hold(
     bundle = Bundle.open(make_tensorrt_bundle(tmp_path, trt))
     for staging in (26, 1 << 20):
         monkeypatch.setattr(tensorrt_weights, "_STAGING_BYTES", staging)
-        with caplog.at_level(logging.INFO), TensorRTSession(bundle) as session:
-            weights = session.weights
+        with caplog.at_level(logging.INFO), Engine(TensorRTExecutor(bundle)) as session:
+            weights = session.executor.weights
             for name, expected in trt.expected.items():
                 address = weights.addresses[name]
                 assert address % 256 == 0
@@ -85,8 +88,8 @@ def test_rows_of_different_lengths_and_a_second_request(session: Any) -> None:
             np.testing.assert_array_equal(found, expected)
         for step in range(6):
             tokens, going = ids(len(lengths)), np.arange(len(lengths)) != step % 3
-            found, expected = session.decode(tokens, going), reference.decode(tokens, going)
-            np.testing.assert_array_equal(found[going], expected[going])
+            found, expected = session.decode(tokens, going).logits, reference.decode(tokens, going).logits
+            np.testing.assert_array_equal(found, expected)
         assert session.lengths_B.tolist() == reference.lengths_B.tolist()
 
 
@@ -109,7 +112,7 @@ def test_logits_in_any_order_and_more_than_once(session: Any) -> None:
     session.reset(2, 20)
     index = np.array([[8, 0, 8, 3, 5, 1, 2], [0, 0, 0, 0, 0, 0, 0]])
     padded = np.stack([prompt, np.concatenate([prompt[:1], np.zeros(8, np.int64)])])
-    found = session.forward(padded, np.zeros(2, np.int64), np.array([9, 1]), index)
+    found = session.executor.forward(padded, np.zeros(2, np.int64), np.array([9, 1]), index)
     np.testing.assert_array_equal(found[0], all_SV[index[0]])
     np.testing.assert_array_equal(found[1], np.repeat(all_SV[:1], 7, axis=0))
 
@@ -130,13 +133,13 @@ def test_one_graph_per_number_of_rows_and_new_ones_for_new_addresses(session: An
     assert request(3, 200) == 1
     assert request(2, 256) == 1, "other rows"
     assert request(3, 10) == request(2, 255) == 0, "what fits keeps its cache and graphs"
-    address = session._cache.addresses["k_cache.0"]
-    assert session._cache.addresses["k_cache_out.0"] == address
+    address = session.executor._cache.addresses["k_cache.0"]
+    assert session.executor._cache.addresses["k_cache_out.0"] == address
     assert request(3, 257) == 1, "a larger cache has other addresses"
     assert request(2, 300) == 1
-    assert session._cache.shape_BGTD[2] == 512
+    assert session.executor._cache.shape_BGTD[2] == 512
     assert request(1, 600) == 1
-    assert session._cache.shape_BGTD[2] == 600, "never past max_seq_len"
+    assert session.executor._cache.shape_BGTD[2] == 600, "never past max_seq_len"
     # once to warm up and once to record; every step of a request replays
     decodes = [found for found in trt.passes if found[0] == "decode"]
     assert len(decodes) == 2 * sum(made)
@@ -147,10 +150,10 @@ def test_a_new_request_finds_an_empty_cache(session: Any, fakes: Any) -> None:
     session.reset(2, 40)
     session.prefill([ids(30), ids(20)])
     session.reset(2, 40)
-    session.device.driver("StreamSynchronize", session._decoder._stream.handle)
-    shape = session._cache.shape_BGTD
+    session.executor.device.driver("StreamSynchronize", session.executor._decoder._stream.handle)
+    shape = session.executor._cache.shape_BGTD
     for layer in range(2):
-        assert not fakes[0].array(session._cache.addresses[f"v_cache.{layer}"], shape, np.float16).any()
+        assert not fakes[0].array(session.executor._cache.addresses[f"v_cache.{layer}"], shape, np.float16).any()
 
 
 def test_tokens_chosen_on_the_device_are_the_argmax_of_the_logits(session: Any) -> None:
@@ -163,16 +166,19 @@ def test_tokens_chosen_on_the_device_are_the_argmax_of_the_logits(session: Any) 
     for step in range(30):
         if step in (5, 12):
             going[[1, 0][step > 5]] = False
-        found, expected = session.greedy_decode(tokens, going), reference.greedy_decode(tokens, going)
-        assert found[going].tolist() == expected[going].tolist()
+        found, expected = (
+            session.decode(tokens, going, sampling=GREEDY).tokens,
+            reference.decode(tokens, going, sampling=GREEDY).tokens,
+        )
+        assert found.tolist() == expected.tolist()
         assert session.lengths_B.tolist() == reference.lengths_B.tolist()
+        tokens[going] = expected
         if step == 8:
             # logits between tokens drop the step that runs ahead
-            np.testing.assert_array_equal(
-                session.decode(expected, going)[going], reference.decode(expected, going)[going]
-            )
-        # now and then not what was chosen: the step ahead was wrong
-        tokens = np.where(step % 7 == 6, ids(3), expected)
+            np.testing.assert_array_equal(session.decode(tokens, going).logits, reference.decode(tokens, going).logits)
+        if step % 7 == 6:
+            # now and then not what was chosen: the step ahead was wrong
+            tokens = ids(3)
 
 
 def test_generation_takes_the_same_tokens_and_runs_ahead(session: Any, fakes: Any) -> None:
@@ -196,25 +202,24 @@ def test_generation_takes_the_same_tokens_and_runs_ahead(session: Any, fakes: An
             # a step that runs ahead takes its tokens from the device: only positions are copied
             assert cuda.launches - before[0] == steps
             assert cuda.host_copies - before[1] < 1.5 * steps
-    assert toy().greedy_decode.__func__ is not session.greedy_step.__func__
 
 
 def test_a_step_that_ran_ahead_is_no_answer_to_another_request(session: Any) -> None:
     first, reference = ids(5), toy()
     reference.reset(1, 20)
     token = int(reference.prefill([first])[0].argmax())
-    ahead = int(reference.greedy_decode([token])[0])
+    ahead = int(reference.decode([token], sampling=GREEDY).tokens[0])
     for prompt in (ids(6), ids(1)):
         session.reset(1, 20)
         session.prefill([first])
         # what runs ahead now feeds the token `ahead` at position 6
-        assert session.greedy_decode([token]).tolist() == [ahead]
+        assert session.decode([token], sampling=GREEDY).tokens.tolist() == [ahead]
         session.reset(1, 20)
         session.prefill([prompt])
         for token_again in [0] * (6 - len(prompt)):
             session.decode([token_again])
         history = [*prompt, *([0] * (6 - len(prompt))), ahead]
-        assert session.greedy_decode([ahead])[0] == toy().row_logits(history).argmax()
+        assert session.decode([ahead], sampling=GREEDY).tokens[0] == toy().row_logits(history).argmax()
 
 
 def test_a_full_row_stays_where_it_is_beside_one_that_goes_on(session: Any, fakes: Any) -> None:
@@ -227,9 +232,10 @@ def test_a_full_row_stays_where_it_is_beside_one_that_goes_on(session: Any, fake
     for step in range(20):
         going[0] = step < 10
         before = fakes[0].launches
-        found, tokens = session.greedy_decode(tokens, going), reference.greedy_decode(tokens, going)
+        found = session.decode(tokens, going, sampling=GREEDY).tokens
+        tokens[going] = reference.decode(tokens, going, sampling=GREEDY).tokens
         launches.append(fakes[0].launches - before)
-        assert found[going].tolist() == tokens[going].tolist()
+        assert found.tolist() == tokens[going].tolist()
     assert session.lengths_B.tolist() == [600, 40]
     assert launches[12:] == [1] * 8, "the row that goes on still runs ahead"
 
@@ -242,15 +248,15 @@ def test_nothing_runs_ahead_into_the_last_slot(session: Any, fakes: Any) -> None
     expected.reset(1, 6)
     before = cuda.launches
     for _ in range(3):
-        tokens = session.greedy_decode(tokens)
+        tokens = session.decode(tokens, sampling=GREEDY).tokens
     assert cuda.launches - before == 3
-    with pytest.raises(LimitError, match="a free slot"):
-        session.greedy_decode(tokens)
+    with pytest.raises(LimitError, match="room for another token"):
+        session.decode(tokens, sampling=GREEDY)
 
 
 def test_engines_for_one_row_may_say_so(fakes: Any, tmp_path: Path) -> None:
     fakes[1].batch = 1
-    with TensorRTSession(Bundle.open(make_tensorrt_bundle(tmp_path, fakes[1], max_batch=1))) as session:
+    with Engine(TensorRTExecutor(Bundle.open(make_tensorrt_bundle(tmp_path, fakes[1], max_batch=1)))) as session:
         assert fakes[1].registered
         np.testing.assert_array_equal(session.logits([1, 2, 3]), toy().logits([1, 2, 3]))
 
@@ -266,11 +272,11 @@ def test_memory_is_counted_and_twenty_loads_leave_nothing(fakes: Any, tmp_path: 
     cuda, trt = fakes
     bundle = Bundle.open(make_tensorrt_bundle(tmp_path, trt))
     for _ in range(20):
-        with open_session(bundle) as session:
+        with Engine(open_executor(bundle)) as session:
             session.reset(2, 30)
             session.prefill([ids(5), ids(6)])
-            session.greedy_decode(ids(2))
-            assert session.device_memory_peak == cuda.used
+            session.decode(ids(2), sampling=GREEDY)
+            assert session.executor.device_memory_peak == cuda.used
         session.close()
         gc.collect()
         assert cuda.leaks() == (0, 0, 0, 0)
@@ -282,6 +288,6 @@ def test_another_task_needs_no_kernel_that_chooses_tokens(fakes: Any, tmp_path: 
     opened = Bundle.open(bundle)
     for path in (bundle / "kernels" / "sm_90").iterdir():
         path.unlink()
-    with TensorRTSession(opened) as session:
+    with Engine(TensorRTExecutor(opened)) as session:
         for prompt in (ids(9), ids(1)):
             np.testing.assert_array_equal(session.logits(prompt), toy().logits(prompt))

@@ -16,7 +16,7 @@ from nemotron_runtime.bundle.folder import write_atomically
 from nemotron_runtime.bundle.manifest import Manifest
 from nemotron_runtime.checks import verification
 from nemotron_runtime.checks.report import ParityReport, ParityRow
-from nemotron_runtime.checks.verification import PARITY_FILE, judge_bundle, record_report
+from nemotron_runtime.checks.verification import PARITY_FILE, check_bundle, record_report
 from support.bundles import make_bundle
 
 from nemotron_export.parity.verdict import record
@@ -89,7 +89,7 @@ def test_a_pass_writes_the_judgement_first_and_a_failure_the_manifest(
 def test_a_judgement_alone_records_nothing(tmp_path: Path) -> None:
     path = make_bundle(tmp_path, parity="pending")
     before = {file.name: file.stat().st_mtime_ns for file in path.iterdir()}
-    assert judge_bundle(path, threads=1).passed
+    assert check_bundle(path, threads=1).passed
     assert {file.name: file.stat().st_mtime_ns for file in path.iterdir()} == before
 
 

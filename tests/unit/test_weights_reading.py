@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 from nemotron_errors import BundleError
+from nemotron_formats.tensors import FileSpan
 from nemotron_runtime.bundle import weights_reading
 from nemotron_runtime.bundle.folder import Bundle
-from nemotron_runtime.bundle.manifest_part import WeightPart
 from nemotron_runtime.bundle.weights_reading import Piece, PieceReader, plan_pieces
 from nemotron_runtime.cuda import Device
 from nemotron_runtime.executors.tensorrt import weights as tensorrt_weights
@@ -57,18 +57,18 @@ def read(bundle: Bundle, pieces: list[Piece], threads: int = 3) -> bytes:
 
 
 def whole(bundle: Bundle, most: int = 1 << 20) -> list[Piece]:
-    return plan_pieces(bundle, [WeightPart(SHARD, 0, shard_of(bundle).stat().st_size)], most)
+    return plan_pieces(bundle, [FileSpan(SHARD, 0, shard_of(bundle).stat().st_size)], most)
 
 
 def test_the_chunks_that_a_part_touches_are_read_once_and_whole(bundle: Bundle) -> None:
     places = ((2 * CHUNK + 2, 2), (3 * CHUNK - 2, 5), (2 * CHUNK, CHUNK), (5 * CHUNK, CHUNK))
-    parts = [WeightPart(SHARD, *place) for place in places]
+    parts = [FileSpan(SHARD, *place) for place in places]
     pieces = plan_pieces(bundle, parts, 1 << 20)
     assert spans(pieces) == [(144, 216), (216, 288), (360, 432)]
     assert [piece.chunk.number for piece in pieces if piece.chunk] == [2, 3, 5]
     assert spans(plan_pieces(bundle, parts[:1], 40)) == [(144, 184), (184, 216)]
     size = shard_of(bundle).stat().st_size
-    last = plan_pieces(bundle, [WeightPart(SHARD, size - 1, 1)], 1 << 20)
+    last = plan_pieces(bundle, [FileSpan(SHARD, size - 1, 1)], 1 << 20)
     assert spans(last) == [(size // CHUNK * CHUNK, size)]
     # without digests the parts alone, together where they touch
     plain = plan_pieces(unscanned(bundle), parts, 50)

@@ -11,6 +11,7 @@ from nemotron_errors import LimitError, RequestError
 from nemotron_formats.dtypes import item_bytes
 from nemotron_runtime.bundle.folder import Bundle
 from nemotron_runtime.bundle.manifest import Manifest
+from nemotron_runtime.sampling.device import GREEDY
 
 from nemotron_export.bench.backends.base import Backend, BackendSpec, BenchRequest, Description, Ids
 from nemotron_export.bench.shapes import Shape
@@ -56,7 +57,7 @@ class BundleBackend(Backend):
 
         if self.options["executor"] == "tensorrt":
             from nemotron_runtime.cuda import load_driver
-            from nemotron_runtime.executors.tensorrt.context import load_tensorrt
+            from nemotron_runtime.executors.tensorrt.module import load_tensorrt
 
             load_driver()
             load_tensorrt()
@@ -82,16 +83,18 @@ class BundleBackend(Backend):
         )
 
     def reset(self, sequences: int, capacity: int) -> None:
-        self._model.session.reset(sequences, capacity)
+        self._model.engine.reset(sequences, capacity)
 
     def prefill(self, ids_BS: Ids) -> Ids:
-        return np.argmax(self._model.session.prefill(list(ids_BS)), axis=-1)
+        return np.argmax(self._model.engine.prefill(list(ids_BS)), axis=-1)
 
     def decode(self, tokens_B: Ids) -> Ids:
-        return self._model.session.greedy_decode(tokens_B)
+        chosen_B = self._model.engine.decode(tokens_B, sampling=GREEDY).tokens
+        assert chosen_B is not None
+        return chosen_B
 
     def device_peak_bytes(self) -> int | None:
-        return self._model.session.device_memory_peak
+        return self._model.engine.executor.device_memory_peak
 
     def close(self) -> None:
         self._model.close()

@@ -170,8 +170,8 @@ class Manifest:
             return (self.session.graph,)
         place, most = f"{where}.session.candidates", self.model.vocab_size
         found = f"one of {self.session.executor} for {self.task}"
-        fits = (self.session.executor, self.task) == ("onnxruntime-cuda", "causal-lm")
-        _require(fits, found, "one of onnxruntime-cuda for causal-lm", place)
+        fits = self.session.executor in ("onnxruntime", "onnxruntime-cuda") and self.task == "causal-lm"
+        _require(fits, found, "one of onnxruntime for causal-lm", place)
         _require(
             1 <= candidates.count <= most,
             f"{candidates.count} tokens",

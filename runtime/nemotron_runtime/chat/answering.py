@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, cast, overload
+from typing import Any, Literal, overload
 
 from nemotron_errors import LimitError, RequestError
 
+from nemotron_runtime.bundle.folder import Bundle
+from nemotron_runtime.bundle.limits import Limits
 from nemotron_runtime.chat.fallback import parse_tool_calls
 from nemotron_runtime.chat.format import ChatFormat
 from nemotron_runtime.chat.messages import checked_documents, checked_messages, checked_tools
 from nemotron_runtime.engine.generation import Cancelled
-from nemotron_runtime.engine.results import Generation
-
-if TYPE_CHECKING:
-    from nemotron_runtime.model import Model, TextChunk
+from nemotron_runtime.engine.results import Generation, TextChunk
+from nemotron_runtime.text.tokenizer import Tokenizer
 
 __all__ = ["ChatCalls", "ChatResult"]
 
@@ -39,8 +40,24 @@ class ChatResult:
     prompt_tokens: int
 
 
-class ChatCalls:
-    """What a model does with conversations."""
+class ChatCalls(ABC):
+    """What a model does with conversations, by its own `generate` and `stream`."""
+
+    bundle: Bundle
+    tokenizer: Tokenizer | None
+
+    @property
+    @abstractmethod
+    def limits(self) -> Limits:
+        """What a request may ask for at most."""
+
+    @abstractmethod
+    def generate(self, prompt: Any, **options: Any) -> Any:
+        """Answers a prompt."""
+
+    @abstractmethod
+    def stream(self, prompt: Any, **options: Any) -> Iterator[TextChunk]:
+        """Answers a prompt piece by piece."""
 
     @cached_property
     def chat_format(self) -> ChatFormat:
@@ -50,11 +67,10 @@ class ChatCalls:
             RequestError: a bundle without a tokenizer.
             TokenizerError: broken files.
         """
-        model = cast("Model", self)
-        if model.tokenizer is None:
+        if self.tokenizer is None:
             remedy = "build from a checkpoint with a tokenizer"
             raise RequestError("no tokenizer in the bundle", "one, to chat", remedy, where="chat")
-        return ChatFormat.from_directory(model.bundle.directory, model.tokenizer, files=model.bundle.manifest.files)
+        return ChatFormat.from_directory(self.bundle.directory, self.tokenizer, files=self.bundle.manifest.files)
 
     def chat_prompt(
         self,
@@ -131,20 +147,19 @@ class ChatCalls:
             chat_template=chat_template,
             add_generation_prompt=add_generation_prompt,
         )
-        model = cast("Model", self)
-        given = {**params, "max_new_tokens": _room(model, len(ids), params.get("max_new_tokens"))}
+        room = _room(self.limits.max_seq_len, len(ids), params.get("max_new_tokens"))
+        given = {**params, "max_new_tokens": room}
         if not params.get("ignore_eos"):
             ends = self.chat_format.stop_token_ids(chat_template, tools=bool(tools))
             given["stop_token_ids"] = (*_as_tuple(params.get("stop_token_ids")), *ends)
         if stream:
-            return model.stream(ids, cancelled=cancelled, **given)
-        result: Generation = model.generate(ids, cancelled=cancelled, **given)
+            return self.stream(ids, cancelled=cancelled, **given)
+        result: Generation = self.generate(ids, cancelled=cancelled, **given)
         content, calls = parse_tool_calls(result.text)
         return ChatResult({"role": "assistant", "content": content, "tool_calls": calls}, result, len(ids))
 
 
-def _room(model: Model, prompt_tokens: int, max_new_tokens: int | None) -> int:
-    most = model.limits.max_seq_len
+def _room(most: int, prompt_tokens: int, max_new_tokens: int | None) -> int:
     wanted = 1 if max_new_tokens is None else max_new_tokens
     if isinstance(wanted, int) and prompt_tokens + wanted > most:
         raise LimitError(

@@ -56,7 +56,7 @@ def encode_marked(encoder: TemplateEncoder, text: str, controls: tuple[str, ...]
     for number, piece in enumerate(pieces):
         if piece:
             encode = encoder.as_text if number % 2 else encoder.template
-            ids += encode(piece, behind=number > 0)
+            ids += encode(piece, follows=number > 0)
     return ids
 
 

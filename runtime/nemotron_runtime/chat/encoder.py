@@ -18,7 +18,7 @@ _MARKUP_PIECE = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 
 
 class TemplateEncoder(ABC):
-    """What a tokenizer must do for chat, beside encoding texts.
+    """What a tokenizer must do for chat, in addition to encoding texts.
 
     Args:
         folder: the tokenizer's folder.
@@ -40,24 +40,24 @@ class TemplateEncoder(ABC):
             return _JsonEncoder(folder / "tokenizer.json", tokenizer)
         return _SentencePieceEncoder(folder / "tokenizer.model", tokenizer)
 
-    def template(self, text: str, *, behind: bool = False) -> list[int]:
+    def template(self, text: str, *, follows: bool = False) -> list[int]:
         """Token ids of text that a template wrote; nothing is added.
 
         Args:
             text: the text.
-            behind: other text goes before it.
+            follows: whether other text goes before it.
 
         Raises:
             TokenizerError: a text with lone surrogates.
         """
-        return _behind(self._template, text) if behind else self._template(text)
+        return _following(self._template, text) if follows else self._template(text)
 
-    def as_text(self, token: str, *, behind: bool = False) -> list[int]:
+    def as_text(self, token: str, *, follows: bool = False) -> list[int]:
         """Token ids of one of :attr:`whole_tokens` as the letters that it is made of."""
-        ids = _behind(self._as_text, token) if behind else self._as_text(token)
+        ids = _following(self._as_text, token) if follows else self._as_text(token)
         if self.whole_tokens.get(token) in ids:
-            # some tokenizers find the whole even so; cut behind the first letter it is found no more
-            ids = self.template(token[:1], behind=behind) + self.template(token[1:], behind=True)
+            # some tokenizers find the whole even so; cut after the first letter it is no longer found
+            ids = self.template(token[:1], follows=follows) + self.template(token[1:], follows=True)
         return ids
 
     @abstractmethod
@@ -116,15 +116,15 @@ class _SentencePieceEncoder(TemplateEncoder):
             if number % 2:
                 ids.append(self.whole_tokens[piece])
             elif piece:
-                ids += _behind(self._as_text, piece) if ids else self._as_text(piece)
+                ids += _following(self._as_text, piece) if ids else self._as_text(piece)
         return ids
 
     def _as_text(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
 
-def _behind(encode: Callable[[str], list[int]], text: str) -> list[int]:
-    """Ids of a text that follows other text: without the space that SentencePiece puts in front of a text's start."""
+def _following(encode: Callable[[str], list[int]], text: str) -> list[int]:
+    """Ids of a text that follows other text: without the space that SentencePiece puts before a text's start."""
     newline, ids = encode("\n"), encode("\n" + text)
     return ids[len(newline) :] if ids[: len(newline)] == newline else encode(text)
 

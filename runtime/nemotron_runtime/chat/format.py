@@ -11,7 +11,8 @@ from nemotron_errors import RequestError, TokenizerError
 
 from nemotron_runtime.chat.encoder import TemplateEncoder
 from nemotron_runtime.chat.fallback import MARKERS, NEMOTRON_MINI_TEMPLATE
-from nemotron_runtime.text.tokenizer import Tokenizer, read_json_object
+from nemotron_runtime.text.backend import read_json_object
+from nemotron_runtime.text.tokenizer import Tokenizer
 
 __all__ = ["ChatFormat", "read_template"]
 

@@ -1,4 +1,4 @@
-"""What a head decides, and how often a session decides otherwise than the reference.
+"""What a head decides, and how often an engine decides otherwise than the reference.
 
 Shapes: k positions, C values of each.
 """
@@ -20,7 +20,7 @@ def decision_flips(
     value, or none, decides nothing.
 
     Returns:
-        For each differing decision, the reference's value of its own choice minus that of the session's; None where
+        For each differing decision, the reference's value of its own choice minus that of the engine's; None where
         the task has no decisions.
     """
     if task == "question-answering":

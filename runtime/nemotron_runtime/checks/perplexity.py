@@ -1,4 +1,4 @@
-"""Perplexity of a session on the reference's held-out text.
+"""Perplexity of an engine on the reference's held-out text.
 
 Shapes: n tokens of a text, k positions, V vocabulary.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from nemotron_runtime.executors import Session
+from nemotron_runtime.engine.engine import Engine
 
 __all__ = ["measure_nll", "perplexity", "token_nll"]
 
@@ -28,13 +28,13 @@ def token_nll(logits_kV: npt.NDArray[np.float32], next_k: npt.NDArray[np.int64])
     return (np.log(total_k) - (chosen_k - top_k1[:, 0])).astype(np.float32)
 
 
-def measure_nll(session: Session, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+def measure_nll(engine: Engine, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
     """Negative log-likelihood of each token but the first, given those before it: float32 [n - 1], in nats."""
-    session.reset(1, len(ids))
+    engine.reset(1, len(ids))
     parts = []
     for start in range(0, len(ids) - 1, _POSITIONS):
         part = ids[start : min(start + _POSITIONS, len(ids) - 1)]
-        (logits_kV,) = session.prefill_at([part], [np.arange(len(part))])
+        (logits_kV,) = engine.prefill_at([part], [np.arange(len(part))])
         parts.append(token_nll(logits_kV, ids[start + 1 : start + 1 + len(part)]))
     return np.concatenate(parts)
 

@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 from nemotron_formats.weights import Budget
 
-from nemotron_runtime.checks.driver import Judge, prompt_name
 from nemotron_runtime.checks.perplexity import measure_nll, perplexity
 from nemotron_runtime.checks.reference import Reference, ReferencePrompt
+from nemotron_runtime.checks.replay import Check, Replayed, prompt_name
 from nemotron_runtime.checks.report import ParityRow
-from nemotron_runtime.executors import Session
+from nemotron_runtime.engine.engine import Engine
 
-__all__ = ["QuantizedJudge"]
+__all__ = ["QuantizedCheck"]
 
 
 # A token may flip where the reference's margin is below so many RMSE: the difference of two errors deviates by sqrt(2)
@@ -26,17 +26,17 @@ __all__ = ["QuantizedJudge"]
 _FLIP_MARGIN = 8.0
 
 
-class QuantizedJudge(Judge):
+class QuantizedCheck(Check):
     """Perplexity of the held-out text; RMSE, largest drift and flips of the prompts.
 
     Args:
-        session: the session.
-        reference: what to judge by.
-        budget: what the weights' format may cost.
+        engine: the engine.
+        reference: what to compare with.
+        budget: of the weights' format.
     """
 
-    def __init__(self, session: Session, reference: Reference, budget: Budget) -> None:
-        super().__init__(session, reference)
+    def __init__(self, engine: Engine, reference: Reference, budget: Budget) -> None:
+        super().__init__(engine, reference)
         self._budget = budget
         outputs = [a.ravel() for p in reference.prompts for a in (p.logits, p.step_logits) if a.size]
         # an output that is the same everywhere has no scale of its own
@@ -45,21 +45,13 @@ class QuantizedJudge(Judge):
         self._worst = 0.0
         self._flips: list[tuple[str, int, npt.NDArray[np.float32]]] = []
 
-    def judge_whole(
-        self,
-        prompt: ReferencePrompt,
-        prefill: npt.NDArray[np.float32],
-        steps: npt.NDArray[np.float32],
-        choices: npt.NDArray[np.int64],
-    ) -> None:
-        name = prompt_name(len(prompt.ids))
-        self.judge_again("prefill", name, [(prefill, prompt.logits)])
-        if len(steps):
-            self.judge_again("cached decode", name, [(steps, prompt.step_logits)])
+    def check_whole(self, prompt: ReferencePrompt, found: Replayed) -> None:
+        self.compare(prompt, found)
         if len(prompt.greedy):
-            self._flips.append((name, len(choices), prompt.margins[choices != prompt.greedy]))
+            margins = prompt.margins[found.choices != prompt.greedy]
+            self._flips.append((prompt_name(len(prompt.ids)), len(found.choices), margins))
 
-    def judge_again(self, check: str, name: str, pairs: Sequence[tuple[Any, Any]]) -> None:
+    def check_again(self, check: str, name: str, pairs: Sequence[tuple[Any, Any]]) -> None:
         errors = [np.subtract(found, expected, dtype=np.float64).ravel() for found, expected in pairs]
         self._squares += [np.square(error) for error in errors]
         # numpy's max, unlike Python's, keeps a NaN
@@ -78,9 +70,9 @@ class QuantizedJudge(Judge):
         if not texts:
             return
         expected = perplexity(text.nll for text in texts)
-        found = perplexity(measure_nll(self.session, text.ids) for text in texts)
+        found = perplexity(measure_nll(self.engine, text.ids) for text in texts)
         tokens = sum(len(text.nll) for text in texts)
-        note = f"{found:.4g} beside {expected:.4g} in fp32"
+        note = f"{found:.4g}, {expected:.4g} in fp32"
         self._row("perplexity ratio", f"{tokens} tokens of text", found / expected, self._budget.perplexity, note)
 
     def _row(self, check: str, name: str, measured: float, bound: float, note: str = "") -> None:

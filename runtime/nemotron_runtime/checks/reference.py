@@ -1,4 +1,4 @@
-"""reference.safetensors: what eager PyTorch computes in fp32, for the judge.
+"""reference.safetensors: what eager PyTorch computes in fp32, for the check.
 
 Shapes: n prompt tokens, k positions with logits, m greedy tokens, j steps with logits, V values of each position: the
 vocabulary, or what another task's head gives (then m = j = 0).
@@ -74,7 +74,7 @@ class ReferenceText:
 
 @dataclass(frozen=True)
 class Reference:
-    """All prompts and how to judge by them.
+    """All prompts and how to compare with them.
 
     Attributes:
         prompts: the prompts.
@@ -126,7 +126,7 @@ def write_reference(path: str | Path, reference: Reference) -> None:
 def missing_reference_remedy(bundle: Path) -> str:
     """What a user does about a bundle that was built without a reference."""
     return (
-        f"run `nemotron-export parity {bundle}`, which makes the reference from the checkpoint and judges by it "
+        f"run `nemotron-export parity {bundle}`, which makes the reference from the checkpoint and compares with it "
         '(pip install "nemotron-export[build]")'
     )
 
@@ -140,7 +140,7 @@ def read_reference(path: str | Path) -> Reference:
     where = str(path)
     if not Path(path).is_file():
         remedy = missing_reference_remedy(Path(path).parent)
-        raise BundleError("no such file", "the reference to judge by", remedy, where=where)
+        raise BundleError("no such file", "the reference to compare with", remedy, where=where)
     try:
         with safe_open(where, framework="numpy") as file:
             metadata = file.metadata() or {}

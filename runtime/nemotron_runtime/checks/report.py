@@ -1,4 +1,4 @@
-"""What the judge found, as rows for a table and as JSON."""
+"""What a check found, as rows for a table and as JSON."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ParityReport:
 
     Attributes:
         rows: the checks.
-        dtype: the dtype that the session computed in.
+        dtype: the dtype that the engine computed in.
         logit_range: max - min of the reference's logits; fp32 numbers are shares of it.
     """
 

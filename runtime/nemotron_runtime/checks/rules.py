@@ -1,4 +1,4 @@
-"""The two rules: fp32 by the largest difference, lower precision by RMSE beside PyTorch's own.
+"""The two rules: fp32 by the largest difference, lower precision by RMSE next to PyTorch's own.
 
 Shapes: k positions with outputs, V values of each.
 """
@@ -12,18 +12,19 @@ import numpy as np
 import numpy.typing as npt
 
 from nemotron_runtime.checks.decisions import decision_flips
-from nemotron_runtime.checks.driver import Judge, prompt_name
 from nemotron_runtime.checks.reference import Reference, ReferencePrompt
+from nemotron_runtime.checks.replay import Check, Replayed, prompt_name
 from nemotron_runtime.checks.report import ParityRow
+from nemotron_runtime.engine.engine import Engine
 from nemotron_runtime.engine.generation import GenerationParams, generate
-from nemotron_runtime.executors import Session
 
-__all__ = ["FLIP_MARGIN", "RMSE_RATIO", "SHAPE_RATIO", "Fp32Judge", "LowPrecisionJudge"]
+__all__ = ["FLIP_MARGIN", "RMSE_RATIO", "SHAPE_RATIO", "Fp32Check", "LowPrecisionCheck"]
 
 # design: RMSE at most this much above PyTorch's own run in the same dtype
 RMSE_RATIO = 1.05
-# A run in another shape rounds at other places: its error is of the same size, but it is sampled at a prompt's few kept
-# positions, where it was seen to vary by a quarter. A mistake in chunks or padding is off by a factor of ten and more.
+# A run in another shape rounds at other places: its error is of the same size, but it is sampled at a prompt's few
+# recorded positions, where it was seen to vary by a quarter. A mistake in chunks or padding is off by a factor of ten
+# and more.
 SHAPE_RATIO = 2.0
 # design: a greedy flip counts where the reference's margin exceeds so many times PyTorch's own RMSE
 FLIP_MARGIN = 4.0
@@ -34,32 +35,24 @@ _FLIP_EVERY = 64
 _FLIP_FAR = 2.0
 
 
-class Fp32Judge(Judge):
+class Fp32Check(Check):
     """max |Δ| / range of the reference's outputs at most the tolerance; tokens and decisions identical."""
 
-    def judge_whole(
-        self,
-        prompt: ReferencePrompt,
-        prefill: npt.NDArray[np.float32],
-        steps: npt.NDArray[np.float32],
-        choices: npt.NDArray[np.int64],
-    ) -> None:
+    def check_whole(self, prompt: ReferencePrompt, found: Replayed) -> None:
+        self.compare(prompt, found)
         name = prompt_name(len(prompt.ids))
-        self.judge_again("prefill", name, [(prefill, prompt.logits)])
-        if len(steps):
-            self.judge_again("cached decode", name, [(steps, prompt.step_logits)])
-        flips = decision_flips(self.reference.task, prefill, prompt.logits)
+        flips = decision_flips(self.reference.task, found.prefill, prompt.logits)
         if flips is not None:
             note = f"reference margins up to {flips.max():.3g}" if len(flips) else ""
             row = ParityRow("decisions differing", name, float(len(flips)), 0.0, not len(flips), note)
             self.rows.append(row)
         if len(prompt.greedy):
-            self._judge_greedy(prompt)
+            self._check_greedy(prompt)
 
-    def _judge_greedy(self, prompt: ReferencePrompt) -> None:
+    def _check_greedy(self, prompt: ReferencePrompt) -> None:
         params = GenerationParams(max_new_tokens=len(prompt.greedy))
-        # free running: every token is the session's own
-        tokens = np.array(generate(self.session, [prompt.ids], params)[0].token_ids)
+        # free running: every token is the engine's own
+        tokens = np.array(generate(self.engine, [prompt.ids], params)[0].token_ids)
         wrong = np.flatnonzero(tokens != prompt.greedy)
         note = ""
         if len(wrong):
@@ -69,7 +62,7 @@ class Fp32Judge(Judge):
         row = ParityRow(check, prompt_name(len(prompt.ids)), float(len(wrong)), 0.0, not len(wrong), note)
         self.rows.append(row)
 
-    def judge_again(self, check: str, name: str, pairs: Sequence[tuple[Any, Any]]) -> None:
+    def check_again(self, check: str, name: str, pairs: Sequence[tuple[Any, Any]]) -> None:
         worst = max(float(np.abs(found - expected).max()) for found, expected in pairs)
         # max() of Python may drop a NaN
         finite = all(np.isfinite(found).all() for found, _ in pairs)
@@ -83,34 +76,28 @@ class Fp32Judge(Judge):
         return
 
 
-class LowPrecisionJudge(Judge):
-    """RMSE beside PyTorch's own in the same dtype; tokens and decisions may flip where the reference hardly decides."""
+class LowPrecisionCheck(Check):
+    """RMSE against PyTorch's own in the same dtype; what the reference hardly decides may flip."""
 
-    def __init__(self, session: Session, reference: Reference) -> None:
-        super().__init__(session, reference)
+    def __init__(self, engine: Engine, reference: Reference) -> None:
+        super().__init__(engine, reference)
         assert reference.eager_rmse is not None
         self._eager_rmse = reference.eager_rmse
         self._pairs: list[tuple[Any, Any]] = []
         self._prompt_rmse: list[float] = []
 
-    def judge_whole(
-        self,
-        prompt: ReferencePrompt,
-        prefill: npt.NDArray[np.float32],
-        steps: npt.NDArray[np.float32],
-        choices: npt.NDArray[np.int64],
-    ) -> None:
-        self._pairs += [(prefill, prompt.logits), (steps, prompt.step_logits)]
+    def check_whole(self, prompt: ReferencePrompt, found: Replayed) -> None:
+        self._pairs += [(found.prefill, prompt.logits), (found.steps, prompt.step_logits)]
         self._prompt_rmse.append(_rmse(self._pairs[-2:]))
         name = prompt_name(len(prompt.ids))
-        flips = decision_flips(self.reference.task, prefill, prompt.logits)
+        flips = decision_flips(self.reference.task, found.prefill, prompt.logits)
         if flips is not None:
-            self._judge_flips("decisions", name, len(prefill), flips)
+            self._check_flips("decisions", name, len(found.prefill), flips)
         if len(prompt.greedy):
-            margins = prompt.margins[choices != prompt.greedy]
-            self._judge_flips(f"greedy, {len(choices)} tokens", name, len(choices), margins)
+            margins = prompt.margins[found.choices != prompt.greedy]
+            self._check_flips(f"greedy, {len(found.choices)} tokens", name, len(found.choices), margins)
 
-    def _judge_flips(self, what: str, name: str, choices: int, margins: npt.NDArray[np.float32]) -> None:
+    def _check_flips(self, what: str, name: str, choices: int, margins: npt.NDArray[np.float32]) -> None:
         bound, allowed = FLIP_MARGIN * self._eager_rmse, choices // _FLIP_EVERY
         count, far = int((margins > bound).sum()), int((margins > _FLIP_FAR * bound).sum())
         note = f"{len(margins)} flips, margins up to {margins.max():.3g}" if len(margins) else ""
@@ -119,7 +106,7 @@ class LowPrecisionJudge(Judge):
         passed = count <= allowed and not far
         self.rows.append(ParityRow(f"{what}, flips past the margin", name, float(count), float(allowed), passed, note))
 
-    def judge_again(self, check: str, name: str, pairs: Sequence[tuple[Any, Any]]) -> None:
+    def check_again(self, check: str, name: str, pairs: Sequence[tuple[Any, Any]]) -> None:
         bound = max(self._eager_rmse, *self._prompt_rmse)
         self._ratio(f"{check}, RMSE ratio", name, _rmse(pairs) / bound, SHAPE_RATIO)
 

@@ -16,12 +16,13 @@ from nemotron_formats.weights import format_named
 
 from nemotron_runtime.bundle.folder import Bundle, set_parity_state, write_atomically
 from nemotron_runtime.bundle.manifest import Manifest
-from nemotron_runtime.checks import Progress, judge
+from nemotron_runtime.checks import Progress, check
 from nemotron_runtime.checks.reference import REFERENCE_FILE, missing_reference_remedy, read_reference
 from nemotron_runtime.checks.report import ParityReport
-from nemotron_runtime.executors.open import open_session
+from nemotron_runtime.engine.engine import Engine
+from nemotron_runtime.executors.open import open_executor
 
-__all__ = ["PARITY_FILE", "judge_bundle", "read_report", "record_report", "verify"]
+__all__ = ["PARITY_FILE", "check_bundle", "read_report", "record_report", "verify"]
 
 _log = logging.getLogger(__name__)
 
@@ -42,14 +43,14 @@ def verify(
 
     Raises:
         BundleError: a broken bundle, or one built without a reference.
-        MissingDependencyError: what the session needs is not installed.
+        MissingDependencyError: what its executor needs is not installed.
     """
-    report = judge_bundle(bundle, weights_dir=weights_dir, threads=threads, progress=progress)
+    report = check_bundle(bundle, weights_dir=weights_dir, threads=threads, progress=progress)
     record_report(bundle, report)
     return report
 
 
-def judge_bundle(
+def check_bundle(
     bundle: str | Path,
     *,
     weights_dir: str | Path | None = None,
@@ -60,12 +61,12 @@ def judge_bundle(
     opened = Bundle.open(bundle, weights_dir=weights_dir, allow_unverified=True)
     if REFERENCE_FILE not in opened.manifest.files:
         found, remedy = f"no {REFERENCE_FILE} (built with --no-parity)", missing_reference_remedy(opened.directory)
-        raise BundleError(found, "the reference to judge by", remedy, where=str(opened.directory))
+        raise BundleError(found, "the reference to compare with", remedy, where=str(opened.directory))
     reference = read_reference(opened.file(REFERENCE_FILE))
     quantization = opened.manifest.quantization
     stored = None if quantization is None else format_named(quantization.format, "quantization")
-    with open_session(opened, threads) as session:
-        return judge(session, reference, opened.manifest.dtype, weight_format=stored, progress=progress)
+    with Engine(open_executor(opened, threads)) as engine:
+        return check(engine, reference, opened.manifest.dtype, weight_format=stored, progress=progress)
 
 
 def record_report(directory: str | Path, report: ParityReport, document: Mapping[str, Any] | None = None) -> None:
@@ -76,8 +77,8 @@ def record_report(directory: str | Path, report: ParityReport, document: Mapping
     bundle may lie on a read-only disk; a document that cannot be written there is a warning.
 
     Each file is replaced at once, and the manifest says "passed" only while parity.json does: it is written last on a
-    pass and first on a failure, so that whatever interrupts this leaves a bundle that is refused, or a judgement that
-    stands. Processes that record at once take turns (not on Windows, which cannot lock a folder).
+    pass and first on a failure, so that whatever interrupts this leaves a bundle that is refused, or a verdict that
+    stands. Processes that record at once wait for each other (not on Windows, which cannot lock a folder).
 
     Args:
         directory: the bundle's folder.
@@ -102,7 +103,7 @@ def record_report(directory: str | Path, report: ParityReport, document: Mapping
             try:
                 write_atomically(folder / PARITY_FILE, text)
             except BundleError as error:
-                _log.warning("the judgement was not recorded: %s", error)
+                _log.warning("the verdict was not recorded: %s", error)
 
 
 @contextmanager

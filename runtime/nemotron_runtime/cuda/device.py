@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from nemotron_errors import MissingDependencyError
-from nemotron_plugins.driver.cuda import Driver, load_driver
+from nemotron_errors import MissingDependencyError, ResourceError
+from nemotron_plugins.driver.cuda import Driver, cuda_error, load_driver
 
-from nemotron_runtime.cuda.memory import DeviceBuffer, PinnedBuffer
+from nemotron_runtime.closing import Closing
+from nemotron_runtime.cuda.memory import OUT_OF_MEMORY, DeviceBuffer, PinnedBuffer
 from nemotron_runtime.cuda.stream import Event, Stream
 
 __all__ = ["Device"]
@@ -17,10 +17,10 @@ __all__ = ["Device"]
 _NAME_BYTES = 256
 
 
-class Device:
+class Device(Closing):
     """Retains a GPU's primary context, which PyTorch and TensorRT use too, and makes it current.
 
-    CUDA's current context belongs to a thread: whoever may be called by another one calls :meth:`make_current` first.
+    CUDA's current context belongs to a thread: what may be called by another one calls :meth:`make_current` first.
     :meth:`close` releases the context, and makes that current again which was before in the thread that opened it;
     close what was made of the device before.
 
@@ -85,8 +85,25 @@ class Device:
         return int(free), int(total)
 
     def allocate(self, size: int, what: str) -> DeviceBuffer:
-        """Device memory for ``what``, a few words that errors use; see :class:`DeviceBuffer`."""
-        return DeviceBuffer(self, size, what)
+        """Device memory for ``what``, a few words that errors use; see :class:`DeviceBuffer`.
+
+        Raises:
+            ResourceError: out of memory, with the numbers.
+        """
+        assert size > 0, "an empty buffer has no address"
+        error, address = self.driver.try_call("MemAlloc", size)
+        if error == OUT_OF_MEMORY:
+            free, total = self.memory()
+            raise ResourceError(
+                f"{free / 1e9:.2f} GB free of {total / 1e9:.2f} GB of GPU memory",
+                f"{size / 1e9:.2f} GB for {what}, in addition to {self.allocated / 1e9:.2f} GB in use here already",
+                "end what else uses the GPU, ask for fewer sequences or tokens, or use a GPU with more memory",
+                where=self.name,
+            )
+        if error is not None:
+            raise cuda_error(error, "MemAlloc")
+        self.count(size)
+        return DeviceBuffer(self.driver, int(address), size, self.count)
 
     def pinned(self, size: int) -> PinnedBuffer:
         """Host memory that copies read and write without the CPU; see :class:`PinnedBuffer`."""
@@ -113,11 +130,3 @@ class Device:
             if threading.get_ident() == self._thread and int(self.driver("CtxGetCurrent")) == int(context):
                 self.driver("CtxSetCurrent", self._before)
             self.driver("DevicePrimaryCtxRelease", self._handle)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()

@@ -1,6 +1,6 @@
-"""The one generation loop, over any session.
+"""The one generation loop, over an engine.
 
-Shapes: B rows of one turn, V vocabulary.
+Shapes: B sequences of one micro-batch, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 from nemotron_errors import LimitError, RequestError
 
+from nemotron_runtime.engine.engine import Engine, as_token_ids
 from nemotron_runtime.engine.results import FinishReason, Generation, StreamDecoder, Timings, TokenEvent
-from nemotron_runtime.executors.base import Logits, Session, as_token_ids
-from nemotron_runtime.sampling.candidates import Candidates
+from nemotron_runtime.executors.batch import Outputs
+from nemotron_runtime.sampling.device import GREEDY, Sampling, TopCandidates
 from nemotron_runtime.sampling.params import GenerationParams
-from nemotron_runtime.sampling.sampler import RowSampler
+from nemotron_runtime.sampling.sequence import SequenceSampler
 from nemotron_runtime.text.stopping import StopMatcher
 
 __all__ = ["Cancelled", "GenerationParams", "GenerationRun", "MakeDecoder", "generate"]
@@ -29,12 +30,12 @@ MakeDecoder = Callable[[Sequence[int]], StreamDecoder]
 
 
 @dataclass
-class _Row:
+class _Sequence:
     """One answer under way."""
 
     number: int
     prompt: npt.NDArray[np.int64]
-    sampler: RowSampler
+    sampler: SequenceSampler
     decoder: StreamDecoder | None
     matcher: StopMatcher
     token_ids: list[int] = field(default_factory=list)
@@ -42,6 +43,17 @@ class _Row:
     finish_reason: FinishReason | None = None
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
+
+    def choose(self, outputs: Outputs, k: int) -> int:
+        """The next token, by the outputs at index ``k``."""
+        step = len(self.token_ids)
+        if outputs.tokens is not None:
+            return int(outputs.tokens[k])
+        if (top := outputs.candidates) is not None:
+            token = self.sampler.choose_among(top.ids[k], top.logits[k], float(top.log_sum[k]), step)
+            if token is not None:
+                return token
+        return self.sampler.choose(outputs.logits[k], step)
 
     def accept(self, token: int, params: GenerationParams) -> TokenEvent:
         """Takes the next token and says what came of it."""
@@ -65,7 +77,7 @@ class _Row:
         return self._event(token, text)
 
     def cancel(self) -> TokenEvent:
-        """Ends the row without a token."""
+        """Ends the answer without a token."""
         self.finish_reason = "cancelled"
         return self._event(None, self._tail()[0])
 
@@ -82,11 +94,11 @@ class GenerationRun:
     """One request: iterate over it for its events, then ask for its :meth:`results`.
 
     Args:
-        session: what runs the model; its cache is replaced.
-        prompts: token ids of each prompt. More rows than the session takes at a time run in turns.
+        engine: what runs the model; its cache is replaced.
+        prompts: token ids of each prompt. More answers than the engine takes at a time run in micro-batches.
         params: how to choose tokens and when to stop.
-        decoder: makes one row's :class:`StreamDecoder` from the prompt's ids; without it there is no text and there can
-            be no stop string.
+        decoder: makes one answer's :class:`StreamDecoder` from the prompt's ids; without it there is no text and there
+            can be no stop string.
         cancelled: asked before every step.
 
     Raises:
@@ -96,7 +108,7 @@ class GenerationRun:
 
     def __init__(
         self,
-        session: Session,
+        engine: Engine,
         prompts: Sequence[Sequence[int] | npt.NDArray[np.int64]],
         params: GenerationParams,
         *,
@@ -108,95 +120,91 @@ class GenerationRun:
         if params.stop and decoder is None:
             remedy = "use stop_token_ids, or a bundle with a tokenizer"
             raise RequestError("stop strings without a tokenizer", "a tokenizer", remedy, where="stop")
-        self._session = session
+        self._engine = engine
         self._cancelled = _as_callable(cancelled)
         self._params = params if params.seed is not None else replace(params, seed=secrets.randbits(64))
-        self._check_tokens()
-        self._argmax = self._params.is_argmax
-        # a session that has a way of its own to give the likeliest tokens
-        self._few = self._params.keeps_few and session.candidates > 0
-        self._rows: list[_Row] = []
+        params.check_vocabulary(engine.vocab_size)
+        # an executor that gives candidates gives them faster than all logits
+        self._takes_candidates = params.draws_from_candidates and engine.executor.candidate_count > 0
+        self._sequences: list[_Sequence] = []
         for i, prompt in enumerate(prompts):
-            ids = as_token_ids(prompt, session.vocab_size, f"prompt {i}")
+            ids = as_token_ids(prompt, engine.vocab_size, f"prompt {i}")
             self._check_length(i, len(ids))
             for _ in range(params.num_return_sequences):
-                number = len(self._rows)
-                sampler = RowSampler(self._params, number, ids, session.vocab_size)
+                number = len(self._sequences)
+                sampler = SequenceSampler(self._params, number, ids, engine.vocab_size)
                 matcher = StopMatcher(params.stop)
                 made = decoder(ids.tolist()) if decoder else None
-                self._rows.append(_Row(number, ids, sampler, made, matcher))
+                self._sequences.append(_Sequence(number, ids, sampler, made, matcher))
 
     def __iter__(self) -> Iterator[TokenEvent]:
-        """Runs the request. Rows that the caller leaves unfinished count as cancelled."""
-        size = self._session.limits.max_batch
-        for first in range(0, len(self._rows), size):
-            yield from self._turn(self._rows[first : first + size])
+        """Runs the request. Answers that the caller leaves unfinished count as cancelled."""
+        size = self._engine.limits.max_batch
+        for first in range(0, len(self._sequences), size):
+            yield from self._micro_batch(self._sequences[first : first + size])
 
     def results(self) -> list[Generation]:
         """The answers, in the order of the prompts."""
         assert self._params.seed is not None
         return [
             Generation(
-                tuple(row.token_ids),
-                "".join(row.text),
-                row.finish_reason or "cancelled",
-                tuple(row.prompt.tolist()),
+                tuple(sequence.token_ids),
+                "".join(sequence.text),
+                sequence.finish_reason or "cancelled",
+                tuple(sequence.prompt.tolist()),
                 self._params.seed,
-                Timings(row.prefill_seconds, row.decode_seconds, len(row.prompt), len(row.token_ids)),
+                Timings(
+                    sequence.prefill_seconds, sequence.decode_seconds, len(sequence.prompt), len(sequence.token_ids)
+                ),
             )
-            for row in self._rows
+            for sequence in self._sequences
         ]
 
-    def _turn(self, rows: list[_Row]) -> Iterator[TokenEvent]:
+    def _micro_batch(self, sequences: list[_Sequence]) -> Iterator[TokenEvent]:
+        """Runs sequences that step together, each to its end."""
         if self._cancelled():
-            yield from (row.cancel() for row in rows)
+            yield from (sequence.cancel() for sequence in sequences)
             return
         started = time.perf_counter()
-        self._session.reset(len(rows), max(len(row.prompt) for row in rows) + self._params.max_new_tokens)
-        logits_BV: Logits | None = self._session.prefill([row.prompt for row in rows])
-        few: Candidates | None = None
+        longest = max(len(sequence.prompt) for sequence in sequences)
+        self._engine.reset(len(sequences), longest + self._params.max_new_tokens)
+        prefill_BV = self._engine.prefill([sequence.prompt for sequence in sequences])
+        outputs = Outputs(lambda: prefill_BV)
         prefilled = time.perf_counter()
-        for row in rows:
-            row.prefill_seconds = prefilled - started
-        tokens_B = np.zeros(len(rows), np.int64)
-        for step in range(self._params.max_new_tokens):
+        for sequence in sequences:
+            sequence.prefill_seconds = prefilled - started
+        tokens_B = np.zeros(len(sequences), np.int64)
+        # the sequences that the outputs are of
+        going = list(range(len(sequences)))
+        for step in range(1, self._params.max_new_tokens + 1):
             events = []
-            for b, row in enumerate(rows):
-                if row.finish_reason is None:
-                    if few is not None:
-                        chosen = row.sampler.choose_among(few.ids[b], few.logits[b], float(few.log_sum[b]), step)
-                        if chosen is None:
-                            logits_BV = self._session.candidate_logits() if logits_BV is None else logits_BV
-                            chosen = row.sampler.choose(logits_BV[b], step)
-                        tokens_B[b] = chosen
-                    elif logits_BV is not None:
-                        tokens_B[b] = row.sampler.choose(logits_BV[b], step)
-                    events.append(row.accept(int(tokens_B[b]), self._params))
-                    row.decode_seconds = time.perf_counter() - prefilled
+            for k, b in enumerate(going):
+                tokens_B[b] = sequences[b].choose(outputs, k)
+                events.append(sequences[b].accept(int(tokens_B[b]), self._params))
+                sequences[b].decode_seconds = time.perf_counter() - prefilled
             yield from events
-            going_B = np.array([row.finish_reason is None for row in rows])
-            if not going_B.any():
+            going = [b for b in going if sequences[b].finish_reason is None]
+            if not going:
                 return
             if self._cancelled():
-                yield from (row.cancel() for row in rows if row.finish_reason is None)
+                yield from (sequences[b].cancel() for b in going)
                 return
-            if self._argmax:
-                # the session may choose where the logits are
-                logits_BV, tokens_B = None, self._session.greedy_decode(tokens_B, going_B)
-            elif self._few and step + 1 >= self._params.min_new_tokens:
-                logits_BV, few = None, self._session.candidate_decode(tokens_B, self._params.temperature, going_B)
-            else:
-                logits_BV = self._session.decode(tokens_B, going_B)
+            advancing_B = None
+            if len(going) < len(sequences):
+                advancing_B = np.zeros(len(sequences), np.bool_)
+                advancing_B[going] = True
+            outputs = self._engine.decode(tokens_B, advancing_B, self._sampling(step))
 
-    def _check_tokens(self) -> None:
-        vocab = self._session.vocab_size
-        for name in ("stop_token_ids", "eos_token_ids"):
-            for token in getattr(self._params, name):
-                if token >= vocab:
-                    raise RequestError(f"token id {token}", f"ids from 0 to {vocab - 1}", "correct it", where=name)
+    def _sampling(self, step: int) -> Sampling | None:
+        """What an executor may choose of token number ``step``."""
+        if self._params.is_argmax:
+            return GREEDY
+        if self._takes_candidates and step >= self._params.min_new_tokens:
+            return TopCandidates(self._params.temperature)
+        return None
 
     def _check_length(self, number: int, length: int) -> None:
-        most, new = self._session.limits.max_seq_len, self._params.max_new_tokens
+        most, new = self._engine.limits.max_seq_len, self._params.max_new_tokens
         if length + new > most:
             raise LimitError(
                 f"{length} prompt tokens and {new} new ones, {length + new} together",
@@ -207,7 +215,7 @@ class GenerationRun:
 
 
 def generate(
-    session: Session,
+    engine: Engine,
     prompts: Sequence[Sequence[int] | npt.NDArray[np.int64]],
     params: GenerationParams,
     *,
@@ -223,7 +231,7 @@ def generate(
     Returns:
         num_return_sequences answers for each prompt, in the order of the prompts.
     """
-    run = GenerationRun(session, prompts, params, decoder=decoder, cancelled=cancelled)
+    run = GenerationRun(engine, prompts, params, decoder=decoder, cancelled=cancelled)
     for event in run:
         if on_token is not None:
             on_token(event)

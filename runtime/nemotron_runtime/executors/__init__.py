@@ -1,7 +1,1 @@
-"""Sessions: what runs the model's forward pass for the generation loop."""
-
-from __future__ import annotations
-
-from nemotron_runtime.executors.base import Session
-
-__all__ = ["Session"]
+"""Executors: what runs a model's forward pass, one for each provider."""

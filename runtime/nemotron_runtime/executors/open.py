@@ -1,4 +1,4 @@
-"""Chooses the session that a bundle names."""
+"""Chooses the executor that a bundle names."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Callable
 from nemotron_errors import BundleError
 
 from nemotron_runtime.bundle.folder import Bundle
-from nemotron_runtime.executors.base import Session
-from nemotron_runtime.executors.genai import GenaiSession
-from nemotron_runtime.executors.onnxruntime.cpu import OnnxRuntimeSession
-from nemotron_runtime.executors.onnxruntime.cuda import OnnxRuntimeCudaSession
+from nemotron_runtime.executors.executor import Executor
+from nemotron_runtime.executors.onnxruntime.cpu import OnnxRuntimeExecutor
+from nemotron_runtime.executors.onnxruntime.cuda import OnnxRuntimeCudaExecutor
+from nemotron_runtime.executors.onnxruntime.genai import GenaiExecutor
 
-__all__ = ["open_session"]
+__all__ = ["open_executor"]
 
 
-def _open_tensorrt(bundle: Bundle, threads: int | None) -> Session:
+def _open_tensorrt(bundle: Bundle, threads: int | None) -> Executor:
     # CUDA's and TensorRT's layers, which nothing else needs
-    from nemotron_runtime.executors.tensorrt.executor import TensorRTSession
+    from nemotron_runtime.executors.tensorrt.executor import TensorRTExecutor
 
-    return TensorRTSession(bundle, threads)
+    return TensorRTExecutor(bundle, threads)
 
 
-def _refuse_rtx(bundle: Bundle, threads: int | None) -> Session:
+def _refuse_rtx(bundle: Bundle, threads: int | None) -> Executor:
     raise BundleError(
         "engines of TensorRT for RTX", "a bundle that this runtime runs",
         "run them with NVIDIA's TensorRT for RTX, or build for another target", where=str(bundle.directory),
@@ -30,20 +30,24 @@ def _refuse_rtx(bundle: Bundle, threads: int | None) -> Session:
 
 
 # what a manifest's session.executor may be; the strict reader refuses others
-_KINDS: dict[str, Callable[[Bundle, int | None], Session]] = {
-    "onnxruntime": OnnxRuntimeSession,
-    "onnxruntime-cuda": OnnxRuntimeCudaSession,
-    "genai": GenaiSession,
+_EXECUTORS: dict[str, Callable[[Bundle, int | None], Executor]] = {
+    "onnxruntime": OnnxRuntimeExecutor,
+    "onnxruntime-cuda": OnnxRuntimeCudaExecutor,
+    "genai": GenaiExecutor,
     "tensorrt": _open_tensorrt,
     "tensorrt-rtx": _refuse_rtx,
 }
 
 
-def open_session(bundle: Bundle, threads: int | None = None) -> Session:
-    """The session of a bundle.
+def open_executor(bundle: Bundle, threads: int | None = None) -> Executor:
+    """The executor of a bundle.
+
+    Args:
+        bundle: the bundle.
+        threads: CPU threads within an op; the executor's choice where None.
 
     Raises:
         MissingDependencyError: what it needs is not installed.
-        BundleError: see the session.
+        BundleError: see the executor.
     """
-    return _KINDS[bundle.manifest.session.executor](bundle, threads)
+    return _EXECUTORS[bundle.manifest.session.executor](bundle, threads)

@@ -1,6 +1,6 @@
-"""The likeliest tokens of a step, and what a filter leaves of them: a GPU gives these few in place of all logits.
+"""Top-k candidates: the likeliest tokens of a step, which a GPU gives in place of all logits, and what a filter leaves.
 
-Shapes: B rows, C candidates, V vocabulary, P parts of it.
+Shapes: B sequences, C candidates, V vocabulary, P parts of it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _UNSURE = 1e-4
 
 @dataclass(frozen=True)
 class Candidates:
-    """The largest logits of each row.
+    """The largest logits of each sequence.
 
     Attributes:
         ids: their tokens [B, C].
@@ -37,9 +37,13 @@ class Candidates:
     logits: Scores
     log_sum: npt.NDArray[np.float64]
 
+    def of(self, sequences: Ids) -> Candidates:
+        """Those of some sequences."""
+        return Candidates(self.ids[sequences], self.logits[sequences], self.log_sum[sequences])
+
 
 def find_candidates(logits_BV: Scores, count: int, temperature: float) -> Candidates:
-    """The ``count`` largest of each row, the lowest of equal tokens first; NaN counts as infinity.
+    """The ``count`` largest of each sequence, the lowest of equal tokens first; NaN counts as infinity.
 
     Args:
         logits_BV: the logits.
@@ -70,7 +74,7 @@ def log_of_sums(largest_BP: npt.NDArray[np.floating[Any]], sum_BP: npt.ArrayLike
 def filter_candidates(
     ids_C: Ids, logits_C: Scores, log_sum: float, params: GenerationParams, vocab_size: int
 ) -> tuple[Ids, Scores] | None:
-    """What temperature, top-k, top-p and min-p leave of a row, which is what ``sampling.filter_logits`` leaves.
+    """What temperature, top-k, top-p and min-p leave of a sequence, which is what ``filter_logits`` leaves.
 
     Args:
         ids_C: the candidates.
@@ -97,19 +101,19 @@ def filter_candidates(
     if params.top_p < 1:
         sums_C = np.cumsum(weights_C[:count])
         wanted = params.top_p * mass
-        kept = int(np.searchsorted(sums_C, wanted)) + 1
-        if kept > count or (not closed and scores_C[kept - 1] <= last):
+        nucleus = int(np.searchsorted(sums_C, wanted)) + 1
+        if nucleus > count or (not closed and scores_C[nucleus - 1] <= last):
             return None
-        edges = sums_C[max(kept - 2, 0) : kept]
+        edges = sums_C[max(nucleus - 2, 0) : nucleus]
         if not closed and (np.abs(edges - wanted) <= _UNSURE * mass).any():
             return None
         # which of equal scores at the edge survive is the host's to say
-        if kept < count and scores_C[kept] == scores_C[kept - 1]:
+        if nucleus < count and scores_C[nucleus] == scores_C[nucleus - 1]:
             return None
-        count, closed = kept, True
+        count, closed = nucleus, True
     if params.min_p > 0:
-        kept_C = weights_C[:count] >= params.min_p
-        if not closed and kept_C[-1]:
+        likely_C = weights_C[:count] >= params.min_p
+        if not closed and likely_C[-1]:
             return None
-        count, closed = int(kept_C.sum()), True
+        count, closed = int(likely_C.sum()), True
     return (ids_C[:count], scores_C[:count]) if closed else None

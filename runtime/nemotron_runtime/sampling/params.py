@@ -32,6 +32,7 @@ class GenerationParams:
         eos_token_ids: the model's end-of-sequence tokens.
         ignore_eos: go on past end-of-sequence tokens.
         num_return_sequences: answers per prompt, each with noise of its own.
+        bad_words_ids: token sequences that the answer may not complete; the prompt counts as the beginning of one.
 
     Raises:
         RequestError: a value of the wrong type or outside its range.
@@ -50,6 +51,7 @@ class GenerationParams:
     eos_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     num_return_sequences: int = 1
+    bad_words_ids: Sequence[Sequence[int]] | None = None
 
     def __post_init__(self) -> None:
         for name in ("stop", "stop_token_ids", "eos_token_ids"):
@@ -75,6 +77,22 @@ class GenerationParams:
                 _check_integer(name, token, 0, None)
         if not isinstance(self.ignore_eos, bool):
             raise RequestError(repr(self.ignore_eos), "True or False", "correct it", where="ignore_eos")
+        if self.bad_words_ids is not None:
+            _check_words(self.bad_words_ids)
+            object.__setattr__(self, "bad_words_ids", tuple(map(tuple, self.bad_words_ids)))
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Refuses token ids that a model of ``vocab_size`` tokens does not have.
+
+        Raises:
+            RequestError: naming the parameter.
+        """
+        for name in ("stop_token_ids", "eos_token_ids"):
+            for token in getattr(self, name):
+                if token >= vocab_size:
+                    raise RequestError(f"token id {token}", f"ids from 0 to {vocab_size - 1}", "correct it", where=name)
+        if self.bad_words_ids is not None:
+            _check_words(self.bad_words_ids, vocab_size)
 
     @property
     def ending_token_ids(self) -> tuple[int, ...]:
@@ -84,13 +102,17 @@ class GenerationParams:
     @property
     def is_argmax(self) -> bool:
         """Whether each token is the likeliest one, whatever came before: nothing changes or blocks a logit."""
-        return self.temperature == 0 and self.repetition_penalty == 1 and self.min_new_tokens == 0
+        return self.temperature == 0 and self._keeps_logits and self.min_new_tokens == 0
 
     @property
-    def keeps_few(self) -> bool:
-        """Whether a token is drawn from the likeliest ones, by their logits alone: the others need not be known."""
+    def draws_from_candidates(self) -> bool:
+        """Whether, from ``min_new_tokens`` on, the top-k candidates may decide a token: the others are filtered out."""
         filters = self.top_k > 0 or self.top_p < 1 or self.min_p > 0
-        return self.temperature > 0 and self.repetition_penalty == 1 and filters
+        return self.temperature > 0 and self._keeps_logits and filters
+
+    @property
+    def _keeps_logits(self) -> bool:
+        return self.repetition_penalty == 1 and self.bad_words_ids is None
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -104,6 +126,19 @@ def _as_tuple(value: object) -> tuple[object, ...]:
     if isinstance(value, str) or not isinstance(value, Sequence):
         return (value,)
     return tuple(value)
+
+
+def _check_words(words: object, vocab_size: int | None = None) -> None:
+    valid = isinstance(words, (list, tuple)) and len(words) > 0
+    for word in words if valid else ():  # type: ignore[attr-defined]
+        valid = valid and isinstance(word, (list, tuple)) and len(word) > 0
+        valid = valid and all(
+            type(token) is int and token >= 0 and (vocab_size is None or token < vocab_size) for token in word
+        )
+    if not valid:
+        bound = "of at least 0" if vocab_size is None else f"from 0 to {vocab_size - 1}"
+        expected = f"a list of token sequences, each of ids {bound}"
+        raise RequestError(repr(words), expected, "correct it", where="bad_words_ids")
 
 
 def _check_integer(name: str, value: object, low: int, high: int | None) -> None:

@@ -55,17 +55,18 @@ def _rounds(counter: list[npt.NDArray[np.uint64]], key: tuple[int, int]) -> list
     return [word_0, word_1, word_2, word_3]
 
 
-def gumbel_noise(seed: int, row: int, step: int, token_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Standard Gumbel noise for each token of one row at one step.
+def gumbel_noise(seed: int, number: int, step: int, token_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Standard Gumbel noise for each token of one answer at one step.
 
-    The counter is (token // 4, step, row, 0), the lane token % 4, the key the two halves of the 64-bit seed. Word x
-    gives u = (x + 1/2) / 2^32, which lies inside (0, 1), and the noise is -log(-log u).
+    The counter is (token // 4, step, number, 0), with the answer's number in its request, the lane token % 4, the key
+    the two halves of the 64-bit seed. Word x gives u = (x + 1/2) / 2^32, which lies inside (0, 1), and the noise is
+    -log(-log u).
     """
-    return _noise(_words(seed, row, step, token_ids))
+    return _noise(_words(seed, number, step, token_ids))
 
 
 def gumbel_argmax(
-    scores: npt.NDArray[np.float32], seed: int, row: int, step: int, token_ids: npt.NDArray[np.int64]
+    scores: npt.NDArray[np.float32], seed: int, number: int, step: int, token_ids: npt.NDArray[np.int64]
 ) -> int:
     """``(scores + gumbel_noise(…)).argmax()``, of many tokens without the noise of most.
 
@@ -75,14 +76,14 @@ def gumbel_argmax(
     Args:
         scores: of each token; a draw from their softmax is the result.
         seed: see :func:`gumbel_noise`, as for the others.
-        row: see there.
+        number: see there.
         step: see there.
         token_ids: see there.
 
     Returns:
         An index of ``token_ids``.
     """
-    words = _words(seed, row, step, token_ids)
+    words = _words(seed, number, step, token_ids)
     left = np.arange(len(words)) if len(words) < _FEW else _contenders(scores, words)
     return int(left[(scores[left] + _noise(words[left])).argmax()])
 
@@ -100,13 +101,13 @@ def _contenders(scores: npt.NDArray[np.float32], words: npt.NDArray[np.uint64]) 
     return np.flatnonzero(bound >= least - (1e-4 + 1e-5 * abs(least)))
 
 
-def _words(seed: int, row: int, step: int, token_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+def _words(seed: int, number: int, step: int, token_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
     """The random word of each token."""
     # many tokens share counters: make all there are once; few are made one by one
     shared = len(token_ids) > token_ids.max() // _LANES
     blocks = np.arange(token_ids.max() // _LANES + 1) if shared else token_ids // _LANES
     first = blocks.astype(np.uint64)
-    counter = [first, *(np.full_like(first, word) for word in (step, row, 0))]
+    counter = [first, *(np.full_like(first, word) for word in (step, number, 0))]
     lanes = _rounds(counter, (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF))
     if not shared:
         return np.choose(token_ids % _LANES, lanes)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from nemotron_errors import LimitError, RequestError
 
-from nemotron_runtime.executors import Session
+from nemotron_runtime.engine.engine import Engine
 from nemotron_runtime.tasks.outputs import outputs_at, softmax
 from nemotron_runtime.text.encoding import Encoding
 
@@ -29,7 +29,7 @@ class Answer:
         text: its characters, without blanks around them.
         score: probability of its first token as a start times that of its last token as an end.
         begin: first character in the context.
-        end: the character behind the last.
+        end: the character after the last.
     """
 
     text: str
@@ -39,7 +39,7 @@ class Answer:
 
 
 def answer(
-    session: Session,
+    engine: Engine,
     encode: Callable[[str, str], Encoding],
     question: str,
     context: str,
@@ -49,11 +49,11 @@ def answer(
 ) -> Answer:
     """The best span over the whole context.
 
-    A context that does not fit beside the question is read in windows that overlap; the best span of all wins.
+    A context that does not fit next to the question is read in windows that overlap; the best span of all wins.
     Probabilities are over the tokens of a window's context.
 
     Args:
-        session: of a question-answering bundle.
+        engine: of a question-answering bundle.
         encode: (question, context) → one sequence, question first.
         question: the question.
         context: the text that holds the answer.
@@ -73,10 +73,10 @@ def answer(
         raise RequestError(found, "at least 1 and at least 0", "correct them", where="answer")
     encoding = encode(question, context)
     best: Answer | None = None
-    windows = _windows(encoding, session.limits.max_seq_len, window_overlap)
+    windows = _windows(encoding, engine.limits.max_seq_len, window_overlap)
     prompts = [np.asarray(encoding.ids, np.int64)[window] for window in windows]
-    kept = [np.array([i for i, at in enumerate(window) if encoding.texts[at] == _CONTEXT]) for window in windows]
-    for window, positions, logits_n2 in zip(windows, kept, outputs_at(session, prompts, kept), strict=True):
+    inside = [np.array([i for i, at in enumerate(window) if encoding.texts[at] == _CONTEXT]) for window in windows]
+    for window, positions, logits_n2 in zip(windows, inside, outputs_at(engine, prompts, inside), strict=True):
         first, last, score = _best_span(logits_n2, max_answer_tokens)
         if best is None or score > best.score:
             begin, end = (

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from nemotron_errors import RequestError
 
 from nemotron_runtime.bundle.folder import Bundle
-from nemotron_runtime.executors import Session
+from nemotron_runtime.engine.engine import Engine
 from nemotron_runtime.tasks.answering import Answer, answer
 from nemotron_runtime.tasks.classification import Classification, classify
 from nemotron_runtime.tasks.outputs import outputs_at
@@ -35,7 +35,7 @@ class TaskCalls:
     """`classify`, `tag`, `answer` and `embed`; each refuses a bundle of another task."""
 
     bundle: Bundle
-    session: Session
+    engine: Engine
     tokenizer: Tokenizer | None
 
     @property
@@ -59,7 +59,7 @@ class TaskCalls:
         self._require("sequence-classification")
         prompts, single = self._prompts(text, True)
         manifest = self.bundle.manifest
-        found: list[Classification] = classify(self.session, manifest.head, prompts, manifest.model.pad_token_id)
+        found: list[Classification] = classify(self.engine, manifest.head, prompts, manifest.model.pad_token_id)
         return found[0] if single else found
 
     def tag(self, text: str | Sequence[str], *, merge: bool = False) -> Any:
@@ -80,7 +80,7 @@ class TaskCalls:
         single = isinstance(text, str)
         texts = [text] if isinstance(text, str) else list(text)
         encodings = [self._tokenizer_for("tag").encode_spans(each) for each in texts]
-        found: list[list[Tag]] = tag(self.session, self.bundle.manifest.head, texts, encodings, merge=merge)
+        found: list[list[Tag]] = tag(self.engine, self.bundle.manifest.head, texts, encodings, merge=merge)
         return found[0] if single else found
 
     def answer(self, question: str, context: str, *, max_answer_tokens: int = 15, window_overlap: int = 128) -> Answer:
@@ -98,7 +98,7 @@ class TaskCalls:
         """
         self._require("question-answering")
         return answer(
-            self.session,
+            self.engine,
             self._tokenizer_for("answer").encode_spans,
             question,
             context,
@@ -107,7 +107,7 @@ class TaskCalls:
         )
 
     def embed(self, text: Any, *, pooling: str = "last", normalize: bool = False) -> Any:
-        """Hidden states of a text, behind the last norm.
+        """Hidden states of a text, after the last norm.
 
         Args:
             text: text or token ids, or a list of such.
@@ -126,7 +126,7 @@ class TaskCalls:
             raise RequestError(repr(pooling), "last, mean or none", "choose one of them", where="pooling")
         prompts, single = self._prompts(text, True)
         positions = [np.arange(len(p)) if pooling != "last" else np.array([len(p) - 1]) for p in prompts]
-        found = [_pooled(states_SE, pooling, normalize) for states_SE in outputs_at(self.session, prompts, positions)]
+        found = [_pooled(states_SE, pooling, normalize) for states_SE in outputs_at(self.engine, prompts, positions)]
         return found[0] if single else found
 
     def _require(self, task: str) -> None:

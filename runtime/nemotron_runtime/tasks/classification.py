@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nemotron_runtime.bundle.records import HeadRecord
-from nemotron_runtime.executors import Session
+from nemotron_runtime.engine.engine import Engine
 from nemotron_runtime.tasks.outputs import outputs_at, sigmoid, softmax
 
 __all__ = ["Classification", "classify", "pooled_position"]
@@ -43,7 +43,7 @@ def pooled_position(ids: npt.NDArray[np.int64], pad_token_id: int | None) -> int
 
 
 def classify(
-    session: Session, head: HeadRecord, prompts: Sequence[Sequence[int]], pad_token_id: int | None
+    engine: Engine, head: HeadRecord, prompts: Sequence[Sequence[int]], pad_token_id: int | None
 ) -> list[Classification]:
     """Scores of each prompt's token ids.
 
@@ -51,7 +51,7 @@ def classify(
         RequestError, LimitError: see :func:`outputs_at`.
     """
     pooled = [np.array([pooled_position(np.asarray(ids, np.int64), pad_token_id)]) for ids in prompts]
-    return [_classification(outputs[0].copy(), head) for outputs in outputs_at(session, prompts, pooled)]
+    return [_classification(outputs[0].copy(), head) for outputs in outputs_at(engine, prompts, pooled)]
 
 
 def _classification(logits_C: npt.NDArray[np.float32], head: HeadRecord) -> Classification:

@@ -1,4 +1,4 @@
-"""Outputs of a session at chosen positions of any number of prompts.
+"""Outputs of an engine at chosen positions of any number of prompts.
 
 Shapes: k positions, C values of each.
 """
@@ -10,26 +10,26 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from nemotron_runtime.executors import Session
+from nemotron_runtime.engine.engine import Engine
 
 __all__ = ["outputs_at", "sigmoid", "softmax"]
 
 
 def outputs_at(
-    session: Session, prompts: Sequence[npt.ArrayLike], positions: Sequence[npt.ArrayLike]
+    engine: Engine, prompts: Sequence[npt.ArrayLike], positions: Sequence[npt.ArrayLike]
 ) -> list[npt.NDArray[np.float32]]:
-    """For each prompt its outputs [k, C]; more prompts than the session has rows run in turns.
+    """For each prompt its outputs [k, C]; more prompts than the engine takes at a time run in micro-batches.
 
     Raises:
         RequestError: no ids, or ids outside the vocabulary.
         LimitError: a prompt longer than max_seq_len.
     """
     found: list[npt.NDArray[np.float32]] = []
-    rows = session.limits.max_batch
-    for first in range(0, len(prompts), rows):
-        turn = prompts[first : first + rows]
-        session.reset(len(turn), max(1, *(np.size(prompt) for prompt in turn)))
-        found += session.prefill_at(turn, positions[first : first + rows])
+    most = engine.limits.max_batch
+    for first in range(0, len(prompts), most):
+        micro_batch = prompts[first : first + most]
+        engine.reset(len(micro_batch), max(1, *(np.size(prompt) for prompt in micro_batch)))
+        found += engine.prefill_at(micro_batch, positions[first : first + most])
     return found
 
 

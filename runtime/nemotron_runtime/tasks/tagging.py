@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nemotron_runtime.bundle.records import HeadRecord
-from nemotron_runtime.executors import Session
+from nemotron_runtime.engine.engine import Engine
 from nemotron_runtime.tasks.outputs import outputs_at, softmax
 from nemotron_runtime.text.encoding import Encoding
 
@@ -27,7 +27,7 @@ class Tag:
         score: its probability; the mean over a run.
         text: the characters that it stands for.
         begin: first character.
-        end: the character behind the last.
+        end: the character after the last.
         token_ids: the tokens.
     """
 
@@ -40,17 +40,17 @@ class Tag:
 
 
 def tag(
-    session: Session, head: HeadRecord, texts: Sequence[str], encodings: Sequence[Encoding], *, merge: bool
+    engine: Engine, head: HeadRecord, texts: Sequence[str], encodings: Sequence[Encoding], *, merge: bool
 ) -> list[list[Tag]]:
     """The tags of each text; tokens that the tokenizer adds have none.
 
     Raises:
         RequestError, LimitError: see :func:`outputs_at`.
     """
-    kept = [np.array([i for i, owner in enumerate(each.texts) if owner is not None], np.int64) for each in encodings]
-    outputs = outputs_at(session, [each.ids for each in encodings], kept)
+    owned = [np.array([i for i, owner in enumerate(each.texts) if owner is not None], np.int64) for each in encodings]
+    outputs = outputs_at(engine, [each.ids for each in encodings], owned)
     tagged = []
-    for text, encoding, positions, logits_nC in zip(texts, encodings, kept, outputs, strict=True):
+    for text, encoding, positions, logits_nC in zip(texts, encodings, owned, outputs, strict=True):
         scores_nC = softmax(logits_nC) if len(logits_nC) else logits_nC
         tags = []
         for position, scores_C in zip(positions, scores_nC, strict=True):

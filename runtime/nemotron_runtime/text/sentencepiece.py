@@ -9,8 +9,8 @@ from typing import Any
 
 from nemotron_errors import TokenizerError
 
+from nemotron_runtime.text.backend import byte_of_piece, read_json_object
 from nemotron_runtime.text.encoding import Encoding
-from nemotron_runtime.text.tokenizer import Tokenizer, byte_of_piece, read_json_object
 
 __all__ = ["SentencePieceTokenizer"]
 
@@ -28,8 +28,8 @@ def _character_spans(text: str, pieces: Sequence[Any]) -> list[tuple[int, int]]:
     return spans[::-1]
 
 
-class SentencePieceTokenizer(Tokenizer):
-    """tokenizer.model; tokenizer_config.json beside it says whether a text begins with bos and ends with eos."""
+class SentencePieceTokenizer:
+    """tokenizer.model; tokenizer_config.json next to it says whether a text begins with bos and ends with eos."""
 
     def __init__(self, path: Path) -> None:
         import sentencepiece
@@ -54,11 +54,11 @@ class SentencePieceTokenizer(Tokenizer):
     def byte_of(self, token_id: int) -> int | None:
         return byte_of_piece(self._processor.IdToPiece(token_id)) if self._processor.IsByte(token_id) else None
 
-    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         ids = list(self._processor.EncodeAsIds(text))
         return [*self._bos, *ids, *self._eos] if add_special_tokens else ids
 
-    def _encode_spans(self, text: str, pair: str | None, add_special_tokens: bool) -> Encoding:
+    def encode_spans(self, text: str, pair: str | None, add_special_tokens: bool) -> Encoding:
         ids: list[int] = []
         spans: list[tuple[int, int]] = []
         texts: list[int | None] = []
@@ -70,7 +70,7 @@ class SentencePieceTokenizer(Tokenizer):
             texts += [*(None for _ in bos), *(number for _ in pieces), *(None for _ in eos)]
         return Encoding(tuple(ids), tuple(spans), tuple(texts))
 
-    def _decode(self, ids: list[int]) -> str:
+    def decode(self, ids: list[int]) -> str:
         # sentencepiece itself gives control tokens no text, and unknown ones a sign
         text = ""
         for special, group in groupby(ids, self.special_ids.__contains__):
@@ -78,13 +78,13 @@ class SentencePieceTokenizer(Tokenizer):
             if special:
                 text += "".join(map(self._processor.IdToPiece, run))
             else:
-                # only in front of the whole text a first word loses its space
+                # only at the start of the whole text a first word loses its space
                 ahead = [] if not text or self._ordinary is None else [self._ordinary]
                 text += self._processor.DecodeIds(ahead + run)[len(self._processor.DecodeIds(ahead)) :]
         return text
 
     def _refuse_foreign_tokens(self, folder: Path, config: dict[str, Any]) -> None:
-        """Refuses tokens beside the model, which sentencepiece would split into pieces."""
+        """Refuses tokens that the model lacks, which sentencepiece would split into pieces."""
         added = {piece: int(token) for piece, token in read_json_object(folder / "added_tokens.json").items()}
         for token, entry in config.get("added_tokens_decoder", {}).items():
             added[entry["content"] if isinstance(entry, dict) else str(entry)] = int(token)

@@ -1,6 +1,6 @@
-"""The ONNX Runtime session on an NVIDIA GPU: caches and a decode step's arrays on the device, one CUDA graph per step.
+"""The executor over ONNX Runtime on an NVIDIA GPU: caches and a decode step's arrays there, one CUDA graph per step.
 
-Shapes: B rows, V values per position, G key/value heads, T cache slots, D head_dim.
+Shapes: B sequences, V values of an output, G key/value heads, T capacity, D head_dim.
 """
 
 from __future__ import annotations
@@ -9,36 +9,50 @@ import contextlib
 import io
 import itertools
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from nemotron_errors import MissingDependencyError
+from nemotron_formats.cache import round_capacity
+from nemotron_formats.dtypes import DTYPES
 
 from nemotron_runtime.bundle.folder import Bundle
-from nemotron_runtime.executors.base import Ids, Logits, Session
-from nemotron_runtime.executors.onnxruntime.candidates import CandidateStep, check_candidate_graph
-from nemotron_runtime.executors.onnxruntime.cpu import ROW_INPUTS, TOKENS_OUTPUT, TOTAL_INPUT, OnnxRuntimeSession
+from nemotron_runtime.executors.batch import Ids
+from nemotron_runtime.executors.onnxruntime.bindings import TOKENS_OUTPUT, TOTAL_INPUT, bind_input
+from nemotron_runtime.executors.onnxruntime.cpu import OnnxRuntimeExecutor, step_inputs
 from nemotron_runtime.executors.onnxruntime.graph import import_onnxruntime, open_graph
 from nemotron_runtime.executors.onnxruntime.placement import RECORD_PLACEMENT, check_placement
-from nemotron_runtime.sampling.candidates import Candidates
+from nemotron_runtime.executors.onnxruntime.sampler import OnnxRuntimeSampler, check_candidate_graph, on_device
+from nemotron_runtime.sampling.device import DeviceSampler, Sampling
 
-__all__ = ["CUDA_PROVIDER", "OnnxRuntimeCudaSession", "start_cuda"]
+__all__ = ["CUDA_PROVIDER", "OnnxRuntimeCudaExecutor", "start_cuda"]
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
 _DEVICE = ("cuda", 0)
 _GRAPH_ID = "gpu_graph_id"
 _NO_GRAPH = "-1"
-# caches of nearly the same length share a size, and so their buffers and their CUDA graph
-_SLOT_STEP = 256
 
 
-class OnnxRuntimeCudaSession(OnnxRuntimeSession):
+@dataclass
+class _DeviceStep:
+    """A decode step's buffers on the device, their binding, and the number of its CUDA graph."""
+
+    inputs: dict[str, Any]
+    total: npt.NDArray[np.int32]
+    sampler: OnnxRuntimeSampler
+    binding: Any
+    options: Any
+    graph_id: int
+
+
+class OnnxRuntimeCudaExecutor(OnnxRuntimeExecutor):
     """Runs ``model.onnx`` on CUDA.
 
     A decode step has static buffers on the device: two small arrays go there, the likeliest tokens (or, where asked
     for, the logits) come back, and with ``cuda_graph`` the rest is one launch. Prefill runs the same graph uncaptured.
-    To sample among the likeliest tokens, the bundle's graph of candidates reads the step's logits where they are.
+    To sample among the top-k candidates, the bundle's graph of them reads the step's logits where they are.
 
     Args:
         bundle: the bundle.
@@ -49,11 +63,10 @@ class OnnxRuntimeCudaSession(OnnxRuntimeSession):
 
     Raises:
         MissingDependencyError: no onnxruntime with CUDA, or CUDA does not start.
-        BundleError: see :class:`OnnxRuntimeSession`; nodes that ONNX Runtime placed on the CPU.
+        BundleError: see :class:`OnnxRuntimeExecutor`; nodes that ONNX Runtime placed on the CPU.
     """
 
-    # numpy has no bfloat16: uint16 stands in for it
-    _cache_types = {**OnnxRuntimeSession._cache_types, "bfloat16": (np.uint16, 16)}  # noqa: RUF012
+    cache_dtypes = (*OnnxRuntimeExecutor.cache_dtypes, "bfloat16")
 
     def __init__(
         self,
@@ -72,15 +85,14 @@ class OnnxRuntimeCudaSession(OnnxRuntimeSession):
         self._allocated: tuple[int, int] | None = None
         self._device_step: _DeviceStep | None = None
         super().__init__(bundle, threads)
-        self._element_type = self._cache_types[record.cache_dtype][1]
+        self._element_type = DTYPES[record.cache_dtype].onnx
         self._no_graph = self._options(_NO_GRAPH)
         self._has_tokens = any(value.name == TOKENS_OUTPUT for value in self._session.get_outputs())
-        self._candidates = 0
         self._candidate_session: Any = None
         if record.candidates is not None:
             self._candidate_session = self._open_on_device(bundle, record.candidates.graph, threads, has_weights=False)
             check_candidate_graph(bundle, self._candidate_session, self._logits_dtype, record.candidates.count)
-            self._candidates = record.candidates.count
+            self.candidate_count = record.candidates.count
 
     def _open(self, bundle: Bundle, threads: int | None) -> Any:
         if CUDA_PROVIDER in self._ort.get_available_providers():
@@ -106,105 +118,78 @@ class OnnxRuntimeCudaSession(OnnxRuntimeSession):
                 session.weights = {}
         return session
 
-    def allocate(self, rows: int, slots: int) -> None:
-        """See :meth:`Session.allocate`; buffers of the same size are kept, and finite values in them."""
-        assert self._session is not None, "the session is closed"
-        slots = min(-(-slots // _SLOT_STEP) * _SLOT_STEP, self.limits.max_seq_len)
-        if self._allocated == (rows, slots):
+    def make_caches(self, sequences: int, capacity: int) -> None:
+        """See :meth:`PaddedExecutor.make_caches`; buffers of the same size are kept, and finite values in them."""
+        assert self._session is not None, "the executor is closed"
+        allocated = sequences, round_capacity(capacity, self.limits.max_seq_len)
+        if self._allocated == allocated:
             return
         self._release()
-        shape_BGTD = (rows, self._heads, slots, self._head_dim)
-        for name in self._caches:
-            zeros_BGTD = np.zeros(shape_BGTD, self._cache_dtype)
-            self._caches[name] = self._ort.OrtValue.ortvalue_from_numpy(zeros_BGTD, *_DEVICE)
-        self._allocated = (rows, slots)
+        for cache in self.caches:
+            zeros_BGTD = np.zeros(cache.shape(*allocated), self._cache_dtype)
+            self._buffers[cache.input_name] = on_device(self._ort, _DEVICE, zeros_BGTD)
+        self._allocated = allocated
 
-    def step(self, tokens_B: Ids, query_start_B: Ids) -> Logits:
-        """See :meth:`Session.step`."""
-        return self._launch(tokens_B, query_start_B).logits()
-
-    def greedy_step(self, tokens_B: Ids, query_start_B: Ids, advance_B: npt.NDArray[np.bool_] | None = None) -> Ids:
-        """See :meth:`Session.greedy_step`: the logits stay on the device."""
-        if not self._has_tokens:
-            return Session.greedy_step(self, tokens_B, query_start_B, advance_B)
-        chosen_B1: Ids = self._launch(tokens_B, query_start_B).tokens_B1.numpy()
-        return chosen_B1[:, 0]
-
-    @property
-    def candidates(self) -> int:
-        """See :attr:`Session.candidates`: as the bundle's manifest says."""
-        return self._candidates
-
-    def candidate_step(self, tokens_B: Ids, query_start_B: Ids, temperature: float) -> Candidates:
-        """See :meth:`Session.candidate_step`: the logits stay on the device."""
-        step = self._launch(tokens_B, query_start_B)
-        assert step.candidates is not None, "a bundle without candidates"
-        return step.candidates.run(temperature)
-
-    def candidate_logits(self) -> Logits:
-        """See :meth:`Session.candidate_logits`."""
-        assert self._device_step is not None, "a step comes first"
-        return self._device_step.logits()
+    def step(
+        self, tokens_B: Ids, query_start_B: Ids, advancing_B: npt.NDArray[np.bool_] | None, sampling: Sampling | None
+    ) -> DeviceSampler:
+        """See :meth:`PaddedExecutor.step`: the logits stay on the device."""
+        step = self._device_step or self._make_device_step()
+        step.inputs["input_ids"].update_inplace(np.ascontiguousarray(tokens_B, np.int64)[:, None])
+        step.inputs["query_start"].update_inplace(np.ascontiguousarray(query_start_B, np.int64))
+        self._session.run_with_iobinding(step.binding, step.options)
+        return step.sampler
 
     def close(self) -> None:
-        """Frees the sessions and what they have on the device."""
+        """See :meth:`Executor.close`."""
         if self._session is not None:
             self._release()
         self._candidate_session = None
         super().close()
 
     def _release(self) -> None:
-        """Lets go of the buffers: first of the bindings and the CUDA graph that hold their addresses."""
+        """Lets go of the buffers: first of the bindings and the CUDA graphs that hold their addresses."""
         self._bindings.clear()
         step, self._device_step = self._device_step, None
         if step is not None:
             # what reads the logits goes before what writes them
-            few, step.candidates = step.candidates, None
-            captured = [self._session] if few is None or not few.launched else [self._candidate_session, self._session]
+            captured = [self._candidate_session, self._session] if step.sampler.launched else [self._session]
             for session in captured:
                 # an older onnxruntime keeps a captured graph, some hundred KB, until the session ends
                 if self.cuda_graph and hasattr(session, "release_captured_graph"):
                     session.release_captured_graph(step.graph_id)
         self._allocated = None
-        for name in self._caches:
-            self._caches[name] = np.zeros(0)
-
-    def _launch(self, tokens_B: Ids, query_start_B: Ids) -> _DeviceStep:
-        step = self._device_step or self._make_device_step()
-        step.inputs["input_ids"].update_inplace(np.ascontiguousarray(tokens_B, np.int64)[:, None])
-        step.inputs["query_start"].update_inplace(np.ascontiguousarray(query_start_B, np.int64))
-        self._session.run_with_iobinding(step.binding, step.options)
-        return step
+        self._buffers.clear()
 
     def _make_device_step(self) -> _DeviceStep:
         assert self._allocated is not None, "reset comes first"
-        rows, slots = self._allocated
-        step = _DeviceStep(self._ort, rows, self.output_size, self._logits_dtype)
-        step.graph_id = next(self._graph_ids)
-        step.options = self._options(str(step.graph_id))
-        step.binding = self._new_binding(None)
+        sequences, capacity = self._allocated
+        graph_id = next(self._graph_ids)
+        options = self._options(str(graph_id))
+        # the number of a CUDA graph is one of its session's
+        sampler = OnnxRuntimeSampler(
+            self._ort, _DEVICE, np.zeros((sequences, self.output_size), self._logits_dtype), options,
+            chooses=self._has_tokens, session=self._candidate_session, candidate_count=self.candidate_count,
+        )  # fmt: skip
+        inputs = {name: on_device(self._ort, _DEVICE, array) for name, array in step_inputs(sequences).items()}
+        # a captured step keeps this number: the bound of every length it may meet
+        total = np.array(capacity, np.int32)
+        step = _DeviceStep(inputs, total, sampler, self._new_binding(-1), options, graph_id)
         for name in self._row_inputs:
-            step.binding.bind_ortvalue_input(name, step.inputs[name])
+            step.binding.bind_ortvalue_input(name, inputs[name])
         if self._takes_total:
-            # a captured step keeps this number: the bound of every length it may meet
-            step.total[...] = slots
-            step.binding.bind_input(TOTAL_INPUT, "cpu", 0, np.int32, (), step.total.ctypes.data)
-        step.binding.bind_ortvalue_output(self._output, step.logits_B1V)
+            bind_input(step.binding, TOTAL_INPUT, total)
+        step.binding.bind_ortvalue_output(self._output, sampler.logits_B1V)
         if self._has_tokens:
-            step.binding.bind_ortvalue_output(TOKENS_OUTPUT, step.tokens_B1)
-        if self._candidate_session is not None:
-            # the number of a CUDA graph is one of its session's
-            step.candidates = CandidateStep(
-                self._candidate_session, self._ort, _DEVICE, step.logits_B1V, self._candidates, step.options
-            )
+            step.binding.bind_ortvalue_output(TOKENS_OUTPUT, sampler.tokens_B1)
         self._device_step = step
         return step
 
-    def _place(self, cache_BGTD: Any, row: int | None) -> tuple[Any, ...]:
+    def _place(self, cache_BGTD: Any, sequence: int) -> tuple[Any, ...]:
         shape_BGTD = tuple(cache_BGTD.shape())
         address = cache_BGTD.data_ptr()
-        if row is not None:
-            address += row * math.prod(shape_BGTD[1:]) * self._cache_dtype.itemsize
+        if sequence >= 0:
+            address += sequence * math.prod(shape_BGTD[1:]) * self._cache_dtype.itemsize
             shape_BGTD = (1, *shape_BGTD[1:])
         return *_DEVICE, self._element_type, shape_BGTD, address
 
@@ -221,8 +206,8 @@ class OnnxRuntimeCudaSession(OnnxRuntimeSession):
 def start_cuda(ort: Any) -> None:
     """Loads CUDA's libraries and uses the GPU once.
 
-    ONNX Runtime lists the provider wherever it is built in. Where it does not start, a session computes on the CPU with
-    no more than a line on stderr, and what is then refused is a node that the CPU has no kernel for.
+    ONNX Runtime lists the provider wherever it is built in. Where it does not start, its session computes on the CPU
+    with no more than a line on stderr, and what is then refused is a node that the CPU has no kernel for.
 
     Raises:
         MissingDependencyError: no library, no driver or no GPU.
@@ -240,28 +225,3 @@ def start_cuda(ort: Any) -> None:
             "pip install onnxruntime-gpu[cuda,cudnn], or name the libraries' folders in LD_LIBRARY_PATH",
             where="onnxruntime",
         ) from error  # fmt: skip
-
-
-class _DeviceStep:
-    """A decode step's buffers on the device, their binding, and the number of its CUDA graph."""
-
-    def __init__(self, ort: Any, rows: int, output_size: int, logits_dtype: Any) -> None:
-        def on_device(array: npt.NDArray[Any]) -> Any:
-            return ort.OrtValue.ortvalue_from_numpy(array, *_DEVICE)
-
-        one_token = (rows, 1)
-        arrays: list[npt.NDArray[Any]] = [np.zeros(one_token, np.int64), np.zeros(rows, np.int64)]
-        arrays += [np.ones(rows, np.int64), np.zeros(one_token, np.int64)]
-        self.inputs = {name: on_device(array) for name, array in zip(ROW_INPUTS, arrays, strict=True)}
-        self.logits_B1V = on_device(np.zeros((rows, 1, output_size), logits_dtype))
-        self.tokens_B1 = on_device(np.zeros(one_token, np.int64))
-        self.total = np.zeros((), np.int32)
-        self.binding: Any = None
-        self.options: Any = None
-        self.graph_id = 0
-        self.candidates: CandidateStep | None = None
-
-    def logits(self) -> Logits:
-        """The logits [B, V] that the last launch left, on the host."""
-        logits_B1V: npt.NDArray[Any] = self.logits_B1V.numpy()
-        return logits_B1V[:, 0].astype(np.float32, copy=False)

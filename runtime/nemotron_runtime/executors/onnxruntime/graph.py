@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from nemotron_errors import BundleError, MissingDependencyError
+from nemotron_formats.dtypes import DTYPES
 
 from nemotron_runtime.bundle.folder import Bundle
 from nemotron_runtime.bundle.weights import checked_chunks, map_weights, packed_weights
@@ -29,10 +30,8 @@ _ERRORS_ONLY = 3
 _FOLDER = "session.model_external_initializers_file_folder_path"
 # what the graph calls the weights that are put together at load
 _PACKED_FILE = "packed"
-# numpy's stand-ins of ONNX's types, by their numbers: numpy has no bfloat16
-_STORED: Mapping[int, Any] = {
-    1: np.float32, 2: np.uint8, 3: np.int8, 6: np.int32, 7: np.int64, 10: np.float16, 11: np.float64, 16: np.uint16,
-}  # fmt: skip
+# what holds the values of ONNX's types, by their numbers
+_STORED = {dtype.onnx: dtype.storage for dtype in DTYPES.values()}
 
 
 def import_onnxruntime() -> ModuleType:
@@ -183,7 +182,7 @@ def _weight_values(
 
 def _array(tensor: ExternalTensor, file: Any) -> npt.NDArray[Any]:
     """A tensor's bytes in its file, not copied."""
-    stored = np.dtype(_STORED.get(tensor.data_type, np.void))
+    stored = _STORED.get(tensor.data_type, np.dtype(np.void))
     count = int(np.prod(tensor.shape, dtype=np.int64))
     if count * stored.itemsize != tensor.length or tensor.offset + tensor.length > len(file):
         raise ValueError(

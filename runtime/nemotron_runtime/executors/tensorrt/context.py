@@ -1,142 +1,24 @@
-"""TensorRT's side of the session: engines from the bundle's files, and execution contexts over our own memory."""
+"""TensorRT's engines, from the bundle's files, and their execution contexts over our own memory."""
 
 from __future__ import annotations
 
-import importlib
-import logging
 from collections.abc import Iterable, Mapping
-from functools import cache
-from types import ModuleType
 from typing import Any
 
-from nemotron_errors import BundleError, MissingDependencyError, NemotronError, ResourceError
+from nemotron_errors import BundleError
+from nemotron_formats.dtypes import DTYPES
 
-from nemotron_runtime.bundle.engine_records import TensorRTRecord
 from nemotron_runtime.bundle.folder import Bundle
-from nemotron_runtime.cuda import Device, Stream
+from nemotron_runtime.cuda import Stream
+from nemotron_runtime.executors.tensorrt.module import TensorRT
 
-__all__ = ["Context", "Engine", "TensorRT", "check_machine", "load_tensorrt"]
+__all__ = ["BuiltEngine", "Context"]
 
-_log = logging.getLogger(__name__)
-
-_INSTALL = 'pip install "nemotron-export[tensorrt]"'
 # TensorRT's name of a tensor's dtype → numpy's
-_DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64", "INT32": "int32"}
-_KEPT_MESSAGES = 3
-_REBUILD = "build the bundle again on this machine; `nemotron-export doctor` tells what is installed"
+_DTYPES = {dtype.tensorrt: dtype.name for dtype in DTYPES.values()}
 
 
-class TensorRT:
-    """TensorRT and the plugins of this project, with a logger that keeps the last errors for ours.
-
-    Attributes:
-        trt: the module ``tensorrt``.
-        runtime: what loads engines.
-    """
-
-    def __init__(self, trt: ModuleType, plugins: ModuleType) -> None:
-        self.trt: Any = trt
-        self._plugins: Any = plugins
-        self._messages: list[str] = []
-        self._logger = _logger(trt, self._messages)
-        self.runtime: Any = trt.Runtime(self._logger)
-
-    def register_plugins(self) -> None:
-        """Makes the plugins known, which engines of native layers need none of.
-
-        Raises:
-            MissingDependencyError: bindings or a registry that cannot take them.
-        """
-        self._plugins.register()
-
-    def fail(self, what: str) -> NemotronError:
-        """The error for a call that said it failed: a plugin's own, or TensorRT's last words."""
-        error, words = self._plugins.take_error(), "; ".join(self._messages)
-        self.forget()
-        if isinstance(error, NemotronError):
-            return error
-        reason = words if error is None else str(error)
-        failed = ResourceError(
-            f"{what}: {reason or 'no reason given'}", "an engine that runs", _REBUILD, where="TensorRT"
-        )
-        failed.__cause__ = error
-        return failed
-
-    def check(self, what: str) -> None:
-        """Raises what a plugin raised meanwhile, though the call said that all is well."""
-        error = self._plugins.take_error()
-        if isinstance(error, NemotronError):
-            raise error
-        if error is not None:
-            raise ResourceError(f"{what}: {error}", "plugins that run", _REBUILD, where="TensorRT") from error
-
-    def forget(self) -> None:
-        """Drops errors that are nobody's any more."""
-        self._plugins.take_error()
-        self._messages.clear()
-
-
-@cache
-def load_tensorrt() -> TensorRT:
-    """Imports TensorRT, once per process.
-
-    Raises:
-        MissingDependencyError: no TensorRT.
-    """
-    try:
-        trt = importlib.import_module("tensorrt")
-        plugins = importlib.import_module("nemotron_plugins.tensorrt")
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"no tensorrt ({error})", "TensorRT, which runs this bundle", _INSTALL, where="tensorrt"
-        ) from error
-    return TensorRT(trt, plugins)
-
-
-def check_machine(bundle: Bundle, record: TensorRTRecord, version: str, device: Device) -> None:
-    """Refuses engines of another TensorRT or another GPU architecture: neither can load them.
-
-    Raises:
-        BundleError: naming what the bundle was built with and what is here.
-    """
-    where = str(bundle.directory)
-    if _release(version) != _release(record.version):
-        remedy = f"install TensorRT {record.version}, or build the bundle again with {version}"
-        raise BundleError(f"TensorRT {version}", f"TensorRT {record.version}, which built it", remedy, where=where)
-    if device.architecture != record.architecture:
-        found = f"{device.name} ({device.architecture})"
-        expected = f"a GPU of {record.architecture}, as the {record.gpu} that it was built on"
-        raise BundleError(found, expected, "build the bundle again on this GPU", where=where)
-
-
-def _release(version: str) -> tuple[str, ...]:
-    return tuple(version.split(".")[:3])
-
-
-def _logger(trt: Any, messages: list[str]) -> Any:
-    levels = {
-        trt.Logger.Severity.INTERNAL_ERROR: logging.ERROR,
-        trt.Logger.Severity.ERROR: logging.ERROR,
-        trt.Logger.Severity.WARNING: logging.WARNING,
-    }
-
-    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            level = levels.get(severity, logging.DEBUG)
-            if level == logging.ERROR:
-                messages.append(message.strip())
-                del messages[:-_KEPT_MESSAGES]
-                # whoever called raises it
-                level = logging.DEBUG
-            _log.log(level, "TensorRT: %s", message)
-
-    return Logger()
-
-
-class Engine:
+class BuiltEngine:
     """One engine of the bundle.
 
     Args:
@@ -233,7 +115,7 @@ def _fits(found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
 class Context:
     """One execution context: shapes, addresses, launch."""
 
-    def __init__(self, engine: Engine, context: Any) -> None:
+    def __init__(self, engine: BuiltEngine, context: Any) -> None:
         self._engine = engine
         self._context: Any = context
         self._shapes: dict[str, tuple[int, ...]] = {}

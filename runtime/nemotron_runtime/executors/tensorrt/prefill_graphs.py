@@ -1,6 +1,6 @@
 """Prefill passes of fixed lengths: each in an execution context of its own, and a CUDA graph from its second use on.
 
-Shapes: B rows, S tokens of a pass, padding included. The rows are those from ``first`` on of a request.
+Shapes: B sequences, S tokens of a pass, padding included. The sequences are those from ``first`` on of a request.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ _log = logging.getLogger(__name__)
 
 # each holds a context and a graph: some memory of the host, a little of the GPU
 _MOST_PASSES = 32
-# (step, up to). One row of up to some hundred tokens takes as long as reading the weights does, whatever the padding;
-# tokens of several rows add up, though, and from there on time grows with them. From 128 on a step is at most a quarter
-# of the tokens, from 512 on a sixteenth on average; finer ones would be more lengths to set up, each in two uses.
+# (step, up to). One sequence of up to some hundred tokens takes as long as reading the weights does, whatever the
+# padding; tokens of several sequences add up, though, and from there on time grows with them. From 128 on a step is
+# at most a quarter of the tokens, from 512 on a sixteenth on average; finer ones would be more lengths to set up, each
+# in two uses.
 _STEPS = ((16, 64), (32, 256), (64, 512), (128, 2048), (256, None))
 
 
@@ -42,8 +43,8 @@ def padded_to(tokens: int, lengths: tuple[int, ...], room: int) -> int | None:
     Args:
         tokens: of the pass.
         lengths: what :func:`padded_lengths` gave; the last is at least ``tokens``.
-        room: slots of the cache behind the row that holds most. Padding is written like tokens, into slots behind
-            them: slots that do not exist have no positions in the RoPE tables either.
+        room: tokens for which the cache has room after the sequence that holds most. Padding is written like tokens,
+            after them: what is past the capacity has no positions in the RoPE tables either.
 
     Returns:
         The length, or None where the padding does not fit.
@@ -54,7 +55,7 @@ def padded_to(tokens: int, lengths: tuple[int, ...], room: int) -> int | None:
 
 @dataclass
 class _Pass:
-    """Some rows at one length. TensorRT bakes shapes into what it launches: the context is the graph's own."""
+    """Some sequences at one length. TensorRT bakes shapes into what it launches: the context is the graph's own."""
 
     context: Context
     ran: bool = False
@@ -73,16 +74,16 @@ class _Pass:
 
 
 class PassGraphs:
-    """Runs passes by their rows and length; 32 at most are kept, the one that was not used for longest goes.
+    """Runs passes by their sequences and length; of more than 32 the one that was not used for longest goes.
 
     The first use of a pass runs in its context directly: TensorRT sets itself up for the shapes, which cannot be
     recorded. The second records the graph and launches it: recording takes as long as launching kernel by kernel, and
     a length that never comes again is not recorded. Every later use is one launch.
 
     Args:
-        stream: of all work of the session.
+        stream: of all work of the executor.
         make: gives a context.
-        prepare: binds addresses and sets shapes of a context, for first row, rows and tokens.
+        prepare: binds addresses and sets shapes of a context, for first sequence, sequences and tokens.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class PassGraphs:
             return
         if one.graph is None:
             one.graph = self._stream.capture(lambda: one.context.run(self._stream))
-            _log.debug("prefill: recorded rows from %d on, %d of %d tokens", first, B, S)
+            _log.debug("prefill: recorded sequences from %d on, %d of %d tokens", first, B, S)
         one.graph.launch(self._stream)
 
     def forget(self) -> None:
@@ -121,7 +122,7 @@ class PassGraphs:
         if one is None:
             if len(self._passes) >= _MOST_PASSES:
                 oldest = next(iter(self._passes))
-                _log.debug("prefill: drops rows from %d on, %d of %d tokens", *oldest)
+                _log.debug("prefill: drops sequences from %d on, %d of %d tokens", *oldest)
                 self._stream.synchronize()
                 self._passes.pop(oldest).close()
             one = _Pass(self._make())

@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 _STAGING_BYTES = 16 << 20
 # one core reads and hashes 1 to 1.5 GB/s, and the link to the GPU takes 25 to 50
 _MAX_THREADS = 12
-# buffers beside those that threads have: one read ahead, two that are copied from
+# buffers in addition to those that threads have: one read ahead, two that are copied from
 _READ_AHEAD, _COPIED = 1, 2
 # what TensorRT's kernels, and vector loads in general, may take for granted
 _ALIGNMENT = 256
@@ -83,7 +83,7 @@ def check_weights(bundle: Bundle, record: TensorRTRecord) -> None:
 
 
 def upload_weights(bundle: Bundle, record: TensorRTRecord, device: Device) -> DeviceWeights:
-    """Allocates and fills one device buffer; a packed weight's parts lie one behind another.
+    """Allocates and fills one device buffer; the parts of a weight lie one after another.
 
     Of the files, the chunks that the weights touch are read and hashed, each once; nothing is returned before the last
     of them agrees. Where the engines hold the weights nothing is read.
@@ -147,26 +147,26 @@ def _upload(device: Device, buffer: DeviceBuffer, bundle: Bundle, copies: list[t
         # first to close: no thread writes to the staging buffers any more
         reader = held.enter_context(PieceReader(bundle, pieces, threads))
 
-        def finish(turn: int, piece: Piece, reading: Future[None]) -> None:
+        def finish(slot: int, piece: Piece, reading: Future[None]) -> None:
             reading.result()
             for target, at, length in _moves(piece, by_file[piece.file]):
-                buffer.upload(staging[turn].address + at, length, stream, offset=target)
-            free[turn].record(stream)
+                buffer.upload(staging[slot].address + at, length, stream, offset=target)
+            free[slot].record(stream)
 
         reads: deque[tuple[int, Piece, Future[None]]] = deque()
         for number, piece in enumerate(pieces):
             if len(reads) == threads + _READ_AHEAD:
                 finish(*reads.popleft())
-            turn = number % len(staging)
-            free[turn].wait()
-            reads.append((turn, piece, reader.read(piece, memory[turn][: piece.length])))
+            slot = number % len(staging)
+            free[slot].wait()
+            reads.append((slot, piece, reader.read(piece, memory[slot][: piece.length])))
         while reads:
             finish(*reads.popleft())
         stream.synchronize()
 
 
 def _moves(piece: Piece, copies: Iterable[tuple[int, FileSpan]]) -> Iterator[tuple[int, int, int]]:
-    """What of a piece goes to the device: offset there, offset in the piece, bytes."""
+    """Sub-ranges of a piece to copy: offset on the device, offset in the piece, bytes."""
     for target, part in copies:
         first, last = max(piece.start, part.offset), min(piece.end, part.offset + part.length)
         if first < last:

@@ -1,6 +1,6 @@
-"""The reference model as a session of the runtime: the one generation loop runs over eager PyTorch too.
+"""The reference model as an executor of the runtime: the one generation loop runs over eager PyTorch too.
 
-Shapes: B rows, S new tokens, K positions whose logits are wanted, T key slots, V vocabulary.
+Shapes: B sequences, S new tokens, K positions whose logits are wanted, T keys, V vocabulary.
 """
 
 from __future__ import annotations
@@ -10,25 +10,24 @@ import numpy.typing as npt
 import torch
 from nemotron_errors import RequestError
 from nemotron_runtime.bundle.limits import Limits
-from nemotron_runtime.executors.base import Session
+from nemotron_runtime.executors.batch import Ids
+from nemotron_runtime.executors.padded import PaddedExecutor
 
 from nemotron_export.model.cache import RowCache
 from nemotron_export.model.pretrained import NemotronPreTrainedModel
 
-__all__ = ["EagerSession"]
-
-Ids = npt.NDArray[np.int64]
+__all__ = ["EagerExecutor"]
 
 
-class EagerSession(Session):
-    """The reference path (``hf``), rows of different lengths included.
+class EagerExecutor(PaddedExecutor):
+    """The reference path (``hf``), sequences of different lengths included.
 
-    Rows of one length take the very calls that a DynamicCache gives them; others go through an explicit mask.
+    Sequences of one length take the very calls that a DynamicCache gives them; others go through an explicit mask.
 
     Args:
         model: a causal model in eval mode.
-        max_batch: rows at most.
-        max_seq_len: tokens of a row at most.
+        max_batch: sequences at most.
+        max_seq_len: tokens of a sequence at most.
         prefill_chunk: new tokens of one pass at most; ``max_seq_len`` where None, so that prefill is one pass.
 
     Raises:
@@ -44,18 +43,20 @@ class EagerSession(Session):
         self.model = model
         self._cache: RowCache | None = None
 
-    def allocate(self, rows: int, slots: int) -> None:
-        self._cache = RowCache(rows, slots)
+    def make_caches(self, sequences: int, capacity: int) -> None:
+        """See :meth:`PaddedExecutor.make_caches`."""
+        self._cache = RowCache(sequences, capacity)
 
     @torch.no_grad()
     def forward(
         self, input_ids_BS: Ids, query_start_B: Ids, query_length_B: Ids, logits_index_BK: Ids
     ) -> npt.NDArray[np.float32]:
+        """See :meth:`PaddedExecutor.forward`."""
         assert self._cache is not None, "reset comes first"
         device = self.model.device
         S = input_ids_BS.shape[1]
         uniform = self._cache.place(query_start_B.tolist(), query_length_B.tolist(), S, device)
-        # padding stays at its row's last position, so that it cannot stretch RoPE types that look at the longest one
+        # padding stays at its sequence's last position: it cannot stretch RoPE types that look at the longest one
         token_BS = np.minimum(np.arange(S), np.maximum(query_length_B - 1, 0)[:, None])
         position_BS = torch.from_numpy(query_start_B[:, None] + token_BS).to(device)
         out = self.model(
@@ -69,13 +70,14 @@ class EagerSession(Session):
         return out.logits.float().cpu().numpy()
 
     def close(self) -> None:
+        """See :meth:`Executor.close`."""
         self._cache = None
 
     def _mask(self, position_BS: torch.Tensor) -> torch.Tensor:
-        """[B, 1, S, T]: each token sees its row's slots up to its own position."""
+        """[B, 1, S, T]: each token sees its sequence's keys up to its own position."""
         assert self._cache is not None
-        slot_T = torch.arange(self._cache.kv_length(position_BS.shape[1]), device=position_BS.device)
-        visible_B1ST = (slot_T <= position_BS[..., None])[:, None]
+        key_T = torch.arange(self._cache.kv_length(position_BS.shape[1]), device=position_BS.device)
+        visible_B1ST = (key_T <= position_BS[..., None])[:, None]
         if self.model.attn_implementation != "eager":
             return visible_B1ST
         dtype = self.model.dtype

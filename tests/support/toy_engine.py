@@ -1,19 +1,20 @@
-"""A small deterministic session in numpy that checks the row contract it is driven by."""
+"""A small deterministic executor in numpy that checks the contract it is driven by, and an engine over it."""
 
 from __future__ import annotations
 
 import numpy as np
 from nemotron_runtime.bundle.limits import Limits
-from nemotron_runtime.executors import Session
+from nemotron_runtime.engine.engine import Engine
+from nemotron_runtime.executors.padded import PaddedExecutor
 
-__all__ = ["ToySession"]
+__all__ = ["ToyEngine", "ToyExecutor"]
 
 
-class ToySession(Session):
-    """Logits at position p are a fixed random vector chosen by the tokens 0 to p of the row's cache.
+class ToyExecutor(PaddedExecutor):
+    """Logits at position p are a fixed random vector chosen by the tokens 0 to p of the sequence's cache.
 
     Args:
-        script: tokens to make the likeliest, by step after the prompt; the same for all rows.
+        script: tokens to make the likeliest, by step after the prompt; the same for all sequences.
         error: size of a deterministic disturbance of the logits.
     """
 
@@ -25,9 +26,9 @@ class ToySession(Session):
         self.calls: list[tuple[int, int]] = []
         self.prompt_length_B = None
 
-    def allocate(self, rows, slots):
-        self.tokens_BT = np.full((rows, slots), -1, np.int64)
-        self.true_length_B = np.zeros(rows, np.int64)
+    def make_caches(self, sequences, capacity):
+        self.tokens_BT = np.full((sequences, capacity), -1, np.int64)
+        self.true_length_B = np.zeros(sequences, np.int64)
         self.prompt_length_B = None
 
     def forward(self, input_ids_BS, query_start_B, query_length_B, logits_index_BK):
@@ -43,13 +44,13 @@ class ToySession(Session):
         assert ((input_ids_BS >= 0) & (input_ids_BS < self.vocab_size)).all()
         assert ((query_length_B >= 0) & (query_length_B <= S)).all()
         assert (logits_index_BK < np.maximum(query_length_B, 1)[:, None]).all()
-        assert (query_start_B <= self.slots).all()
+        assert (query_start_B <= self.capacity).all()
         if S > 1:
             assert (query_start_B == self.true_length_B).all(), "new tokens follow the old ones"
         logits_BKV = np.zeros((B, logits_index_BK.shape[1], self.vocab_size), np.float32)
         for b in range(B):
             start, count = query_start_B[b], query_length_B[b]
-            assert start <= self.true_length_B[b], "no hole in a row"
+            assert start <= self.true_length_B[b], "no hole in a sequence"
             assert (input_ids_BS[b, count:] == 0).all(), "padding is zero"
             assert start + S <= self.tokens_BT.shape[1], "padding stays inside the cache"
             self.tokens_BT[b, start : start + S] = input_ids_BS[b]
@@ -57,15 +58,6 @@ class ToySession(Session):
             for k, index in enumerate(logits_index_BK[b]):
                 logits_BKV[b, k] = self.row_logits(self.tokens_BT[b, : start + index + 1], b)
         return logits_BKV
-
-    def prefill_at(self, prompts, positions, *, chunk=None):
-        result = super().prefill_at(prompts, positions, chunk=chunk)
-        self.prompt_length_B = self.lengths_B
-        return result
-
-    def prefill(self, prompts):
-        self.prompt_length_B = np.array([len(p) for p in prompts])
-        return super().prefill(prompts)
 
     def row_logits(self, history, row=0):
         """The logits after ``history``: what any correct way of feeding it must give."""
@@ -81,3 +73,22 @@ class ToySession(Session):
 
     def close(self):
         self.tokens_BT = np.zeros((0, 0), np.int64)
+
+
+class ToyEngine(Engine):
+    """An engine over a :class:`ToyExecutor`, whose arguments it takes, or over another executor of toys."""
+
+    def __init__(self, *arguments, executor=ToyExecutor, **options):
+        super().__init__(executor(*arguments, **options))
+        self.toy = self.executor
+
+    def prefill_at(self, prompts, positions, *, chunk=None):
+        self.toy.prompt_length_B = self.lengths_B + [len(prompt) for prompt in prompts]
+        return super().prefill_at(prompts, positions, chunk=chunk)
+
+    def row_logits(self, history, row=0):
+        return self.toy.row_logits(history, row)
+
+    @property
+    def calls(self):
+        return self.toy.calls
