@@ -12,32 +12,33 @@ a process per backend, all loaded, one at a time; see README.md in this folder.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Callable
-from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 import numpy as np
+import typer
 from cpu_peers_artefacts import BUNDLES, GENAI, GGUF_BITS, make
+from document import JsonFile, write_json
+from genai_peer import add_versions, greedy, peer_spec
 from nemotron_runtime.bundle.folder import Bundle
+from typer import Argument, Option
 
 from nemotron_export.bench import BenchOptions
 from nemotron_export.bench.backends import BACKENDS, BackendSpec, BenchRequest
 from nemotron_export.bench.backends.base import Backend
+from nemotron_export.bench.backends.eager import EagerBackend
 from nemotron_export.bench.options import Shape
 from nemotron_export.bench.run import measure_specs
-from nemotron_export.bench.traffic import kv_bytes_per_token, read_parameters, total_parameters
 from nemotron_export.bench.worker import prompt_ids
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.cli.bench import print_bench
-from nemotron_export.cli.console import print_table
+from nemotron_export.cli.console import print_table, show_progress
 
 PROMPTS = (128, 512)
 NEW_TOKENS = 64
@@ -55,41 +56,35 @@ def backends(work: Path, site: Path, only: str = "") -> list[BackendSpec]:
     bundles = tuple(Bundle.open(work / name, allow_unverified=True) for name in BUNDLES)
     request = BenchRequest(bundles, checkpoint.directory, None, True, OPTIONS)
     specs = [spec for kind in ("bundle", "eager") for spec in BACKENDS[kind].specs(request)]
-    read, total = read_parameters(config), total_parameters(config)
 
     def peer(kind: str, name: str, path: Path, dtype: str, bits: float, cache: str, **options: Any) -> None:
-        described = {
-            "dtype": dtype, "vocab_size": config.vocab_size, "weight_bytes": int(read * bits / 8),
-            "kv_bytes_per_token": kv_bytes_per_token(config, cache),
-        }  # fmt: skip
-        weights = int(read * bits / 8) + 4 * (total - read)
-        specs.append(BackendSpec(kind, name, {"path": str(path), "description": described, **options}, weights))
+        specs.append(peer_spec(kind, name, path, config, dtype, bits, cache, **options))
 
     peer("compiled", "torch.compile float32, static cache", checkpoint.directory, "float32", 32, "float32")
     for folder, (name, bits) in GENAI.items():
         peer("genai", name, work / folder, "float32", bits, "float32")
     for kind, bits in GGUF_BITS.items():
-        cache = "f32" if kind == "f32" else "f16"
+        cache, cache_dtype = ("f32", "float32") if kind == "f32" else ("f16", "float16")
         peer(
-            "llama", f"llama.cpp {kind}, {cache} cache", work / f"{kind}.gguf", kind, bits,
-            "float32" if cache == "f32" else "float16", site=str(site), capacity=max(PROMPTS) + NEW_TOKENS, kv=cache,
+            "llama", f"llama.cpp {kind}, {cache} cache", work / f"{kind}.gguf", kind, bits, cache_dtype,
+            site=str(site), capacity=max(PROMPTS) + NEW_TOKENS, kv=cache,
         )  # fmt: skip
     return [spec for spec in specs if only in spec.name]
 
 
-def last_logits(backend: Backend) -> Callable[[np.ndarray], np.ndarray]:
-    """What gives a backend's logits [V] after a prompt [S]."""
+def last_logits(backend: Backend, ids_S: np.ndarray) -> np.ndarray:
+    """A backend's logits [V] after a prompt [S]."""
     if backend.kind == "bundle":
-        return lambda ids_S: backend._model.logits(ids_S)[-1]
-    if backend.kind == "eager":
+        return backend._model.logits(ids_S)[-1]
+    if isinstance(backend, EagerBackend):
         import torch
 
-        def eager(ids_S: np.ndarray) -> np.ndarray:
-            with torch.inference_mode():
-                return backend._model(torch.from_numpy(ids_S[None])).logits[0, -1].float().numpy()
-
-        return eager
-    return backend.scores
+        backend.reset(1, len(ids_S))
+        with torch.inference_mode():
+            ids_BS = torch.from_numpy(ids_S[None])
+            found = backend._model(ids_BS, past_key_values=backend._past, use_cache=True, logits_to_keep=1)
+        return found.logits[0, -1].float().numpy()
+    return backend.scores(ids_S)
 
 
 def compute(spec: BackendSpec) -> tuple[list[np.ndarray], list[int]]:
@@ -98,14 +93,8 @@ def compute(spec: BackendSpec) -> tuple[list[np.ndarray], list[int]]:
     backend.prepare()
     vocab_size = backend.load().vocab_size
     prompts = [prompt_ids(Shape(count, NEW_TOKENS, 1), vocab_size) for count in PROMPTS]
-    scores = last_logits(backend)
-    logits = [scores(ids_BS[0]).astype(np.float64) for ids_BS in prompts]
-    backend.reset(1, PROMPTS[0] + NEW_TOKENS)
-    tokens_B = backend.prefill(prompts[0])
-    tokens = [int(tokens_B[0])]
-    while len(tokens) < NEW_TOKENS:
-        tokens_B = backend.decode(tokens_B)
-        tokens.append(int(tokens_B[0]))
+    logits = [last_logits(backend, ids_BS[0]).astype(np.float64) for ids_BS in prompts]
+    tokens = greedy(backend, prompts[0][0], NEW_TOKENS)
     backend.close()
     return logits, tokens
 
@@ -114,40 +103,36 @@ def check(specs: list[BackendSpec], work: Path) -> None:
     """Compares every backend with eager PyTorch in fp32; prints it, and leaves check.json for `measure`."""
     (reference,) = (spec for spec in specs if spec.name == REFERENCE)
     expected, written = compute(reference)
-    rows, found = [], {}
+    rows: list[list[str]] = []
+    found: dict[str, dict[str, Any]] = {}
     for spec in specs:
         logits, tokens = compute(spec)
         errors = [got - want for got, want in zip(logits, expected, strict=True)]
-        result = {
+        differing = [n for n, (got, want) in enumerate(zip(tokens, written, strict=True)) if got != want]
+        result = found[spec.name] = {
             "max_error_over_range": [float(np.abs(e).max() / np.ptp(w)) for e, w in zip(errors, expected, strict=True)],
             "rmse_over_deviation": [
                 float(np.sqrt(np.square(e).mean()) / w.std()) for e, w in zip(errors, expected, strict=True)
             ],
-            "greedy_tokens_differing": sum(map(int.__ne__, tokens, written)),
-            "first_greedy_difference": next(
-                (n for n, (a, b) in enumerate(zip(tokens, written, strict=True)) if a != b), None
-            ),
+            "greedy_tokens_differing": len(differing),
+            "first_greedy_difference": differing[0] if differing else None,
         }
-        found[spec.name] = result
         worst = [f"{value:.1e}" for key in ("max_error_over_range", "rmse_over_deviation") for value in result[key]]
         rows.append([spec.name, *worst, str(result["greedy_tokens_differing"])])
         print(rows[-1], file=sys.stderr, flush=True)
     what = [f"{name} {count}" for name in ("max |Δ|/range", "RMSE/deviation") for count in PROMPTS]
     print_table("Logits of the last token against eager fp32", ["what runs", *what, f"of {NEW_TOKENS} greedy"], rows)
-    (work / "check.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+    write_json(work / "check.json", found)
 
 
 def measure(specs: list[BackendSpec], work: Path, rounds: int, output: Path | None) -> None:
     """Measures, prints, and writes the document with what `check` found."""
-
-    def progress(stage: str, done: int, total: int) -> None:
-        print(f"\r{stage} {done}/{total} ", end="", file=sys.stderr, flush=True)
-
-    result = measure_specs(specs, dataclasses.replace(OPTIONS, rounds=rounds), progress)
-    site = {d.metadata["Name"]: d.version for d in distributions(path=[specs[-1].options.get("site", "")])}
-    peers = {d.metadata["Name"]: d.version for d in distributions()} | site
+    with show_progress() as progress:
+        result = measure_specs(specs, dataclasses.replace(OPTIONS, rounds=rounds), progress)
+    versions = dict(result.versions)
     named = ("transformers", "onnxruntime-genai", "llama_cpp_python", "llama-cpp-python", "gguf")
-    versions = {**result.versions, **{name: peers[name] for name in named if name in peers}}
+    add_versions(versions, named, path=[specs[-1].options.get("site", "")])
+    add_versions(versions, named)
     result = dataclasses.replace(result, versions=versions)
     print_bench(result)
     rows = []
@@ -161,33 +146,32 @@ def measure(specs: list[BackendSpec], work: Path, rounds: int, output: Path | No
     print_table("All of it", ["what runs", "prompt", *heads], rows)
     if output is not None:
         checked = json.loads((work / "check.json").read_text(encoding="utf-8"))
-        output.write_text(json.dumps({**result.to_dict(), "equality": checked}, indent=1) + "\n", encoding="utf-8")
+        write_json(output, {**result.to_dict(), "equality": checked})
 
 
-def main() -> None:
+def main(
+    stage: Literal["make", "check", "measure"],
+    work: Annotated[Path, Argument(help="the folder that `make` fills, 4 GB")],
+    site: Annotated[Path, Option(help="where llama-cpp-python and gguf are")],
+    rounds: int = 5,
+    only: Annotated[str, Option(help="backends whose names hold this, to look closer at some")] = "",
+    json_file: JsonFile = None,
+) -> None:
     """One stage."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("make", "check", "measure"))
-    parser.add_argument("work", type=Path, help="the folder that `make` fills, 4 GB")
-    parser.add_argument("--site", type=Path, required=True, help="where llama-cpp-python and gguf are")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", default="", help="backends whose names hold this, to look closer at some")
-    parser.add_argument("--json", type=Path, help="where `measure` writes its document")
-    arguments = parser.parse_args()
     logging.basicConfig(level=logging.ERROR)
-    work, site = arguments.work.resolve(), arguments.site.resolve()
-    if arguments.stage == "make":
+    work, site = work.resolve(), site.resolve()
+    if stage == "make":
         sys.path.append(str(site))
         make(work)
         return
     import cpu_peers_backends  # noqa: F401 (it registers the peers)
 
-    specs = backends(work, site, arguments.only)
-    if arguments.stage == "check":
+    specs = backends(work, site, only)
+    if stage == "check":
         check(specs, work)
     else:
-        measure(specs, work, arguments.rounds, arguments.json)
+        measure(specs, work, rounds, json_file)
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import torch
-from genai_peer import builder_command, offline
+from genai_peer import run_builder
 from support.checkpoints import write_checkpoint
 
 from nemotron_export import build
@@ -52,17 +51,20 @@ def make(work: Path) -> None:
     if not source.exists():
         _write_checkpoint(source)
     for name, (target, quantize) in (BUNDLES | OUR_FOLDERS).items():
-        if not (work / name).exists():
-            print(name, flush=True)
+        if _is_missing(work / name):
             build(source, work / name, target=target, quantize=quantize, max_seq_len=1280, reference_steps=16)
     for name in GENAI:
-        if name.startswith("builder-") and not (work / name).exists():
-            print(name, flush=True)
-            _run_builder(source, work / name, name.removeprefix("builder-"))
+        if name.startswith("builder-") and _is_missing(work / name):
+            run_builder(source, work / name, name.removeprefix("builder-"))
     for kind in GGUF_BITS:
-        if not (work / f"{kind}.gguf").exists():
-            print(f"{kind}.gguf", flush=True)
+        if _is_missing(work / f"{kind}.gguf"):
             write_gguf(Checkpoint.open(source), work / f"{kind}.gguf", kind)
+
+
+def _is_missing(path: Path) -> bool:
+    if not path.exists():
+        print(path.name, flush=True)
+    return not path.exists()
 
 
 def _write_checkpoint(path: Path) -> None:
@@ -75,10 +77,3 @@ def _write_checkpoint(path: Path) -> None:
             else:
                 parameter.normal_(0.0, 1.0 if parameter.ndim == 2 else 0.1)
     model.to(torch.bfloat16).save_pretrained(path)
-
-
-def _run_builder(checkpoint: Path, output: Path, precision: str) -> None:
-    command = builder_command(checkpoint, output, precision, "cpu", output.parent / "cache")
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=offline())
-    if done.returncode:
-        raise SystemExit(f"the builder failed:\n{done.stderr[-3000:]}")

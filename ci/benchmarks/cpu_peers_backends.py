@@ -1,7 +1,7 @@
 """What else generates text from the same checkpoint: ONNX Runtime GenAI, llama.cpp, transformers with torch.compile.
 
-Each is driven by its own library's shortest path for one row and greedy search. `scores` gives the logits of a prompt's
-last token, for the comparison that comes before the measurement.
+Each is driven by its own library's shortest path for one sequence and greedy search. `scores` gives the logits of a
+prompt's last token, for the comparison that comes before the measurement.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from genai_peer import GenaiBackend, Peer
 
 from nemotron_export.bench.backends import BACKENDS, Description
 from nemotron_export.bench.backends.base import Ids
+from nemotron_export.bench.backends.eager import EagerBackend
 
 __all__ = ["CompiledBackend", "GenaiBackend", "LlamaBackend"]
 
@@ -95,16 +96,13 @@ class LlamaBackend(Peer):
         return np.array([self._logits().argmax()])
 
 
-class CompiledBackend(Peer):
-    """transformers' model and static cache, its forward pass through torch.compile; compiled in the warm-up rounds."""
+class CompiledBackend(EagerBackend):
+    """transformers' model and static cache, its forward pass through torch.compile; compiled in the warm-up rounds.
+
+    Options: those of :class:`Peer`.
+    """
 
     kind: ClassVar[str] = "compiled"
-
-    def prepare(self) -> None:
-        import torch
-        import transformers  # noqa: F401
-
-        torch.set_num_threads(self.threads)
 
     def load(self) -> Description:
         import torch
@@ -113,38 +111,14 @@ class CompiledBackend(Peer):
         self._model = transformers.NemotronForCausalLM.from_pretrained(
             self.options["path"], dtype=torch.float32, attn_implementation="sdpa"
         ).eval()
-        self._forward = torch.compile(self._model.forward)
+        self._model.forward = torch.compile(self._model.forward)
         self._past: Any = None
-        return self._description()
+        return Description(**self.options["description"])
 
     def reset(self, sequences: int, capacity: int) -> None:
         import transformers
 
         self._past = transformers.StaticCache(config=self._model.config, max_cache_len=capacity)
-
-    def prefill(self, ids_BS: Ids) -> Ids:
-        return self._logits(ids_BS).argmax(-1)
-
-    def decode(self, tokens_B: Ids) -> Ids:
-        return self._logits(tokens_B[:, None]).argmax(-1)
-
-    def scores(self, ids_S: Ids) -> np.ndarray:
-        """Logits [V] after a prompt."""
-        self.reset(1, len(ids_S))
-        return self._logits(ids_S[None])[0]
-
-    def close(self) -> None:
-        self._model = self._forward = self._past = None
-
-    def _logits(self, ids_BS: Ids) -> np.ndarray:
-        import torch
-
-        with torch.inference_mode():
-            out = self._forward(
-                torch.from_numpy(np.ascontiguousarray(ids_BS)), past_key_values=self._past, use_cache=True,
-                logits_to_keep=1,
-            )  # fmt: skip
-            return out.logits[:, -1].numpy()
 
 
 BACKENDS.update({cls.kind: cls for cls in (LlamaBackend, CompiledBackend)})

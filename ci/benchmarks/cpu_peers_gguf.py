@@ -16,16 +16,7 @@ import torch
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.model.load import load_model
 
-__all__ = ["TYPES", "write_gguf"]
-
-# name → its type, bits of a weight (scales included), file_type of the metadata
-TYPES = {
-    "f32": (gguf.GGMLQuantizationType.F32, 32.0, gguf.LlamaFileType.ALL_F32),
-    "bf16": (gguf.GGMLQuantizationType.BF16, 16.0, gguf.LlamaFileType.MOSTLY_BF16),
-    "f16": (gguf.GGMLQuantizationType.F16, 16.0, gguf.LlamaFileType.MOSTLY_F16),
-    "q8_0": (gguf.GGMLQuantizationType.Q8_0, 8.5, gguf.LlamaFileType.MOSTLY_Q8_0),
-    "q4_0": (gguf.GGMLQuantizationType.Q4_0, 4.5, gguf.LlamaFileType.MOSTLY_Q4_0),
-}
+__all__ = ["write_gguf"]
 
 _PARTS = {
     "input_layernorm": "attn_norm",
@@ -40,18 +31,15 @@ _PARTS = {
 _WHOLE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
-def write_gguf(checkpoint: Checkpoint, path: Path, kind: str) -> Path:
-    """Writes one file.
+def write_gguf(checkpoint: Checkpoint, path: Path, kind: str) -> None:
+    """Writes a file with matrices of a kind: f32, bf16, f16, q8_0 or q4_0.
 
-    Args:
-        checkpoint: without attention or MLP biases, RoPE scaling and tied embeddings.
-        path: the file.
-        kind: a key of `TYPES`.
+    The checkpoint has no attention or MLP biases, RoPE scaling or tied embeddings.
     """
     config = checkpoint.config
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.NEMOTRON])
-    matrix_type, _, file_type = TYPES[kind]
-    writer.add_file_type(file_type)
+    matrix_type = gguf.GGMLQuantizationType[kind.upper()]
+    writer.add_file_type(gguf.LlamaFileType[f"{'ALL' if kind == 'f32' else 'MOSTLY'}_{kind.upper()}"])
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -75,7 +63,6 @@ def write_gguf(checkpoint: Checkpoint, path: Path, kind: str) -> Path:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
 
 
 def _name(name: str) -> str:

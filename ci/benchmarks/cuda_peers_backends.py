@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from genai_peer import GenaiBackend
+from genai_peer import GenaiBackend, peer_spec
 
-from nemotron_export.bench.backends import BACKENDS, BackendSpec, Description
+from nemotron_export.bench.backends import BACKENDS, BackendSpec
 from nemotron_export.bench.backends.base import Ids
 from nemotron_export.bench.backends.bundle import BundleBackend
-from nemotron_export.bench.traffic import kv_bytes_per_token, read_parameters, total_parameters
 from nemotron_export.checkpoint import Checkpoint
 
 __all__ = ["Entry", "GenaiPeer", "OurBundle", "entries"]
@@ -28,7 +27,7 @@ class _Noted:
 
     options: dict[str, Any]
     _written: dict[int, list[int]]
-    _row: list[int]
+    _latest: list[int]
 
     def prepare(self) -> None:
         os.environ.update(self.options["environment"])
@@ -37,12 +36,12 @@ class _Noted:
 
     def prefill(self, ids_BS: Ids) -> Ids:
         tokens_B: Ids = super().prefill(ids_BS)  # type: ignore[misc]
-        self._row = self._written[ids_BS.shape[1]] = [int(tokens_B[0])]
+        self._latest = self._written[ids_BS.shape[1]] = [int(tokens_B[0])]
         return tokens_B
 
     def decode(self, tokens_B: Ids) -> Ids:
         chosen_B: Ids = super().decode(tokens_B)  # type: ignore[misc]
-        self._row.append(int(chosen_B[0]))
+        self._latest.append(int(chosen_B[0]))
         return chosen_B
 
     def close(self) -> None:
@@ -86,19 +85,17 @@ def entries(checkpoint: Path, work: Path, provider: str) -> list[Entry]:
     cuda = provider == "cuda"
     dtype, bits = ("bfloat16", 16) if cuda else ("float32", 32)
     precision = "bf16" if cuda else "fp32"
-    read, total = read_parameters(config), total_parameters(config)
     found: list[Entry] = []
 
     def add(runner: str, name: str, folder: str, group: str, **options: Any) -> None:
         if not (work / folder / "model.onnx").is_file():
             return
         # int4: codes, and a scale for every 32 of them
-        weights = int(read * (4 + bits / 32 if group.startswith("int4") else bits) / 8)
-        described = Description(dtype, config.vocab_size, weights, kv_bytes_per_token(config, dtype))
-        common = {"path": str(work / folder), "environment": {}, "description": vars(described)}
-        common["tokens"] = str(work / f"tokens-{len(found)}.json")
-        table = (total - read) * bits // 8
-        spec = BackendSpec(runner, name, {**common, **options}, weights + table, provider)
+        stored = 4 + bits / 32 if group.startswith("int4") else bits
+        options = {"environment": {}, "tokens": str(work / f"tokens-{len(found)}.json"), **options}
+        spec = peer_spec(
+            runner, name, work / folder, config, dtype, stored, dtype, table_bits=bits, device=provider, **options
+        )
         found.append(Entry(spec, folder, group))
 
     ours = {"weights_dir": None, "allow_unverified": True, "executor": "onnxruntime"}
@@ -110,8 +107,7 @@ def entries(checkpoint: Path, work: Path, provider: str) -> list[Entry]:
         for label, environment, those in _OTHER_KERNELS if cuda else ():
             if group in those:
                 add("ours", f"ours, {name}, {label}", folder, group, **{**ours, "environment": environment})
-        add("genai-noted", f"GenAI, our folder, {name}", f"genai-{provider}-{group}", group, **graph)
+        if group == precision:
+            add("genai-noted", f"GenAI, our folder, {name}", f"genai-{provider}-{group}", group, **graph)
         add("genai-noted", f"GenAI, its builder, {name}", f"builder-{group}", group, **graph)
-    add("genai-noted", "GenAI, its builder, bf16, last logits", "builder-bf16-pruned", "bf16, options", **graph)
-    add("genai-noted", "GenAI, its builder, int4, prepacked", "builder-int4-prepacked", "int4, options", **graph)
     return found

@@ -1,20 +1,13 @@
 """Checks whether eager PyTorch on the same device could have chosen the tokens that backends wrote greedily.
 
-    python ci/benchmarks/cuda_peers_check.py CHECKPOINT TOKENS.json --prompt-tokens 512 --device cuda
-
-TOKENS.json is {name: [token, …]}, all after the same prompt. With random weights the best tokens are near ties in
+With random weights the best tokens are near ties in
 low precision, so two right implementations part sooner or later. A token passes where eager fp32's best logit is ahead
 of it by no more than 4 times the RMSE of eager's own logits in the run dtype, after the tokens that were chosen.
-Prints {name: {"worst_margin", "bound", "passed", "fp32_best"}}; `fp32_best` counts the tokens that are fp32's choice.
-
 Shapes: N tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +19,8 @@ from nemotron_export.bench.worker import prompt_ids
 from nemotron_export.checkpoint import Checkpoint
 from nemotron_export.model.load import load_model
 from nemotron_export.parity.device import true_fp32
+
+__all__ = ["check"]
 
 MARGIN = 4.0
 
@@ -39,7 +34,14 @@ def last_logits(model: Any, text: np.ndarray, count: int, device: str) -> torch.
 
 
 def check(checkpoint: Path, written: dict[str, list[int]], prompt_tokens: int, device: str) -> dict[str, Any]:
-    """Verdicts by name."""
+    """Verdicts by name: worst_margin, bound, passed, and fp32_best, the number of tokens that are fp32's choice.
+
+    Args:
+        checkpoint: the folder.
+        written: name → tokens, all after the same prompt of so many tokens.
+        prompt_tokens: of `prompt_ids`.
+        device: "cuda" or "cpu".
+    """
     opened = Checkpoint.open(checkpoint)
     count = len(next(iter(written.values())))
     prompt = prompt_ids(Shape(prompt_tokens, count, 1), opened.config.vocab_size)[0]
@@ -63,19 +65,3 @@ def check(checkpoint: Path, written: dict[str, list[int]], prompt_tokens: int, d
             "worst_margin": worst, "bound": bound, "passed": worst <= bound, "fp32_best": int((margins_N == 0).sum()),
         }  # fmt: skip
     return verdicts
-
-
-def main() -> None:
-    """Prints the verdicts as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("tokens", type=Path)
-    parser.add_argument("--prompt-tokens", type=int, required=True)
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    arguments = parser.parse_args()
-    written = json.loads(arguments.tokens.read_text(encoding="utf-8"))
-    json.dump(check(arguments.checkpoint, written, arguments.prompt_tokens, arguments.device), sys.stdout)
-
-
-if __name__ == "__main__":
-    main()

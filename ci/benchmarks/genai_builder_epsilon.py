@@ -12,42 +12,34 @@ float32(weight) + 1 too, where the builder adds the 1 in the checkpoint's dtype;
 
 from __future__ import annotations
 
-import argparse
 import logging
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 import numpy as np
 import onnx
 import onnxruntime
-import onnxruntime_genai
 import torch
-from genai_peer import builder_command, offline
-from rich.console import Console
-from rich.table import Table
+import typer
+from genai_peer import GenaiBackend, add_versions, greedy, peer_spec, run_builder
 from support.checkpoints import write_checkpoint
+from typer import Argument
 
 from nemotron_export import build
+from nemotron_export.bench.options import default_threads
 from nemotron_export.checkpoint import Checkpoint
+from nemotron_export.cli.console import print_json, print_table
+from nemotron_export.config.config import NemotronConfig
 from nemotron_export.installation.versions import environment
 from nemotron_export.model.load import load_model
 
 NORMS = {"LayerNormalization", "SkipLayerNormalization"}
 PROMPTS = (16, 1200)
 GREEDY_TOKENS = 64
-
-
-def run_builder(checkpoint: Path, output: Path, cache: Path) -> Path:
-    """GenAI's builder, in a process of its own; it reads the checkpoint's folder and nothing from the network."""
-    command = builder_command(checkpoint, output, "fp32", "cpu", cache)
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=offline())
-    if done.returncode:
-        raise SystemExit(f"the builder failed:\n{done.stderr[-3000:]}")
-    return output
 
 
 def epsilons(folder: Path) -> set[float]:
@@ -58,13 +50,8 @@ def epsilons(folder: Path) -> set[float]:
 
 
 def with_epsilon(folder: Path, epsilon: float, gammas: dict[str, np.ndarray] | None = None) -> str:
-    """A copy of the folder's graph next to it (its external data is found from there), with another epsilon.
-
-    Args:
-        folder: what holds model.onnx.
-        epsilon: of every norm.
-        gammas: initializer → what replaces it.
-    """
+    """A copy of the folder's model.onnx next to it (its external data is found from there): another epsilon of every
+    norm, and other gammas, by initializer."""
     model = onnx.load(folder / "model.onnx", load_external_data=False)
     for node in model.graph.node:
         for attribute in node.attribute:
@@ -94,25 +81,21 @@ def prompt_logits(graph: str, ids: np.ndarray, head_dim: int) -> np.ndarray:
     return session.run(["logits"], feeds)[0][0]
 
 
-def genai_tokens(folder: Path, ids: np.ndarray) -> list[int]:
+def genai_tokens(folder: Path, ids: np.ndarray, config: NemotronConfig) -> list[int]:
     """What GenAI writes after a prompt, greedily, the end of the sequence ruled out."""
-    model = onnxruntime_genai.Model(str(folder))
-    params = onnxruntime_genai.GeneratorParams(model)
-    length = len(ids) + GREEDY_TOKENS
-    params.set_search_options(do_sample=False, max_length=length, min_length=length)
-    generator = onnxruntime_genai.Generator(model, params)
-    generator.append_tokens(ids.astype(np.int32))
-    while not generator.is_done():
-        generator.generate_next_token()
-    return generator.get_sequence(0)[len(ids) :].tolist()
+    spec = peer_spec("genai", "", folder, config, "float32", 32, "float32")
+    backend = GenaiBackend(spec.options, default_threads())
+    backend.load()
+    return greedy(backend, ids, GREEDY_TOKENS)
 
 
-def compare(name: str, source: Path, folder: Path) -> Table:
-    """One table: each artefact compared with eager PyTorch."""
+def compare(name: str, source: Path, folder: Path) -> None:
+    """Prints one table: each artefact compared with eager PyTorch."""
     checkpoint = Checkpoint.open(source)
     eager = load_model(checkpoint, torch.float32)
     length = min(PROMPTS[-1] + GREEDY_TOKENS, checkpoint.config.max_position_embeddings)
-    theirs = run_builder(source, folder / "builder", folder / "cache")
+    theirs = folder / "builder"
+    run_builder(source, theirs, "fp32")
     ours = build(source, folder / "bundle", target="genai-cpu", max_seq_len=length, weights="copy", parity=False)
     own = checkpoint.config.norm_eps
     (wrong,) = epsilons(theirs)
@@ -124,9 +107,7 @@ def compare(name: str, source: Path, folder: Path) -> Table:
         f"this project's genai-cpu: epsilon {own:g}": (str(ours / "model.onnx"), ours),
         f"  its graph, epsilon set to {wrong:g}": (with_epsilon(ours, wrong), None),
     }
-    table = Table(
-        "what runs", "prompt", "max |Δlogit| / range", "RMSE / range", "greedy tokens of 64 differing", title=name
-    )
+    rows = []
     rng = np.random.default_rng(0)
     for count in PROMPTS:
         ids = rng.integers(4, checkpoint.config.vocab_size, min(count, length - GREEDY_TOKENS))
@@ -138,21 +119,21 @@ def compare(name: str, source: Path, folder: Path) -> Table:
         spread = float(expected.max() - expected.min())
         for label, (graph, genai_folder) in graphs.items():
             difference = prompt_logits(graph, ids, checkpoint.config.head_dim) - expected
-            tokens = "" if genai_folder is None else str(sum(map(int.__ne__, genai_tokens(genai_folder, ids), written)))
+            tokens = ""
+            if genai_folder is not None:
+                found = genai_tokens(genai_folder, ids, checkpoint.config)
+                tokens = str(sum(map(int.__ne__, found, written)))
             worst, rmse = np.abs(difference).max() / spread, np.sqrt(np.square(difference).mean()) / spread
-            table.add_row(label, f"{len(ids)} tokens", f"{worst:.2e}", f"{rmse:.2e}", tokens)
-    return table
+            rows.append([label, f"{len(ids)} tokens", f"{worst:.2e}", f"{rmse:.2e}", tokens])
+    heads = ["what runs", "prompt", "max |Δlogit| / range", "RMSE / range", "greedy tokens of 64 differing"]
+    print_table(name, heads, rows)
 
 
-def main() -> None:
+def main(checkpoints: Annotated[list[Path] | None, Argument(help="folders of checkpoints")] = None) -> None:
     """Prints a table for each checkpoint, and the versions."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", nargs="*", type=Path, help="folders of checkpoints")
-    arguments = parser.parse_args()
     logging.basicConfig(level=logging.ERROR)
-    console = Console(width=130)
     with tempfile.TemporaryDirectory() as made:
-        named = {str(path): path for path in arguments.checkpoint}
+        named = {str(path): path for path in checkpoints or ()}
         if not named:
             torch.manual_seed(0)
             write_checkpoint(Path(made) / "random", torch.float32)
@@ -160,11 +141,11 @@ def main() -> None:
             named["the embedded checkpoint"] = Path(__file__).parents[2] / "nemotron_export" / "assets" / "demo"
         for name, path in named.items():
             with tempfile.TemporaryDirectory() as folder:
-                console.print(compare(name, path, Path(folder)))
+                compare(name, path, Path(folder))
     measured = environment(None)
-    measured["versions"]["onnxruntime-genai"] = onnxruntime_genai.__version__
-    console.print(measured)
+    add_versions(measured["versions"], ["onnxruntime-genai"])
+    print_json(measured)
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -31,7 +31,7 @@ def variants(key: str, launch: Launch, chosen: Sequence[Sequence[int]]) -> Itera
     Args:
         key: a projection's, or decode attention's: ``name.variant``.
         launch: the rule's.
-        chosen: of a projection outputs, inputs, warps and stages; of attention splits, slots, warps and stages.
+        chosen: of a projection outputs, inputs, warps and stages; of attention splits, tokens, warps and stages.
     """
     yield from (_attention if key.startswith(ATTENTION) else _linear)(launch, chosen)
 
@@ -62,12 +62,12 @@ def _linear(launch: Launch, chosen: Sequence[Sequence[int]]) -> Iterator[tuple[s
 
 
 def _attention(launch: Launch, chosen: Sequence[Sequence[int]]) -> Iterator[tuple[str, Launch]]:
-    for splits, slots, warps, stages in chosen or itertools.product(*_ATTENTION_SWEEP.values()):
+    for splits, tokens, warps, stages in chosen or itertools.product(*_ATTENTION_SWEEP.values()):
         yield (
-            f"{splits} splits of {slots}, {warps} warps, {stages} stages",
+            f"{splits} splits of {tokens}, {warps} warps, {stages} stages",
             dataclasses.replace(
                 launch,
-                constexprs={**launch.constexprs, "SPLITS": splits, "BLOCK_N": slots},
+                constexprs={**launch.constexprs, "SPLITS": splits, "BLOCK_N": tokens},
                 grid=(launch.grid[0], GridAxis(splits)),
                 num_warps=warps,
                 num_stages=stages,

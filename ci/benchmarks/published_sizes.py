@@ -8,93 +8,65 @@ time holds every import and its peak memory is its own.
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import typer
+from document import JsonFile, write_json
+from steps import Step, run
 from support.raw_checkpoints import PUBLISHED, write_sparse
+from typer import Option
 
+from nemotron_export.cli.console import print_table, size_text
 from nemotron_export.installation.versions import environment
 
 _SHARD_BYTES = 10 << 30
-# runs a command and says its peak memory: only a parent of its own sees that of one child
-_MEASURE = """
-import resource, subprocess, sys
-done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL)
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-sys.exit(done.returncode)
-"""
 
 
-def build(checkpoint: Path, bundle: Path, target: str) -> tuple[float, float]:
-    """(seconds, peak RSS in GB) of one build."""
-    command = [
-        sys.executable, "-m", "nemotron_export", "build", checkpoint, "-o", bundle, "--target", target, "--no-parity",
-        "--no-scan",
-    ]  # fmt: skip
-    start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", _MEASURE, *map(str, command)], stdout=subprocess.PIPE, check=True, text=True
-    )
-    return time.perf_counter() - start, int(done.stdout) * 1024 / 1e9
-
-
-def main() -> None:
+def main(
+    rounds: int = 3,
+    models: Annotated[list[str], Option(help="of them, once for each")] = list(PUBLISHED),  # noqa: B006
+    json_file: JsonFile = None,
+) -> None:
     """Prints a table, and writes it as JSON where asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--models", nargs="+", default=list(PUBLISHED), choices=list(PUBLISHED))
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
     machine = environment(None)
     print(json.dumps(machine))
-    rows = []
-    columns = (
-        ("model", 16),
-        ("target", 8),
-        ("layers", -6),
-        ("stored", -9),
-        ("graph", -8),
-        ("seconds (min / median)", -24),
-    )
-    print(*(f"{name:{'>' if width < 0 else '<'}{abs(width)}}" for name, width in columns), " peak RSS")
+    records, rows = [], []
     with tempfile.TemporaryDirectory() as temporary:
-        for model in options.models:
-            folder = Path(temporary) / model
-            stored = write_sparse(folder, PUBLISHED[model], shard_bytes=_SHARD_BYTES)
+        work = Path(temporary)
+        for model in models:
+            stored = write_sparse(work / model, PUBLISHED[model], shard_bytes=_SHARD_BYTES)
+            layers = PUBLISHED[model]["num_hidden_layers"]
             for target in ("onnx", "ort-cpu"):
                 measured = []
-                for number in range(options.rounds):
-                    bundle = Path(temporary) / f"{model}-{target}-{number}"
-                    measured.append(build(folder, bundle, target))
-                    graph = (bundle / "model.onnx").stat().st_size
-                seconds, memory = [m[0] for m in measured], max(m[1] for m in measured)
-                rows.append(
-                    {
-                        "model": model, "target": target, "layers": PUBLISHED[model]["num_hidden_layers"],
-                        "stored_bytes": stored, "graph_bytes": graph, "seconds": seconds, "peak_rss_gb": memory,
-                    }
-                )  # fmt: skip
+                for number in range(rounds):
+                    bundle = work / f"{model}-{target}-{number}"
+                    command = [sys.executable, "-m", "nemotron_export", "build", str(work / model), "-o", str(bundle)]
+                    command += ["--target", target, "--no-parity", "--no-scan"]
+                    measured.append(run(Step(bundle.name, command), work))
+                    if measured[-1].code:
+                        raise typer.Exit(1)
+                graph, seconds = (bundle / "model.onnx").stat().st_size, [build.seconds for build in measured]
+                peak = max(build.peak_bytes for build in measured)
+                records.append({
+                    "model": model, "target": target, "layers": layers, "stored_bytes": stored, "graph_bytes": graph,
+                    "seconds": seconds, "peak_rss_gb": peak / 1e9,
+                })  # fmt: skip
                 times = f"{min(seconds):.1f} / {statistics.median(seconds):.1f}"
-                print(
-                    f"{model:16} {target:8} {PUBLISHED[model]['num_hidden_layers']:6} {stored / 1e9:6.1f} GB "
-                    f"{graph / 1e6:5.1f} MB {times:>24} {memory:6.2f} GB",
-                    flush=True,
-                )
+                rows.append([model, target, layers, size_text(stored), size_text(graph), times, f"{peak / 1e9:.2f} GB"])
+    print_table("", ["model", "target", "layers", "stored", "graph", "seconds (min / median)", "peak RSS"], rows)
+    # a process begins as a fork of this one, whose memory then counts
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if options.json:
-        options.json.write_text(
-            json.dumps({"environment": machine, "rows": rows, "harness_rss_kb": own}, indent=2) + "\n"
-        )
+    write_json(json_file, {"environment": machine, "rows": records, "harness_rss_kb": own})
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -8,15 +8,14 @@ taking turns. "Fallbacks" are the steps at which the likeliest tokens did not de
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
+import typer
+from document import JsonFile, write_json
 from nemotron_runtime.bundle.folder import Bundle
 from nemotron_runtime.engine.engine import Engine
 from nemotron_runtime.engine.generation import GenerationParams, generate
@@ -44,46 +43,40 @@ def measure(engine: Engine, prompt: np.ndarray, params: GenerationParams) -> tup
     return (len(answer.token_ids) - 1) / answer.timings.decode_seconds, from_all.call_count - 1, answer.token_ids
 
 
-def main() -> int:
-    """Measures and prints; 1 where the two ways wrote different tokens."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--prompt-tokens", type=int, default=512)
-    parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    rows, records, differing = [], [], 0
-    with Engine(open_executor(Bundle.open(arguments.bundle, allow_unverified=True))) as engine:
+def main(
+    bundle: Path, prompt_tokens: int = 512, new_tokens: int = 64, rounds: int = 3, json_file: JsonFile = None
+) -> None:
+    """Measures and prints; the exit code is 1 where the two ways wrote different tokens."""
+    rows, records = [], []
+    with Engine(open_executor(Bundle.open(bundle, allow_unverified=True))) as engine:
         given = engine.executor.candidate_count
-        prompt = np.random.default_rng(0).integers(0, engine.vocab_size, arguments.prompt_tokens)
+        prompt = np.random.default_rng(0).integers(0, engine.vocab_size, prompt_tokens)
         for name, options in WAYS.items():
-            new = arguments.new_tokens
-            params = GenerationParams(max_new_tokens=new, seed=1, ignore_eos=True, **options)
+            params = GenerationParams(max_new_tokens=new_tokens, seed=1, ignore_eos=True, **options)
+            # by whether the executor's candidates are used
             speeds: dict[bool, list[float]] = {True: [], False: []}
             tokens: dict[bool, tuple[int, ...]] = {}
             fallbacks = 0
             # what is captured and warmed is not measured
-            for round_ in range(arguments.rounds + 2):
-                for few in (True, False):
-                    engine.executor.candidate_count = given if few else 0
-                    speed, fell_back, tokens[few] = measure(engine, prompt, params)
-                    if round_ >= 2:
-                        speeds[few].append(speed)
-                        fallbacks = max(fallbacks, fell_back if few and params.draws_from_candidates else 0)
-            differing += tokens[True] != tokens[False]
-            few_speed, all_speed = (statistics.median(speeds[few]) for few in (True, False))
-            same = "yes" if tokens[True] == tokens[False] else "NO"
-            rows.append([name, f"{few_speed:.1f}", f"{all_speed:.1f}", f"{fallbacks} of {new - 1}", same])
-            record = {"way": name, "tokens_per_second": few_speed, "by_all_logits": all_speed, "fallbacks": fallbacks}
-            records.append({**record, "same_tokens": tokens[True] == tokens[False]})
+            for number in range(rounds + 2):
+                for used in (True, False):
+                    engine.executor.candidate_count = given if used else 0
+                    speed, fell_back, tokens[used] = measure(engine, prompt, params)
+                    if number >= 2:
+                        speeds[used].append(speed)
+                        fallbacks = max(fallbacks, fell_back if used and params.draws_from_candidates else 0)
+            fast, slow = (statistics.median(speeds[used]) for used in (True, False))
+            same = tokens[True] == tokens[False]
+            records.append({
+                "way": name, "tokens_per_second": fast, "by_all_logits": slow, "fallbacks": fallbacks,
+                "same_tokens": same,
+            })  # fmt: skip
+            rows.append([name, f"{fast:.1f}", f"{slow:.1f}", f"{fallbacks} of {new_tokens - 1}", same])
     heads = ["tokens chosen by", "tok/s", "tok/s by all logits", "fallbacks", "same tokens"]
-    print_table(f"After {arguments.prompt_tokens} tokens, batch 1", heads, rows)
-    if arguments.json is not None:
-        document = {"bundle": arguments.bundle.name, "prompt_tokens": arguments.prompt_tokens, "ways": records}
-        arguments.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    return int(differing > 0)
+    print_table(f"After {prompt_tokens} tokens, batch 1", heads, rows)
+    write_json(json_file, {"bundle": bundle.name, "prompt_tokens": prompt_tokens, "ways": records})
+    raise typer.Exit(0 if all(record["same_tokens"] for record in records) else 1)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    typer.run(main)

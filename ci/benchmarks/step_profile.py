@@ -9,17 +9,17 @@ costs a step some of its speed: times of whole steps are taken before.
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
+import typer
+from document import JsonFile, write_json
 from nemotron_runtime.bundle.folder import Bundle
 from nemotron_runtime.engine.engine import Engine
 from nemotron_runtime.executors.open import open_executor
@@ -39,37 +39,25 @@ def decode(engine: Any, tokens_B: np.ndarray, steps: int) -> tuple[np.ndarray, f
 
 
 def shares(events: Iterable[tuple[str, float]], steps: int) -> list[dict[str, Any]]:
-    """Kernels by name, the longest first: launches and microseconds per step.
-
-    Args:
-        events: name and microseconds of each kernel or copy.
-        steps: that they belong to.
-    """
+    """Kernels by name, the longest first, with launches and microseconds per step; events are (name, µs)."""
     found: dict[str, list[float]] = defaultdict(list)
     for name, microseconds in events:
         found[name].append(microseconds)
     rows = [
-        {"kernel": name, "per_step": len(times) / steps, "microseconds": sum(times) / steps, "each": np.median(times)}
+        {"kernel": name, "per_step": len(times) / steps, "microseconds": sum(times) / steps, "each": median(times)}
         for name, times in found.items()
     ]
     return sorted(rows, key=lambda row: -row["microseconds"])
 
 
-def main() -> int:
-    """Measures and prints; 1 where no kernel was seen."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--context", type=int, default=512)
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+def main(bundle: Path, context: int = 512, batch: int = 1, steps: int = 16, json_file: JsonFile = None) -> None:
+    """Measures and prints; the exit code is 1 where no kernel was seen."""
     if not torch.cuda.is_available():
-        parser.error("PyTorch sees no NVIDIA GPU to watch")
-    steps, rng = arguments.steps, np.random.default_rng(0)
-    with Engine(open_executor(Bundle.open(arguments.bundle, allow_unverified=True))) as engine:
-        engine.reset(arguments.batch, arguments.context + _WARMUP + 2 * steps + 2)
-        prompts = [rng.integers(0, engine.vocab_size, arguments.context) for _ in range(arguments.batch)]
+        raise typer.BadParameter("PyTorch sees no NVIDIA GPU to watch")
+    rng = np.random.default_rng(0)
+    with Engine(open_executor(Bundle.open(bundle, allow_unverified=True))) as engine:
+        engine.reset(batch, context + _WARMUP + 2 * steps + 2)
+        prompts = [rng.integers(0, engine.vocab_size, context) for _ in range(batch)]
         tokens_B = engine.prefill(prompts).argmax(-1)
         tokens_B, _ = decode(engine, tokens_B, _WARMUP)
         tokens_B, alone = decode(engine, tokens_B, steps)
@@ -82,17 +70,15 @@ def main() -> int:
     ]
     rows = shares(events, steps)
     total = sum(row["microseconds"] for row in rows)
-    print(f"A step: {1e6 * alone:.1f} µs, {arguments.batch / alone:.1f} tok/s; kernels and copies {total:.1f} µs of it")
+    print(f"A step: {1e6 * alone:.1f} µs, {batch / alone:.1f} tok/s; kernels and copies {total:.1f} µs of it")
     cells = [
         [row["kernel"][:90], f"{row['per_step']:.1f}", f"{row['each']:.2f}", f"{row['microseconds']:.1f}"]
         for row in rows
     ]
     print_table("Per step", ["kernel", "launches", "median µs", "µs in all"], cells)
-    if arguments.json is not None:
-        document = {"bundle": arguments.bundle.name, "step_microseconds": 1e6 * alone, "kernels": rows}
-        arguments.json.write_text(json.dumps(document, indent=1, default=float) + "\n", encoding="utf-8")
-    return 0 if rows else 1
+    write_json(json_file, {"bundle": bundle.name, "step_microseconds": 1e6 * alone, "kernels": rows})
+    raise typer.Exit(0 if rows else 1)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    typer.run(main)

@@ -7,30 +7,18 @@ import re
 
 __all__ = ["clean"]
 
-_UNICODE = str.maketrans(
-    {
-        "\u2018": "'",
-        "\u2019": "'",
-        "\u201c": '"',
-        "\u201d": '"',
-        "\u2013": "-",
-        "\u2014": "-",
-        "\u2026": "...",
-        "\xa0": " ",
-    }
-)
+_UNICODE = str.maketrans({
+    "\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2013": "-", "\u2014": "-", "\u2026": "...",
+    "\xa0": " ",
+})  # fmt: skip
 _ROLE = re.compile(r":[a-zA-Z][\w.-]*(?::[\w-]+)?:`([^`]*)`")
 _LINK = re.compile(r"`+([^`<>]+?)\s*<[^>]*>`+_{0,2}")
 _RULE = re.compile(r"^\s*([-=~*^#\"+.])\1{2,}\s*$")
 _ITEM = re.compile(r"^(?:[-*+\u2022]|\(?\d{1,2}[.)]|\(?[a-z]\))\s+(?=\S)")
 _DIRECTIVE = re.compile(r"^\.\.\s+([\w:-]+?)::\s*(.*)$")
 _SPOKEN_DIRECTIVES = {
-    "note": "Note: ",
-    "warning": "Warning: ",
-    "tip": "Note: ",
-    "important": "Note: ",
-    "caution": "Warning: ",
-}
+    "note": "Note: ", "tip": "Note: ", "important": "Note: ", "warning": "Warning: ", "caution": "Warning: ",
+}  # fmt: skip
 # Numpy's and Google's section names: a heading without content of its own.
 _SECTIONS = re.compile(
     r"^(parameters|returns?|yields?|raises|args|arguments|keyword args|keyword arguments|attributes|methods|notes?|"

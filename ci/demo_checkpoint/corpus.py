@@ -9,7 +9,6 @@ writes train.txt and heldout.txt (documents separated by a form feed), and print
 
 from __future__ import annotations
 
-import argparse
 import ast
 import hashlib
 import importlib.util
@@ -18,22 +17,12 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
+import typer
 from cleaning import clean
 
-# name → licence; the package's own folder is read, its tests are not
-PACKAGES = dict.fromkeys(("numpy", "torch", "networkx", "sympy", "mpmath"), "BSD-3-Clause")
-SKIPPED = {
-    "test",
-    "tests",
-    "testing",
-    "idlelib",
-    "lib2to3",
-    "site-packages",
-    "__pycache__",
-    "_inductor",
-    "_vendor",
-    "benchmarks",
-}
+# under BSD-3-Clause; the package's own folder is read, its tests are not
+PACKAGES = ("numpy", "torch", "networkx", "sympy", "mpmath")
+SKIPPED = frozenset("test tests testing idlelib lib2to3 site-packages __pycache__ _inductor _vendor benchmarks".split())
 SEPARATOR = "\f"
 
 
@@ -82,10 +71,8 @@ def documents() -> Iterator[str]:
                 yield "\n".join(fresh)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("output", type=Path)
-    output = parser.parse_args().output
+def main(output: Path) -> None:
+    """Writes both files."""
     output.mkdir(parents=True, exist_ok=True)
     parts: dict[str, list[str]] = {"train": [], "heldout": []}
     for document in documents():
@@ -99,4 +86,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -8,16 +8,18 @@ writes tokenizer.model, tokenizer.json and tokenizer_config.json into the assets
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import sentencepiece
+import typer
 from corpus import SEPARATOR
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+from typer import Option
 
 __all__ = ["BOS", "EOS", "PAD", "UNK", "VOCAB_SIZE", "main", "mismatches", "tokenizer_json", "train_sentencepiece"]
 
@@ -42,28 +44,12 @@ def train_sentencepiece(lines: Iterable[str], vocab_size: int = VOCAB_SIZE) -> b
     """A BPE model (serialised) with byte fallback; text is taken as it is, newlines become the byte piece <0x0A>."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=vocab_size,
-        byte_fallback=True,
-        character_coverage=1.0,
-        split_digits=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        add_dummy_prefix=True,
-        max_sentence_length=1 << 20,
-        num_threads=1,
-        pad_id=PAD,
-        unk_id=UNK,
-        bos_id=BOS,
-        eos_id=EOS,
-        pad_piece="<pad>",
-        unk_piece="<unk>",
-        bos_piece="<s>",
-        eos_piece="</s>",
-        minloglevel=1,
-    )
+        sentence_iterator=iter(lines), model_writer=model, model_type="bpe", vocab_size=vocab_size, byte_fallback=True,
+        character_coverage=1.0, split_digits=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
+        add_dummy_prefix=True, max_sentence_length=1 << 20, num_threads=1, minloglevel=1,
+        pad_id=PAD, unk_id=UNK, bos_id=BOS, eos_id=EOS,
+        pad_piece="<pad>", unk_piece="<unk>", bos_piece="<s>", eos_piece="</s>",
+    )  # fmt: skip
     return model.getvalue()
 
 
@@ -89,13 +75,9 @@ def tokenizer_json(processor: sentencepiece.SentencePieceProcessor) -> Tokenizer
     bpe = models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
     tokenizer = Tokenizer(bpe)
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)])
+    strip = decoders.Strip(content=" ", left=1, right=0)
     tokenizer.decoder = decoders.Sequence(
-        [
-            decoders.Replace(_SPACE, " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(content=" ", left=1, right=0),
-        ]
+        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), strip]
     )
     special = [AddedToken(pieces[i], special=True, normalized=False) for i in (PAD, UNK, BOS, EOS)]
     tokenizer.add_special_tokens(special)
@@ -108,18 +90,11 @@ def tokenizer_json(processor: sentencepiece.SentencePieceProcessor) -> Tokenizer
 def tokenizer_config() -> dict[str, object]:
     """What transformers' AutoTokenizer reads: the fast tokenizer, bos before a text, nothing after it."""
     return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "add_bos_token": True,
-        "add_eos_token": False,
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "pad_token": "<pad>",
-        "unk_token": "<unk>",
-        "padding_side": "left",
-        "model_max_length": 2048,
-        "clean_up_tokenization_spaces": False,
+        "tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": True, "add_eos_token": False,
+        "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "padding_side": "left",
+        "model_max_length": 2048, "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
-    }
+    }  # fmt: skip
 
 
 def mismatches(
@@ -139,14 +114,11 @@ def mismatches(
     return wrong
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, required=True, help="folder with train.txt and heldout.txt")
-    parser.add_argument("--assets", type=Path, required=True, help="folder for the tokenizer's files")
-    arguments = parser.parse_args()
-    corpus: Path = arguments.corpus
-    assets: Path = arguments.assets
-
+def main(
+    corpus: Annotated[Path, Option(help="folder with train.txt and heldout.txt")],
+    assets: Annotated[Path, Option(help="folder for the tokenizer's files")],
+) -> None:
+    """Writes the tokenizer's files and the encoded corpus."""
     documents = {name: (corpus / f"{name}.txt").read_bytes().decode().split(SEPARATOR) for name in ("train", "heldout")}
     model = train_sentencepiece(line for document in documents["train"] for line in document.split("\n"))
     assets.mkdir(parents=True, exist_ok=True)
@@ -172,4 +144,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -14,17 +14,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shlex
-import shutil
-import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from steps import Outcome, Step, run
 
 ROOT = Path(__file__).parents[2]
 CLI = [sys.executable, "-m", "nemotron_export"]
@@ -69,16 +67,6 @@ PARITY = (
 
 
 @dataclass(frozen=True)
-class Step:
-    """A command, the seconds that it may take, and a folder that stands for the user's home, and so for all caches."""
-
-    name: str
-    command: list[str]
-    seconds: int = 300
-    home: Path | None = None
-
-
-@dataclass(frozen=True)
 class Chain:
     """Steps that need those before them, and the checkpoint that they read.
 
@@ -90,17 +78,6 @@ class Chain:
     alone: bool = False
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a step; `peak_bytes` is the resident memory of its largest process."""
-
-    name: str
-    command: str
-    code: int
-    seconds: float
-    peak_bytes: int
-
-
 def chains(output: Path, work: Path, only: set[str]) -> Iterator[Chain]:
     """All of the chosen kinds."""
     if "tests" in only:
@@ -108,20 +85,19 @@ def chains(output: Path, work: Path, only: set[str]) -> Iterator[Chain]:
         for path in sorted((ROOT / "tests/gpu").glob("test_*.py")):
             yield Chain([Step(path.stem, [*pytest, str(path)], 580)])
     if "kernels" in only:
-        command = [sys.executable, str(ROOT / "ci/benchmarks/plugin_kernels.py"), "--output"]
-        yield Chain([Step("kernels", [*command, str(output / "kernels.json")], 200)], alone=True)
+        command = _program("plugin_kernels", "--output", output / "kernels.json")
+        yield Chain([Step("kernels", command, 200)], alone=True)
     for name, weights in PARITY if "parity" in only else ():
-        command = [*CLI, "build", str(work / weights.folder), "-o", str(work / f"{weights.folder}-tensorrt")]
-        command += ["--target", "tensorrt", "--dtype", weights.dtype]
+        command = _build(work, weights, f"{weights.folder}-tensorrt", "tensorrt", "--dtype", weights.dtype)
         yield Chain([Step(f"{name}: build and parity", command, 500)], weights)
     if "bench" in only:
         bundle = work / "bench-4B"
-        command = [*CLI, "build", str(work / M4.folder), "-o", str(bundle), "--target", "tensorrt"]
+        command = _build(work, M4, bundle.name, "tensorrt", "--dtype", "bfloat16", "--no-parity")
         bench = [*CLI, "bench", str(bundle), "--allow-unverified", "--new-tokens", "64", "--rounds", "4", "--json"]
         against = ["--against", "eager", "--eager-dtype", "bfloat16", "--eager-device", "cuda"]
         found = [
             # with no kernel compiled and none timed before; scanned, so that its loads are checked by hashes
-            Step("4B: build alone", [*command, "--dtype", "bfloat16", "--no-parity"], home=work / "home"),
+            Step("4B: build alone", command, home=work / "home"),
             _of_a_bundle("4B: profile of a step", "step_profile", bundle, output),
             _of_a_bundle("4B: sampling", "sampling_speed", bundle, output),
             Step("4B: batch of 8", [*bench, "--prompt-tokens", "128", "--batch", "8"]),
@@ -136,8 +112,7 @@ def _ort_chains(output: Path, work: Path) -> Iterator[Chain]:
     """ONNX Runtime on CUDA: parity of 4B in bf16, int4 and int4 in fp16, and of a slice of 340B in fp16; its peers."""
 
     def build(name: str, weights: Weights, bundle: str, *options: str) -> Step:
-        command = [*CLI, "build", str(work / weights.folder), "-o", str(work / bundle), "--target", "ort-cuda"]
-        return Step(f"ort {name}: build and parity", [*command, *options], 500)
+        return Step(f"ort {name}: build and parity", _build(work, weights, bundle, "ort-cuda", *options), 500)
 
     folder = "cuda-peers"
     int4 = ("--quantize", "int4", "--group-size", "32", "--dtype")
@@ -149,48 +124,31 @@ def _ort_chains(output: Path, work: Path) -> Iterator[Chain]:
     ]
     yield Chain(found, M4)
     yield Chain([build("slice of 340B, float16", SLICE_16, "ort-slice", "--dtype", "float16")], SLICE_16)
-    command = [sys.executable, str(ROOT / "ci/benchmarks/cuda_peers.py"), "--work", str(work / folder)]
-    command += ["--checkpoint", str(work / M4.folder), "--json", str(output / "cuda_peers.json")]
+    options = ("--checkpoint", work / M4.folder, "--json", output / "cuda_peers.json")
+    command = _program("cuda_peers", "--work", work / folder, *options)
+    bundles = {scheme: work / folder / f"ort-cuda-{scheme}" for scheme in ("bf16", "int4", "int4-fp16")}
     profiles = [
-        _of_a_bundle(
-            f"ort 4B, {scheme}: profile of a step", "step_profile", work / folder / f"ort-cuda-{scheme}", output
-        )
-        for scheme in ("bf16", "int4", "int4-fp16")
+        _of_a_bundle(f"ort 4B, {scheme}: profile of a step", "step_profile", bundle, output)
+        for scheme, bundle in bundles.items()
     ]
-    sampling = _of_a_bundle("ort 4B, bf16: sampling", "sampling_speed", work / folder / "ort-cuda-bf16", output)
+    sampling = _of_a_bundle("ort 4B, bf16: sampling", "sampling_speed", bundles["bf16"], output)
     yield Chain([Step("ort 4B: peers", command, 590), *profiles, sampling], M4, alone=True)
 
 
 def _of_a_bundle(name: str, program: str, bundle: Path, output: Path) -> Step:
     """What a program of ci/benchmarks measures of a bundle."""
-    command = [sys.executable, str(ROOT / f"ci/benchmarks/{program}.py"), str(bundle)]
-    return Step(name, [*command, "--json", str(output / f"{program}-{bundle.name}.json")], 150)
+    return Step(name, _program(program, bundle, "--json", output / f"{program}-{bundle.name}.json"), 150)
 
 
-def run(step: Step, output: Path) -> Outcome:
-    """Runs a step, its output in a log of its own."""
-    log = output / ("".join(c if c.isalnum() else "-" for c in step.name) + ".log")
-    environment = dict(os.environ)
-    if step.home is not None:
-        shutil.rmtree(step.home, ignore_errors=True)
-        step.home.mkdir(parents=True)
-        environment["HOME"] = str(step.home)
-    began = time.monotonic()
-    with log.open("w", encoding="utf-8") as file:
-        process = subprocess.Popen(step.command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=environment)
-        timer = threading.Timer(step.seconds, process.kill)
-        timer.start()
-        # of this step alone: getrusage would give the largest of all steps so far
-        _, status, usage = os.wait4(process.pid, 0)
-        timed_out = not timer.is_alive()
-        timer.cancel()
-    code = 124 if timed_out else os.waitstatus_to_exitcode(status)
-    peak = usage.ru_maxrss * 1024
-    outcome = Outcome(step.name, shlex.join(step.command), code, round(time.monotonic() - began, 1), peak)
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-(6 if code == 0 else 30) :]
-    head = f"{'ok  ' if code == 0 else 'FAIL'} {outcome.seconds:6.1f} s  {step.name}"
-    print("\n".join([head, *(f"      {line[:220]}" for line in lines)]), flush=True)
-    return outcome
+def _program(name: str, *arguments: str | Path) -> list[str]:
+    """A program of ci/benchmarks."""
+    return [sys.executable, str(ROOT / f"ci/benchmarks/{name}.py"), *map(str, arguments)]
+
+
+def _build(work: Path, weights: Weights, bundle: str, target: str, *options: str) -> list[str]:
+    """Builds a bundle of the work folder."""
+    command = [*CLI, "build", str(work / weights.folder), "-o", str(work / bundle), "--target", target]
+    return [*command, *options]
 
 
 def main() -> int:

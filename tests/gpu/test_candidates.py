@@ -69,10 +69,11 @@ def test_launches_that_start_early_wait_for_what_they_read() -> None:
     from support.torch_kernels import candidates
 
     logits = [torch.from_numpy(random_logits(2, 256000, seed=seed)).cuda() for seed in range(20)]
+    temperature = torch.tensor([0.7], device="cuda")
     # no host waits between them
-    found = [candidates(each, 0.7) for each in logits]
+    found = [candidates(each, temperature) for each in logits]
     for each, (keys, masses) in zip(logits, found, strict=True):
-        again_keys, again_masses = candidates(each, 0.7)
+        again_keys, again_masses = candidates(each, temperature)
         torch.cuda.synchronize()
         assert torch.equal(keys, again_keys)
         assert torch.equal(masses, again_masses)

@@ -33,5 +33,5 @@ def run_candidates(
     whole = candidates_rules._LOG_BLOCK, candidates_rules._LOG_COUNT
     block, count = whole if log_block is None else (log_block, 3)
     with mock.patch.multiple(candidates_rules, _LOG_BLOCK=block, _LOG_COUNT=count):
-        keys, masses = candidates(torch.from_numpy(logits).to(device), temperature)
+        keys, masses = candidates(torch.from_numpy(logits).to(device), torch.tensor([temperature], device=device))
     return unpack(keys.cpu().numpy(), masses.cpu().numpy(), logits.shape[1])

@@ -5,7 +5,7 @@ Shapes: B sequences, S tokens, V vocabulary, T cache capacity.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 from unittest import mock
@@ -15,13 +15,13 @@ from nemotron_plugins.build import launches_of
 from nemotron_plugins.compiling.compiler import kernel_function
 from nemotron_plugins.launches.candidates import tournament
 from nemotron_plugins.launches.launch import CompiledKernel, Gpu, Launch, LaunchRecord
-from nemotron_plugins.requests import logits_request, request_of
+from nemotron_plugins.requests import KernelRequest, logits_request, request_of
 from nemotron_plugins.tensorrt import PLUGIN_OPS, operator, split_attention
 from nemotron_plugins.tensorrt.operator import Tensor
 
 from support.plugin_libraries import record_of
 
-__all__ = ["argmax", "candidates", "gpu_of", "run_launch", "run_op"]
+__all__ = ["argmax", "candidates", "gpu_of", "prepare_op", "run_launch", "run_op"]
 
 _ELEMENTS = {"*fp32": torch.float32, "*fp16": torch.float16, "*bf16": torch.bfloat16, "*i64": torch.int64}
 
@@ -57,14 +57,31 @@ def run_op(
         attributes: of the node.
         splits: of attention, in place of what fills the GPU.
     """
-    op_class = PLUGIN_OPS[name]
     like = inputs[0]
-    dtype = str(like.dtype).removeprefix("torch.")
     cache = next((tensor for tensor in inputs if tensor.dim() == 4 and tensor is not like), None)
     request = request_of(
-        name, [tuple(tensor.shape) for tensor in inputs], dtype, attributes or {},
+        name, [tuple(tensor.shape) for tensor in inputs], _name(like.dtype), attributes or {},
         sequences=like.shape[0], capacity=0 if cache is None else cache.shape[2],
     )  # fmt: skip
+    with ExitStack() as patches:
+        if splits is not None:
+            patches.enter_context(mock.patch.object(split_attention, "decode_splits", return_value=splits))
+        call, outputs = prepare_op(request, inputs, launches_of(request, gpu_of(like)))
+    call()
+    return outputs
+
+
+def prepare_op(
+    request: KernelRequest, inputs: Sequence[torch.Tensor], launches: Mapping[str, Launch]
+) -> tuple[Callable[[], None], list[torch.Tensor]]:
+    """What calls a plugin as often as wanted, and the outputs [as the op's] that every call writes.
+
+    Args:
+        request: of the node.
+        inputs: contiguous, in the op's order.
+        launches: by variant, those of the op's rule or others of the same kernels.
+    """
+    like = inputs[0]
     memory: list[torch.Tensor] = [*inputs]
 
     class TritonKernel:
@@ -81,15 +98,12 @@ def run_op(
             ]
             run_launch(self.record, *given, **sizes)
 
-    with ExitStack() as patches:
-        patches.enter_context(mock.patch.object(operator, "LoadedKernel", TritonKernel))
-        if splits is not None:
-            patches.enter_context(mock.patch.object(split_attention, "decode_splits", return_value=splits))
-        kernels = {
-            variant: CompiledKernel(b"", record_of(launch, b"", dtype=dtype))
-            for variant, launch in launches_of(request, gpu_of(like)).items()
-        }
-        op = op_class(request, kernels)
+    kernels = {
+        variant: CompiledKernel(b"", record_of(launch, b"", dtype=request.dtype))
+        for variant, launch in launches.items()
+    }
+    with mock.patch.object(operator, "LoadedKernel", TritonKernel):
+        op = PLUGIN_OPS[request.op](request, kernels)
     tensors = [_tensor(each) for each in inputs]
     op.configure(tensors)
     kinds = op.output_dtypes([each.dtype for each in tensors])
@@ -99,8 +113,8 @@ def run_op(
     ]
     workspace = torch.empty(max(op.workspace(tensors), 1), dtype=torch.uint8, device=like.device)
     memory += [*outputs, workspace]
-    op.enqueue(tensors, [_tensor(each) for each in outputs], workspace.data_ptr(), 0)
-    return outputs
+    written = [_tensor(each) for each in outputs]
+    return lambda: op.enqueue(tensors, written, workspace.data_ptr(), 0), outputs
 
 
 def argmax(logits: torch.Tensor) -> torch.Tensor:
@@ -115,15 +129,18 @@ def argmax(logits: torch.Tensor) -> torch.Tensor:
     return tokens
 
 
-def candidates(logits: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys, int64 [B, C], and each part's largest score and sum, float32 [B, P, 2], of logits float32 [B, V]."""
+def candidates(logits: torch.Tensor, temperature: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys, int64 [B, C], and each part's largest score and sum, float32 [B, P, 2], of logits float32 [B, V].
+
+    The temperature is float32 [1].
+    """
     B, vocab = logits.shape
     first, merge = launches_of(logits_request("TopCandidates", vocab), gpu_of(logits)).values()
     log_block, log_count = int(first.constexprs["LOG_BLOCK"]), int(first.constexprs["LOG_COUNT"])
     counts = tournament(vocab, log_block, log_count)
     keys = logits.new_empty((B, counts[0], 1 << log_count), dtype=torch.int64)
     masses = logits.new_empty((B, counts[0], 2))
-    run_launch(first, logits, logits.new_tensor([temperature]), keys, masses, B=B)
+    run_launch(first, logits, temperature, keys, masses, B=B)
     for parts in counts[1:]:
         largest = keys.new_empty((B, parts, 1 << log_count))
         run_launch(merge, keys, largest, keys.shape[1] << log_count, B=B, P=parts)
@@ -133,7 +150,11 @@ def candidates(logits: torch.Tensor, temperature: float) -> tuple[torch.Tensor, 
 
 def _tensor(tensor: torch.Tensor) -> Tensor:
     assert tensor.is_contiguous()
-    return Tensor(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), tensor.data_ptr())
+    return Tensor(_name(tensor.dtype), tuple(tensor.shape), tensor.data_ptr())
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _at(memory: Sequence[torch.Tensor], address: int, dtype: torch.dtype) -> torch.Tensor:
