@@ -48,29 +48,10 @@ class BatchTokenizer:
     def __len__(self) -> int:
         return self.vocab_size
 
-    def encode(
-        self,
-        text: str,
-        *,
-        add_special_tokens: bool = True,
-        padding: Padding = False,
-        truncation: Truncation | None = None,
-        max_length: int | None = None,
-        padding_side: Literal["left", "right"] | None = None,
-        truncation_side: Literal["left", "right"] | None = None,
-        return_tensors: Literal["pt"] | None = None,
-    ) -> Any:
-        """Token ids of a text: a list, or int64 [1, S] where ``return_tensors`` is "pt".
-
-        Arguments as :meth:`__call__`.
-
-        Raises:
-            TokenizerError: not a string, or one with lone surrogates.
-            RequestError: another kind of tensor, unknown values, padding without a pad token.
-        """
-        lengths = Lengths.of(padding, truncation, max_length, self.model_max_length)
-        rows = self._cut([text], add_special_tokens, lengths.longest, truncation_side)
-        return self._batch(rows, lengths.width, padding_side, return_tensors, single=True)["input_ids"]
+    def encode(self, text: str, **options: Any) -> Any:
+        """Token ids of a text: a list, or int64 [1, S] where ``return_tensors`` is "pt"; otherwise :meth:`__call__`."""
+        ids = self([text], **options)["input_ids"]
+        return ids if options.get("return_tensors") else ids[0]
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> Any:
         """Text of an id, of ids or of a tensor [S]; a list of texts for rows of ids or a tensor [B, S].

@@ -13,7 +13,8 @@ from nemotron_formats.tensors import TensorEntry
 
 from nemotron_export.checkpoint.expected import backbone_prefix, task_of_architecture
 from nemotron_export.checkpoint.hub import resolve
-from nemotron_export.checkpoint.index import Shard, read_index
+from nemotron_export.checkpoint.index import read_index
+from nemotron_export.checkpoint.safetensors_header import Shard
 from nemotron_export.checkpoint.strict import fit
 from nemotron_export.config.config import NemotronConfig
 from nemotron_export.files.untrusted import list_folder, quote, read_json

@@ -15,7 +15,7 @@ from nemotron_formats.tensors import TensorEntry
 
 from nemotron_export.files.untrusted import open_regular, parse_json, quote, several
 
-__all__ = ["MAX_HEADER_BYTES", "SafetensorsHeader", "read_header"]
+__all__ = ["MAX_HEADER_BYTES", "Shard", "read_header"]
 
 # The format's own limit.
 MAX_HEADER_BYTES = 100_000_000
@@ -27,17 +27,21 @@ _AGAIN = "download or write the file again"
 
 
 @dataclass(frozen=True, slots=True)
-class SafetensorsHeader:
-    """A checked header. `header_bytes` counts the 8 length bytes too: the data starts there."""
+class Shard:
+    """One weight file of `size` bytes, and what its checked header says.
 
-    file_bytes: int
+    `header_bytes` counts the 8 length bytes and the header, after which the data starts; `header_sha256` hashes both.
+    """
+
+    path: Path
+    size: int
     header_bytes: int
     header_sha256: str
     metadata: dict[str, str]
     tensors: dict[str, TensorEntry]
 
 
-def read_header(path: Path) -> SafetensorsHeader:
+def read_header(path: Path) -> Shard:
     """Reads and checks the header of a safetensors file.
 
     Checked: the header's length against the file and the format's limit, UTF-8, JSON, duplicate keys, every entry's
@@ -56,7 +60,7 @@ def read_header(path: Path) -> SafetensorsHeader:
     tensors = {name: _entry(path, name, entry, header_bytes) for name, entry in parsed.items()}
     _check_layout(list(tensors.values()), header_bytes, file_bytes, where)
     digest = hashlib.sha256(length_field + raw).hexdigest()
-    return SafetensorsHeader(file_bytes, header_bytes, digest, metadata, tensors)
+    return Shard(path, file_bytes, header_bytes, digest, metadata, tensors)
 
 
 def _read_raw(handle: BinaryIO, file_bytes: int, where: str) -> tuple[bytes, bytes]:
