@@ -107,24 +107,6 @@ class BatchTokenizer:
         rows = self._cut(texts, add_special_tokens, lengths.longest, truncation_side)
         return self._batch(rows, lengths.width, padding_side, return_tensors, single=isinstance(text, str))
 
-    def batch_of(
-        self,
-        rows: list[list[int]],
-        *,
-        padding: Padding = False,
-        padding_side: Literal["left", "right"] | None = None,
-        return_tensors: Literal["pt"] | None = None,
-        single: bool = False,
-    ) -> TokenBatch:
-        """A batch of token ids, padded in place; arguments, result and errors as of a call.
-
-        Args:
-            rows: token ids of each row.
-            single: there is one row, and lists are to be flat.
-        """
-        width = Lengths.of(padding, False, None, self.model_max_length).width
-        return self._batch(rows, width, padding_side, return_tensors, single)
-
     def _cut(self, texts: Sequence[str], special: bool, longest: int | None, cut: Any) -> list[list[int]]:
         cut = side(self.truncation_side if cut is None else cut, "truncation_side")
         rows = [self.tokenizer.encode(text, special) for text in texts]

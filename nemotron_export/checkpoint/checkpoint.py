@@ -68,7 +68,6 @@ class Checkpoint:
         """Opens a local folder: reads config.json and the headers of its safetensors files, and no tensor.
 
         Args:
-            path: the folder.
             task: whose state dict is wanted; None: that of the config's architecture, "causal-lm" where it names none.
 
         Raises:

@@ -24,7 +24,6 @@ def lay_out_file(
     """The header and the places of a file's tensors, in the order given and without holes.
 
     Args:
-        file: the file's name, for the entries.
         tensors: name → (dtype in the format's words, shape).
         metadata: the header's free texts.
 
@@ -54,7 +53,7 @@ def lay_out_file(
 
 def write_array(file: int, values: npt.NDArray[Any], offset: int) -> None:
     """Writes the array's bytes to a file descriptor at an offset; several threads may write at once."""
-    view = memoryview(np.ascontiguousarray(values)).cast("B")
+    view = memoryview(np.ascontiguousarray(values).data).cast("B")
     while view:
         written = os.pwrite(file, view, offset)
         view, offset = view[written:], offset + written

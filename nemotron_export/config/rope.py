@@ -69,10 +69,10 @@ def normalize_rope_parameters(values: Mapping[str, Any], max_positions: int, whe
             raise ConfigError(f"{origin} = {nested!r}", "an object or null", "correct the config", where=where)
         for key, value in nested.items():
             put("rope_type" if key == "type" else key, value, origin)
-    for key in ("rope_theta", "original_max_position_embeddings"):
-        put(key, values.get(key), "the top level")
+    put("rope_theta", values.get("rope_theta"), "the top level")
     for alias in _PARTIAL_ALIASES:
         put("partial_rotary_factor", values.get(alias), f"the top level ({alias})")
+    put("original_max_position_embeddings", values.get("original_max_position_embeddings"), "the top level")
 
     merged.setdefault("rope_type", "default")
     merged.setdefault("rope_theta", DEFAULT_THETA)

@@ -136,10 +136,7 @@ def parse_json(
 def read_json(path: Path, what: str, refusal: type[NemotronError] = CheckpointError) -> dict[str, Any]:
     """Reads a JSON file of bounded size strictly.
 
-    Args:
-        path: the file.
-        what: what it holds, for errors.
-        refusal: the error for a file that is missing, unreadable or not one JSON object.
+    Raises ``refusal``, which calls it ``what``, where it is missing, unreadable or not one JSON object.
     """
     handle, size = open_regular(path, what, refusal)
     with handle:

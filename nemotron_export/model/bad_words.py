@@ -19,12 +19,6 @@ class BadWordsSession(EagerSession):
 
     The tokens of the prompt count as the beginning of a sequence. The loop's filters keep -inf where it is.
 
-    Args:
-        model: a causal model in eval mode.
-        max_batch: rows at most.
-        max_seq_len: tokens of a row at most.
-        bad_words_ids: the sequences.
-
     Raises:
         RequestError: no sequence, an empty one, ids outside the vocabulary.
     """

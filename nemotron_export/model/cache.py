@@ -54,11 +54,7 @@ class DynamicCache(_LayerCaches):
 
 
 class StaticCache(_LayerCaches):
-    """A cache of fixed length, written in place.
-
-    Args:
-        max_cache_len: capacity, T.
-    """
+    """A cache of fixed length T, ``max_cache_len``, written in place."""
 
     fixed = True
 
@@ -99,10 +95,6 @@ class RowCache(_LayerCaches):
     """A cache whose sequences hold different numbers of tokens, written in place where :meth:`place` said before.
 
     Where all sequences hold equally many tokens, a forward sees exactly what a DynamicCache would show it.
-
-    Args:
-        sequences: B.
-        capacity: T, of each.
     """
 
     def __init__(self, sequences: int, capacity: int) -> None:
@@ -120,7 +112,6 @@ class RowCache(_LayerCaches):
             starts: tokens that each sequence holds, where its new ones go.
             lengths: real tokens of each sequence; those after them are not written.
             new_tokens: S.
-            device: of the model.
 
         Returns:
             Whether all sequences start at one position with S real tokens each, so that plain causality holds.

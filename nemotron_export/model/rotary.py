@@ -89,9 +89,7 @@ def _llama3(config: NemotronConfig, dim: int) -> torch.Tensor:
 def rope_frequencies(config: NemotronConfig, length: int | None = None) -> tuple[torch.Tensor, float]:
     """Inverse frequencies fp32 [R/2] and the factor on cos and sin.
 
-    Args:
-        config: the model's config.
-        length: the running sequence's length, for the types whose frequencies depend on it (dynamic, longrope).
+    ``length`` is the running sequence's, for the types whose frequencies depend on it (dynamic, longrope).
     """
     rope: dict[str, Any] = config.rope_parameters
     dim = config.rotary_dim
@@ -166,9 +164,7 @@ def rope_tables(
     """cos and sin tables [P, R/2] of positions 0 to P - 1, computed in fp32 and cast.
 
     Args:
-        config: the model's config.
         num_positions: P.
-        dtype: the dtype of the activations.
         max_seq_len: the longest sequence that will run; P may be larger, for positions that hold no token.
 
     Raises:

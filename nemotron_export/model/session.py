@@ -26,9 +26,6 @@ class EagerSession(Session):
     Rows of one length take the very calls that a DynamicCache gives them; others go through an explicit mask.
 
     Args:
-        model: a causal model in eval mode.
-        max_batch: rows at most.
-        max_seq_len: tokens of a row at most.
         prefill_chunk: new tokens of one pass at most; ``max_seq_len`` where None, so that prefill is one pass.
 
     Raises:

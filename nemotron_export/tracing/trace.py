@@ -86,8 +86,7 @@ def trace(
     Nothing is loaded: the modules live on the meta device.
 
     Args:
-        config: the checkpoint's config.
-        dtype: the dtype that the graph computes in.
+        dtype: what the graph computes in.
         task: a key of ``MODEL_CLASSES``.
         fp32_mlp_layers: layers whose MLP computes in fp32 after its first projection; see :class:`MLP`.
 
