@@ -8,6 +8,7 @@ from typing import Any, Literal
 from nemotron_errors import RequestError
 from nemotron_runtime.chat import ChatFormat, plain
 
+from nemotron_export.auto.lengths import Lengths
 from nemotron_export.auto.tokenizer import BatchTokenizer
 
 __all__ = ["PretrainedTokenizer"]
@@ -85,7 +86,8 @@ class PretrainedTokenizer(BatchTokenizer):
             if not tokenize:
                 return texts if batched else texts[0]
             rows = [form.encoder.template(text) for text in texts]
-        batch = self.batch_of(rows, padding=padding, return_tensors=return_tensors, single=not batched)
+        width = Lengths.of(padding, False, None, self.model_max_length).width
+        batch = self._batch(rows, width, None, return_tensors, single=not batched)
         return batch if return_dict else batch["input_ids"]
 
 

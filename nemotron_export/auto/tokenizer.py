@@ -49,29 +49,10 @@ class BatchTokenizer:
     def __len__(self) -> int:
         return self.vocab_size
 
-    def encode(
-        self,
-        text: str,
-        *,
-        add_special_tokens: bool = True,
-        padding: Padding = False,
-        truncation: Truncation | None = None,
-        max_length: int | None = None,
-        padding_side: Literal["left", "right"] | None = None,
-        truncation_side: Literal["left", "right"] | None = None,
-        return_tensors: Literal["pt"] | None = None,
-    ) -> Any:
-        """Token ids of a text: a list, or int64 [1, S] where ``return_tensors`` is "pt".
-
-        Arguments as :meth:`__call__`.
-
-        Raises:
-            TokenizerError: not a string, or one with lone surrogates.
-            RequestError: another kind of tensor, unknown values, padding without a pad token.
-        """
-        lengths = Lengths.of(padding, truncation, max_length, self.model_max_length)
-        rows = self._cut([text], add_special_tokens, lengths.longest, truncation_side)
-        return self._batch(rows, lengths.width, padding_side, return_tensors, single=True)["input_ids"]
+    def encode(self, text: str, **options: Any) -> Any:
+        """Token ids of a text: a list, or int64 [1, S] where ``return_tensors`` is "pt"; otherwise :meth:`__call__`."""
+        ids = self([text], **options)["input_ids"]
+        return ids if options.get("return_tensors") else ids[0]
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> Any:
         """Text of an id, of ids or of a tensor [S]; a list of texts for rows of ids or a tensor [B, S].
@@ -126,24 +107,6 @@ class BatchTokenizer:
         texts = [text] if isinstance(text, str) else text
         rows = self._cut(texts, add_special_tokens, lengths.longest, truncation_side)
         return self._batch(rows, lengths.width, padding_side, return_tensors, single=isinstance(text, str))
-
-    def batch_of(
-        self,
-        rows: list[list[int]],
-        *,
-        padding: Padding = False,
-        padding_side: Literal["left", "right"] | None = None,
-        return_tensors: Literal["pt"] | None = None,
-        single: bool = False,
-    ) -> TokenBatch:
-        """A batch of token ids, padded in place; arguments, result and errors as of a call.
-
-        Args:
-            rows: token ids of each row.
-            single: there is one row, and lists are to be flat.
-        """
-        width = Lengths.of(padding, False, None, self.model_max_length).width
-        return self._batch(rows, width, padding_side, return_tensors, single)
 
     def _cut(self, texts: Sequence[str], special: bool, longest: int | None, cut: Any) -> list[list[int]]:
         cut = side(self.truncation_side if cut is None else cut, "truncation_side")

@@ -6,8 +6,7 @@ from nemotron_errors import CheckpointError
 
 from nemotron_export.checkpoint.checkpoint import Checkpoint
 from nemotron_export.checkpoint.expected import TASKS, expected_tensors
-from nemotron_export.checkpoint.index import Shard
-from nemotron_export.checkpoint.safetensors_header import read_header
+from nemotron_export.checkpoint.safetensors_header import Shard, read_header
 from nemotron_export.checkpoint.scan import ScanReport, scan
 
 __all__ = [

@@ -13,7 +13,8 @@ from nemotron_formats.tensors import TensorEntry
 
 from nemotron_export.checkpoint.expected import backbone_prefix, task_of_architecture
 from nemotron_export.checkpoint.hub import resolve
-from nemotron_export.checkpoint.index import Shard, read_index
+from nemotron_export.checkpoint.index import read_index
+from nemotron_export.checkpoint.safetensors_header import Shard
 from nemotron_export.checkpoint.strict import fit
 from nemotron_export.config.config import NemotronConfig
 from nemotron_export.files.untrusted import list_folder, quote, read_json
@@ -67,7 +68,6 @@ class Checkpoint:
         """Opens a local folder: reads config.json and the headers of its safetensors files, and no tensor.
 
         Args:
-            path: the folder.
             task: whose state dict is wanted; None: that of the config's architecture, "causal-lm" where it names none.
 
         Raises:

@@ -13,7 +13,7 @@ from nemotron_formats.dtypes import DTYPES, RUN_DTYPES, item_bytes
 from nemotron_formats.tensors import TensorEntry
 
 from nemotron_export.checkpoint import Checkpoint
-from nemotron_export.checkpoint.file_layout import lay_out_file
+from nemotron_export.checkpoint.file_layout import lay_out_file, write_array
 from nemotron_export.checkpoint.index import INDEX_FILE
 from nemotron_export.checkpoint.tensor_reader import READ_BYTES, TensorReader
 from nemotron_export.files.workspace import check_output, staging
@@ -89,11 +89,7 @@ def _write(reader: TensorReader, entry: TensorEntry, kind: torch.dtype, file: in
     for first in range(0, rows, step):
         block = torch.empty((min(step, rows - first), *entry.shape[1:]), dtype=kind)
         reader.into(entry, block, first)
-        view = memoryview(block.view(torch.uint8).numpy()).cast("B")  # type: ignore[arg-type]
-        at = offset + first * width * kind.itemsize
-        while view:
-            written = os.pwrite(file, view, at)
-            view, at = view[written:], at + written
+        write_array(file, block.view(torch.uint8).numpy(), offset + first * width * kind.itemsize)
 
 
 def _write_small_files(

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from nemotron_formats.dtypes import SAFETENSORS_BITS
 from nemotron_formats.tensors import TensorEntry
 
-__all__ = ["lay_out_file"]
+__all__ = ["lay_out_file", "write_array"]
 
 _ALIGNMENT = 64
 
@@ -20,7 +24,6 @@ def lay_out_file(
     """The header and the places of a file's tensors, in the order given and without holes.
 
     Args:
-        file: the file's name, for the entries.
         tensors: name → (dtype in the format's words, shape).
         metadata: the header's free texts.
 
@@ -46,3 +49,11 @@ def lay_out_file(
         for name, (dtype, shape) in tensors.items()
     }
     return header, entries, len(header) + end
+
+
+def write_array(file: int, values: npt.NDArray[Any], offset: int) -> None:
+    """Writes the array's bytes to a file descriptor at an offset; several threads may write at once."""
+    view = memoryview(np.ascontiguousarray(values).data).cast("B")
+    while view:
+        written = os.pwrite(file, view, offset)
+        view, offset = view[written:], offset + written

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nemotron_errors import CheckpointError
 from nemotron_formats.tensors import TensorEntry
 
-from nemotron_export.checkpoint.safetensors_header import read_header
-from nemotron_export.files.untrusted import file_size, number, quote, read_json, several
+from nemotron_export.checkpoint.safetensors_header import Shard, read_header
+from nemotron_export.files.untrusted import number, quote, read_json, several
 
-__all__ = ["INDEX_FILE", "SINGLE_FILE", "Shard", "read_index"]
+__all__ = ["INDEX_FILE", "SINGLE_FILE", "read_index"]
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -31,17 +30,6 @@ _OTHER_FORMATS = {
     ".h5": ("TensorFlow weights (.h5)", _TORCH_REMEDY),
     ".onnx": ("an ONNX file", "use the checkpoint that it was exported from"),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """One weight file. `header_bytes` counts the 8 length bytes and the header, and `header_sha256` hashes both."""
-
-    path: Path
-    size: int
-    header_bytes: int
-    header_sha256: str
-    num_tensors: int = 0
 
 
 def read_index(directory: Path, names: list[str]) -> tuple[list[Shard], dict[str, TensorEntry]]:
@@ -123,11 +111,9 @@ def _read_files(directory: Path, files: list[str]) -> tuple[list[Shard], dict[st
     tensors: dict[str, TensorEntry] = {}
     twice: list[str] = []
     for file in files:
-        path = directory / file
-        file_size(path, "a safetensors file")
-        header = read_header(path)
-        shards.append(Shard(path, header.file_bytes, header.header_bytes, header.header_sha256, len(header.tensors)))
-        for name, entry in header.tensors.items():
+        shard = read_header(directory / file)
+        shards.append(shard)
+        for name, entry in shard.tensors.items():
             if name in tensors:
                 twice.append(f"{quote(name)} (in {tensors[name].file} and {file})")
             tensors[name] = entry
@@ -145,18 +131,17 @@ def _check_agreement(path: Path, weight_map: dict[str, str], tensors: dict[str, 
     """The index and the shards' headers must tell the same story."""
     again = "download the index and the shards again, from one revision"
     absent = [f"{quote(name)} (named in {file})" for name, file in weight_map.items() if name not in tensors]
-    if absent:
-        found = f"{number(len(absent), 'tensor')} that no shard holds: {several(absent)}"
-        raise CheckpointError(found, "every tensor of the index in its shard", again, where=str(path))
     moved = [
         f"{quote(name)} (in {tensors[name].file}, the index says {file})"
         for name, file in weight_map.items()
-        if tensors[name].file != file
+        if name in tensors and tensors[name].file != file
     ]
-    if moved:
-        found = f"{number(len(moved), 'tensor')} in another shard: {several(moved)}"
-        raise CheckpointError(found, "every tensor of the index in its shard", again, where=str(path))
     unlisted = [f"{quote(name)} (in {entry.file})" for name, entry in tensors.items() if name not in weight_map]
-    if unlisted:
-        found = f"{number(len(unlisted), 'tensor')} that the index does not list: {several(unlisted)}"
-        raise CheckpointError(found, "every tensor of the shards in the index", again, where=str(path))
+    for wrong, what, expected in (
+        (absent, "that no shard holds", "every tensor of the index in its shard"),
+        (moved, "in another shard", "every tensor of the index in its shard"),
+        (unlisted, "that the index does not list", "every tensor of the shards in the index"),
+    ):
+        if wrong:
+            found = f"{number(len(wrong), 'tensor')} {what}: {several(wrong)}"
+            raise CheckpointError(found, expected, again, where=str(path))

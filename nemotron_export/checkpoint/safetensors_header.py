@@ -15,7 +15,7 @@ from nemotron_formats.tensors import TensorEntry
 
 from nemotron_export.files.untrusted import open_regular, parse_json, quote, several
 
-__all__ = ["MAX_HEADER_BYTES", "SafetensorsHeader", "read_header"]
+__all__ = ["MAX_HEADER_BYTES", "Shard", "read_header"]
 
 # The format's own limit.
 MAX_HEADER_BYTES = 100_000_000
@@ -27,17 +27,21 @@ _AGAIN = "download or write the file again"
 
 
 @dataclass(frozen=True, slots=True)
-class SafetensorsHeader:
-    """A checked header. `header_bytes` counts the 8 length bytes too: the data starts there."""
+class Shard:
+    """One weight file of `size` bytes, and what its checked header says.
 
-    file_bytes: int
+    `header_bytes` counts the 8 length bytes and the header, after which the data starts; `header_sha256` hashes both.
+    """
+
+    path: Path
+    size: int
     header_bytes: int
     header_sha256: str
     metadata: dict[str, str]
     tensors: dict[str, TensorEntry]
 
 
-def read_header(path: Path) -> SafetensorsHeader:
+def read_header(path: Path) -> Shard:
     """Reads and checks the header of a safetensors file.
 
     Checked: the header's length against the file and the format's limit, UTF-8, JSON, duplicate keys, every entry's
@@ -56,26 +60,30 @@ def read_header(path: Path) -> SafetensorsHeader:
     tensors = {name: _entry(path, name, entry, header_bytes) for name, entry in parsed.items()}
     _check_layout(list(tensors.values()), header_bytes, file_bytes, where)
     digest = hashlib.sha256(length_field + raw).hexdigest()
-    return SafetensorsHeader(file_bytes, header_bytes, digest, metadata, tensors)
+    return Shard(path, file_bytes, header_bytes, digest, metadata, tensors)
+
+
+def _broken(where: str, found: str, expected: str) -> CheckpointError:
+    return CheckpointError(found, expected, _AGAIN, where=where)
 
 
 def _read_raw(handle: BinaryIO, file_bytes: int, where: str) -> tuple[bytes, bytes]:
     if file_bytes < 10:
-        raise CheckpointError(f"{file_bytes} bytes", "8 length bytes and a header", _AGAIN, where=where)
+        raise _broken(where, f"{file_bytes} bytes", "8 length bytes and a header")
     length_field = _read_exactly(handle, 8, where)
     (length,) = struct.unpack("<Q", length_field)
     where = f"{where}: header"
     if length < 2:
-        raise CheckpointError(f"a header of {length} bytes", "at least the 2 bytes of {}", _AGAIN, where=where)
+        raise _broken(where, f"a header of {length} bytes", "at least the 2 bytes of {}")
     if length > MAX_HEADER_BYTES:
         hint = f"{_AGAIN}; this may be another format under a .safetensors name"
         raise CheckpointError(f"a header of {length} bytes", f"at most {MAX_HEADER_BYTES} bytes", hint, where=where)
     if length > file_bytes - 8:
         found = f"a header of {length} bytes in a file of {file_bytes} bytes (truncated)"
-        raise CheckpointError(found, f"at most {file_bytes - 8} bytes", _AGAIN, where=where)
+        raise _broken(where, found, f"at most {file_bytes - 8} bytes")
     raw = _read_exactly(handle, length, where)
     if not raw.startswith(b"{"):
-        raise CheckpointError(f"a header that begins with {quote(raw[:1])}", "{", _AGAIN, where=where)
+        raise _broken(where, f"a header that begins with {quote(raw[:1])}", "{")
     return length_field, raw
 
 
@@ -92,9 +100,7 @@ def _read_exactly(handle: BinaryIO, count: int, where: str) -> bytes:
 
 def _metadata(metadata: Any, where: str) -> dict[str, str]:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise CheckpointError(
-            f"__metadata__ = {quote(metadata)}", "an object of strings", _AGAIN, where=f"{where}: header"
-        )
+        raise _broken(f"{where}: header", f"__metadata__ = {quote(metadata)}", "an object of strings")
     return metadata
 
 
@@ -105,28 +111,28 @@ def _is_size(value: object) -> bool:
 def _entry(path: Path, name: str, entry: Any, header_bytes: int) -> TensorEntry:
     where = f"{path}: tensor {quote(name)}"
     if not isinstance(entry, dict):
-        raise CheckpointError(f"the entry {quote(entry)}", "an object with dtype, shape, data_offsets", _AGAIN,
-                              where=where)  # fmt: skip
+        raise _broken(where, f"the entry {quote(entry)}", "an object with dtype, shape, data_offsets")
     keys = {"dtype", "shape", "data_offsets"}
     if entry.keys() != keys:
         absent = sorted(keys - entry.keys())
         found = f"no {' and no '.join(absent)}" if absent else f"the unknown keys {quote(sorted(entry.keys() - keys))}"
-        raise CheckpointError(found, "dtype, shape and data_offsets", _AGAIN, where=where)
+        raise _broken(where, found, "dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in SAFETENSORS_BITS:
-        raise CheckpointError(f"dtype {quote(dtype)}", f"one of {', '.join(SAFETENSORS_BITS)}", _AGAIN, where=where)
+        raise _broken(where, f"dtype {quote(dtype)}", f"one of {', '.join(SAFETENSORS_BITS)}")
     # Bounded, so that the product below is: a hostile shape of a million sizes would not end.
     if not isinstance(shape, list) or len(shape) > _MAX_RANK or not all(_is_size(size) for size in shape):
-        raise CheckpointError(f"shape {quote(shape)}", "a list of non-negative integers", _AGAIN, where=where)
+        raise _broken(where, f"shape {quote(shape)}", "a list of non-negative integers")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_size(offset) for offset in offsets):
-        raise CheckpointError(f"data_offsets {quote(offsets)}", "two non-negative integers", _AGAIN, where=where)
+        raise _broken(where, f"data_offsets {quote(offsets)}", "two non-negative integers")
     begin, end = offsets
     if begin > end:
-        raise CheckpointError(f"data_offsets {quote(offsets)}", "begin <= end", _AGAIN, where=where)
+        raise _broken(where, f"data_offsets {quote(offsets)}", "begin <= end")
     bits = math.prod(shape) * SAFETENSORS_BITS[dtype]
     if (end - begin) * 8 != bits:
-        expected = f"{quote(bits // 8)} bytes for {dtype} of shape {quote(shape)}"
-        raise CheckpointError(f"{quote(end - begin)} bytes", expected, _AGAIN, where=where)
+        raise _broken(
+            where, f"{quote(end - begin)} bytes", f"{quote(bits // 8)} bytes for {dtype} of shape {quote(shape)}"
+        )
     return TensorEntry(name, dtype, tuple(shape), path.name, header_bytes + begin, end - begin)
 
 
@@ -136,12 +142,10 @@ def _check_layout(entries: list[TensorEntry], header_bytes: int, file_bytes: int
     for entry in sorted(entries, key=lambda entry: (entry.offset, entry.length)):
         if entry.offset < cursor:
             found = f"a tensor that begins at {entry.offset}, inside {quote(previous)}, which ends at {cursor}"
-            raise CheckpointError(found, "tensors that do not overlap", _AGAIN,
-                                  where=f"{where}: tensor {quote(entry.name)}")  # fmt: skip
+            raise _broken(f"{where}: tensor {quote(entry.name)}", found, "tensors that do not overlap")
         if entry.offset > cursor:
             found = f"a hole of {quote(entry.offset - cursor)} bytes before it"
-            raise CheckpointError(found, "tensors without holes between them", _AGAIN,
-                                  where=f"{where}: tensor {quote(entry.name)}")  # fmt: skip
+            raise _broken(f"{where}: tensor {quote(entry.name)}", found, "tensors without holes between them")
         cursor, previous = entry.offset + entry.length, entry.name
     if cursor > file_bytes:
         cut = [quote(entry.name) for entry in entries if entry.offset + entry.length > file_bytes]
@@ -149,4 +153,4 @@ def _check_layout(entries: list[TensorEntry], header_bytes: int, file_bytes: int
         raise CheckpointError(found, f"{quote(cursor)} bytes", "download the file again", where=where)
     if cursor < file_bytes:
         found = f"{file_bytes - cursor} bytes after the last tensor"
-        raise CheckpointError(found, f"a file of {cursor} bytes", _AGAIN, where=where)
+        raise _broken(where, found, f"a file of {cursor} bytes")

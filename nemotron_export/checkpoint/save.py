@@ -47,12 +47,7 @@ def save_checkpoint(
         config: written with the tensors' dtype and the task's class.
         tensors: all names and shapes of :func:`expected_tensors`; with tied embeddings `lm_head.weight` may be
             missing or must equal the embedding, and is not written.
-        task: which class the tensors belong to.
         max_shard_size: bytes of a file, or a text such as "5GB"; one tensor is never split.
-        generation_config: written to generation_config.json.
-
-    Returns:
-        The folder.
 
     Raises:
         CheckpointError: names, shapes or dtypes that do not fit the config.

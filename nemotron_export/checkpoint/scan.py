@@ -68,7 +68,6 @@ def scan(
 
     Args:
         checkpoint: an opened checkpoint; only its required tensors are tested, all bytes are hashed.
-        chunk_bytes: bytes of a chunk.
         progress: told (bytes done, bytes in all) after each chunk, in this thread.
 
     Raises:

@@ -10,9 +10,8 @@ from nemotron_formats.dtypes import RUN_DTYPES, SAFETENSORS_BITS
 from nemotron_formats.tensors import TensorEntry
 
 from nemotron_export.checkpoint.expected import TASKS, backbone_prefix, expected_tensors, is_matrix
-from nemotron_export.checkpoint.tied import same_bytes
 from nemotron_export.config.config import NemotronConfig
-from nemotron_export.files.untrusted import number, quote, several
+from nemotron_export.files.untrusted import number, open_regular, quote, several
 
 __all__ = ["fit"]
 
@@ -22,6 +21,7 @@ _HEAD = re.compile(r"^(lm_head\.weight|score\.(weight|bias)|qa_outputs\.(weight|
 _PREFIXES = ("", "model.", "transformer.")
 _EMBEDDING = "embed_tokens.weight"
 _LM_HEAD = "lm_head.weight"
+_CHUNK_BYTES = 4 << 20
 
 
 def fit(
@@ -98,7 +98,7 @@ def _check_layers(config: NemotronConfig, task: str, stored: dict[str, TensorEnt
 
 def _check_tied(directory: Path, embedding: str, stored: dict[str, TensorEntry]) -> None:
     lm_head, source = stored.get(_LM_HEAD), stored.get(embedding)
-    if lm_head is None or source is None or same_bytes(directory, lm_head, source):
+    if lm_head is None or source is None or _same_bytes(directory, lm_head, source):
         return
     raise CheckpointError(
         f"tie_word_embeddings = true and a {_LM_HEAD} that differs from {embedding}",
@@ -106,6 +106,34 @@ def _check_tied(directory: Path, embedding: str, stored: dict[str, TensorEntry])
         "set tie_word_embeddings to false in config.json if the head was trained apart, else remove lm_head.weight",
         where=f"{directory / lm_head.file}: tensor {_LM_HEAD!r}",
     )
+
+
+def _same_bytes(directory: Path, a: TensorEntry, b: TensorEntry) -> bool:
+    """Streams both tensors once, up to the first difference; memory stays at two chunks.
+
+    Raises:
+        CheckpointError: where a file became shorter since its header was read.
+    """
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    file_a, _ = open_regular(directory / a.file, "a safetensors file")
+    file_b, _ = open_regular(directory / b.file, "a safetensors file")
+    with file_a, file_b:
+        file_a.seek(a.offset)
+        file_b.seek(b.offset)
+        left = a.length
+        while left:
+            count = min(left, _CHUNK_BYTES)
+            part_a, part_b = file_a.read(count), file_b.read(count)
+            if len(part_a) != count or len(part_b) != count:
+                raise CheckpointError(
+                    "a file that ends early", "the bytes that its header names",
+                    "do not change the file while it is read", where=str(directory / a.file),
+                )  # fmt: skip
+            if part_a != part_b:
+                return False
+            left -= count
+    return True
 
 
 def _check_names(

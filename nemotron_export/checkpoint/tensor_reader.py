@@ -24,9 +24,6 @@ class TensorReader:
 
     Every tensor is a copy, never a view of a file: BLAS results may depend on alignment, and safetensors' offsets
     have any. A context manager: it holds the files open.
-
-    Args:
-        directory: the folder of the files that the entries name.
     """
 
     def __init__(self, directory: Path) -> None:

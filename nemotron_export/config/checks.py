@@ -59,24 +59,16 @@ def check_architecture(values: Mapping[str, Any], where: str) -> None:
     """Refuses another model type or architecture."""
     model_type = values.get("model_type")
     if model_type != "nemotron":
-        raise ConfigError(
-            f"model_type {model_type!r}",
-            "'nemotron'",
-            "give a Nemotron checkpoint in Hugging Face's layout",
-            where=where,
-        )
+        remedy = "give a Nemotron checkpoint in Hugging Face's layout"
+        raise ConfigError(f"model_type {model_type!r}", "'nemotron'", remedy, where=where)
     names = values.get("architectures")
     if names is None:
         return
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
         raise ConfigError(f"architectures {names!r}", "a list of class names", "correct the config", where=where)
     if foreign := [n for n in names if n not in _ARCHITECTURES]:
-        raise ConfigError(
-            f"architecture {foreign[0]}",
-            f"one of {', '.join(sorted(_ARCHITECTURES))}",
-            "give a Nemotron checkpoint",
-            where=where,
-        )
+        expected = f"one of {', '.join(sorted(_ARCHITECTURES))}"
+        raise ConfigError(f"architecture {foreign[0]}", expected, "give a Nemotron checkpoint", where=where)
 
 
 def check_unknown_keys(values: Mapping[str, Any], fields: Collection[str], where: str) -> None:

@@ -53,13 +53,11 @@ def normalize_rope_parameters(values: Mapping[str, Any], max_positions: int, whe
     source: dict[str, str] = {}
 
     def put(key: str, value: Any, origin: str) -> None:
+        if value is None:
+            return
         if key in merged and merged[key] != value:
-            raise ConfigError(
-                f"{key} = {merged[key]!r} in {source[key]} and {value!r} in {origin}",
-                "one value wherever it stands",
-                "remove the wrong one",
-                where=where,
-            )
+            found = f"{key} = {merged[key]!r} in {source[key]} and {value!r} in {origin}"
+            raise ConfigError(found, "one value wherever it stands", "remove the wrong one", where=where)
         merged[key] = value
         source.setdefault(key, origin)
 
@@ -70,15 +68,11 @@ def normalize_rope_parameters(values: Mapping[str, Any], max_positions: int, whe
         if not isinstance(nested, Mapping):
             raise ConfigError(f"{origin} = {nested!r}", "an object or null", "correct the config", where=where)
         for key, value in nested.items():
-            if value is not None:
-                put("rope_type" if key == "type" else key, value, origin)
-    if values.get("rope_theta") is not None:
-        put("rope_theta", values["rope_theta"], "the top level")
+            put("rope_type" if key == "type" else key, value, origin)
+    put("rope_theta", values.get("rope_theta"), "the top level")
     for alias in _PARTIAL_ALIASES:
-        if values.get(alias) is not None:
-            put("partial_rotary_factor", values[alias], f"the top level ({alias})")
-    if values.get("original_max_position_embeddings") is not None:
-        put("original_max_position_embeddings", values["original_max_position_embeddings"], "the top level")
+        put("partial_rotary_factor", values.get(alias), f"the top level ({alias})")
+    put("original_max_position_embeddings", values.get("original_max_position_embeddings"), "the top level")
 
     merged.setdefault("rope_type", "default")
     merged.setdefault("rope_theta", DEFAULT_THETA)
@@ -93,23 +87,16 @@ def _check(rope: dict[str, Any], where: str) -> None:
     def refuse(key: str, expected: str) -> None:
         raise ConfigError(f"RoPE {key} = {rope[key]!r}", expected, "correct the config", where=where)
 
-    if not isinstance(rope["rope_type"], str) or rope["rope_type"] not in ROPE_TYPES:
+    kind = rope["rope_type"]
+    if not isinstance(kind, str) or kind not in ROPE_TYPES:
         refuse("rope_type", f"one of {', '.join(ROPE_TYPES)}")
-    required, optional = ROPE_TYPES[rope["rope_type"]]
+    required, optional = ROPE_TYPES[kind]
     if missing := sorted(required - rope.keys()):
-        raise ConfigError(
-            f"rope_type {rope['rope_type']} without {', '.join(missing)}",
-            f"{', '.join(sorted(required))}",
-            "add them to rope_parameters",
-            where=where,
-        )
+        found, expected = f"rope_type {kind} without {', '.join(missing)}", ", ".join(sorted(required))
+        raise ConfigError(found, expected, "add them to rope_parameters", where=where)
     if unknown := sorted(rope.keys() - required - optional - _COMMON):
-        raise ConfigError(
-            f"{', '.join(unknown)} for rope_type {rope['rope_type']}",
-            f"only {', '.join(sorted(required | optional | _COMMON))}",
-            "correct rope_type or remove them",
-            where=where,
-        )
+        found, known = f"{', '.join(unknown)} for rope_type {kind}", required | optional | _COMMON
+        raise ConfigError(found, f"only {', '.join(sorted(known))}", "correct rope_type or remove them", where=where)
     for key, value in rope.items():
         if key == "rope_type":
             continue
@@ -130,7 +117,7 @@ def _check(rope: dict[str, Any], where: str) -> None:
         refuse("partial_rotary_factor", "a share above 0 and up to 1")
     if "factor" in rope and rope["factor"] < 1:
         refuse("factor", "a number of 1 or more")
-    if rope["rope_type"] == "llama3" and rope["low_freq_factor"] >= rope["high_freq_factor"]:
+    if kind == "llama3" and rope["low_freq_factor"] >= rope["high_freq_factor"]:
         refuse("low_freq_factor", f"less than high_freq_factor {rope['high_freq_factor']}")
 
 

@@ -37,26 +37,27 @@ def number(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
+_CHECK_PATH = "check the path"
+# error number -> what was found, and what to do
+_OS_ERRORS = {
+    errno.ENOENT: ("no such file or folder", "check the path, and that the download was complete"),
+    errno.EACCES: ("no permission to read it", "give this user read permission (chmod, chown)"),
+    errno.EPERM: ("no permission to read it", "give this user read permission (chmod, chown)"),
+    errno.ELOOP: ("a loop of symbolic links", "replace the link by the file that it stands for"),
+    errno.ENOTDIR: ("a file where a folder should be", _CHECK_PATH),
+    errno.ENAMETOOLONG: ("a name too long for this file system", _CHECK_PATH),
+}
+
+
 def _os_error(
     path: Path, error: OSError | ValueError, expected: str, refusal: type[NemotronError] = CheckpointError
 ) -> NemotronError:
-    code = error.errno if isinstance(error, OSError) else None
-    if code == errno.ENOENT:
-        found, remedy = "no such file or folder", "check the path, and that the download was complete"
-        if path.is_symlink():
-            found = "a symbolic link whose target is missing"
-    elif code in (errno.EACCES, errno.EPERM):
-        found, remedy = "no permission to read it", "give this user read permission (chmod, chown)"
-    elif code == errno.ELOOP:
-        found, remedy = "a loop of symbolic links", "replace the link by the file that it stands for"
-    elif code == errno.ENOTDIR:
-        found, remedy = "a file where a folder should be", "check the path"
-    elif code == errno.ENAMETOOLONG:
-        found, remedy = "a name too long for this file system", "check the path"
-    elif isinstance(error, ValueError):
-        found, remedy = "a path with a null byte", "check the path"
-    else:
-        found, remedy = f"an error of the operating system ({error})", "check the disk and the path"
+    if isinstance(error, ValueError):
+        return refusal("a path with a null byte", expected, _CHECK_PATH, where=str(path))
+    unknown = f"an error of the operating system ({error})", "check the disk and the path"
+    found, remedy = _OS_ERRORS.get(error.errno or 0, unknown)
+    if error.errno == errno.ENOENT and path.is_symlink():
+        found = "a symbolic link whose target is missing"
     return refusal(found, expected, remedy, where=str(path))
 
 
@@ -135,10 +136,7 @@ def parse_json(
 def read_json(path: Path, what: str, refusal: type[NemotronError] = CheckpointError) -> dict[str, Any]:
     """Reads a JSON file of bounded size strictly.
 
-    Args:
-        path: the file.
-        what: what it holds, for errors.
-        refusal: the error for a file that is missing, unreadable or not one JSON object.
+    Raises ``refusal``, which calls it ``what``, where it is missing, unreadable or not one JSON object.
     """
     handle, size = open_regular(path, what, refusal)
     with handle:

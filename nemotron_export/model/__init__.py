@@ -1,8 +1,8 @@
 """The reference model: one module tree, two attention paths (``hf`` and ``dialect``)."""
 
 from nemotron_export.model.cache import DynamicCache, StaticCache
-from nemotron_export.model.causal import NemotronForCausalLM
 from nemotron_export.model.heads import (
+    NemotronForCausalLM,
     NemotronForQuestionAnswering,
     NemotronForSequenceClassification,
     NemotronForTokenClassification,

@@ -11,14 +11,28 @@ from nemotron_errors import LimitError
 __all__ = ["Cache", "DynamicCache", "RowCache", "StaticCache"]
 
 
-class DynamicCache:
-    """A cache that grows by concatenation, layer by layer."""
+class _LayerCaches:
+    """Keys and values [B, G, T, D] of each layer that has been written.
+
+    Attributes:
+        fixed: attention sees the whole capacity, whatever of it is filled.
+    """
 
     fixed = False
 
     def __init__(self) -> None:
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
+
+    def _allocate(self, k_BGSD: torch.Tensor, v_BGSD: torch.Tensor, capacity: int) -> None:
+        """Makes the next layer's buffers, of zeros."""
+        B, G, _, D = k_BGSD.shape
+        self.keys.append(k_BGSD.new_zeros((B, G, capacity, D)))
+        self.values.append(v_BGSD.new_zeros((B, G, capacity, D)))
+
+
+class DynamicCache(_LayerCaches):
+    """A cache that grows by concatenation, layer by layer."""
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens held by a layer."""
@@ -39,19 +53,14 @@ class DynamicCache:
         return self.keys[layer_idx], self.values[layer_idx]
 
 
-class StaticCache:
-    """A cache of fixed length, written in place.
-
-    Args:
-        max_cache_len: capacity, T.
-    """
+class StaticCache(_LayerCaches):
+    """A cache of fixed length T, ``max_cache_len``, written in place."""
 
     fixed = True
 
     def __init__(self, max_cache_len: int) -> None:
+        super().__init__()
         self.max_cache_len = max_cache_len
-        self.keys: list[torch.Tensor] = []
-        self.values: list[torch.Tensor] = []
         self._lengths: list[int] = []
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -68,43 +77,30 @@ class StaticCache:
         Raises:
             LimitError: where they do not fit.
         """
-        B, G, S, D = k_BGSD.shape
+        S = k_BGSD.shape[2]
         if layer_idx == len(self.keys):
-            shape = (B, G, self.max_cache_len, D)
-            self.keys.append(k_BGSD.new_zeros(shape))
-            self.values.append(v_BGSD.new_zeros(shape))
+            self._allocate(k_BGSD, v_BGSD, self.max_cache_len)
             self._lengths.append(0)
         start = self._lengths[layer_idx]
         if start + S > self.max_cache_len:
-            raise LimitError(
-                f"{start + S} tokens",
-                f"at most {self.max_cache_len}",
-                "make the StaticCache longer",
-                where="past_key_values",
-            )
+            found, expected = f"{start + S} tokens", f"at most {self.max_cache_len}"
+            raise LimitError(found, expected, "make the StaticCache longer", where="past_key_values")
         self.keys[layer_idx][:, :, start : start + S] = k_BGSD
         self.values[layer_idx][:, :, start : start + S] = v_BGSD
         self._lengths[layer_idx] = start + S
         return self.keys[layer_idx], self.values[layer_idx]
 
 
-class RowCache:
+class RowCache(_LayerCaches):
     """A cache whose sequences hold different numbers of tokens, written in place where :meth:`place` said before.
 
     Where all sequences hold equally many tokens, a forward sees exactly what a DynamicCache would show it.
-
-    Args:
-        sequences: B.
-        capacity: T, of each.
     """
 
-    fixed = False
-
     def __init__(self, sequences: int, capacity: int) -> None:
+        super().__init__()
         self.sequences = sequences
         self.capacity = capacity
-        self.keys: list[torch.Tensor] = []
-        self.values: list[torch.Tensor] = []
         self._start = 0
         self._end = 0
         self._targets: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
@@ -116,7 +112,6 @@ class RowCache:
             starts: tokens that each sequence holds, where its new ones go.
             lengths: real tokens of each sequence; those after them are not written.
             new_tokens: S.
-            device: of the model.
 
         Returns:
             Whether all sequences start at one position with S real tokens each, so that plain causality holds.
@@ -144,9 +139,7 @@ class RowCache:
     def update(self, k_BGSD: torch.Tensor, v_BGSD: torch.Tensor, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Writes new keys and values where :meth:`place` said; gives the filled part of the layer's buffers."""
         if layer_idx == len(self.keys):
-            shape = (self.sequences, k_BGSD.shape[1], self.capacity, k_BGSD.shape[3])
-            self.keys.append(k_BGSD.new_zeros(shape))
-            self.values.append(v_BGSD.new_zeros(shape))
+            self._allocate(k_BGSD, v_BGSD, self.capacity)
         for buffer_BGTD, new_BGSD in ((self.keys[layer_idx], k_BGSD), (self.values[layer_idx], v_BGSD)):
             if self._targets is None:
                 buffer_BGTD[:, :, self._start : self._end] = new_BGSD

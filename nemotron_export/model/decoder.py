@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from nemotron_export.config.config import NemotronConfig
 from nemotron_export.model.attention import Attention
-from nemotron_export.model.cache import Cache
 from nemotron_export.model.layernorm import LayerNorm1P
 
 __all__ = ["MLP", "NemotronDecoderLayer"]
@@ -47,31 +49,15 @@ class NemotronDecoderLayer(nn.Module):
         self.input_layernorm = LayerNorm1P(config.hidden_size, eps=config.norm_eps)
         self.post_attention_layernorm = LayerNorm1P(config.hidden_size, eps=config.norm_eps)
 
-    def forward(
-        self,
-        x_BSE: torch.Tensor,
-        rotary: tuple[torch.Tensor, torch.Tensor],
-        mask: torch.Tensor | None,
-        cache: Cache | None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The reference path: [B, S, E] and the attention weights where there are any."""
-        attended, weights = self.self_attn(self.input_layernorm(x_BSE), rotary, mask, cache)
+    def _layer(self, attend: Callable[..., tuple[Any, ...]], x_BSE: torch.Tensor, *inputs: Any) -> tuple[Any, ...]:
+        attended, *others = attend(self.input_layernorm(x_BSE), *inputs)
         x_BSE = x_BSE + attended
-        return x_BSE + self.mlp(self.post_attention_layernorm(x_BSE)), weights
+        return x_BSE + self.mlp(self.post_attention_layernorm(x_BSE)), *others
 
-    def forward_dialect(
-        self,
-        x_BSE: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        position_ids: torch.Tensor,
-        query_start: torch.Tensor,
-        k_cache: torch.Tensor,
-        v_cache: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The traced path: [B, S, E] and the updated caches [B, G, T, D]."""
-        attended, k_cache, v_cache = self.self_attn.forward_dialect(
-            self.input_layernorm(x_BSE), cos, sin, position_ids, query_start, k_cache, v_cache
-        )
-        x_BSE = x_BSE + attended
-        return x_BSE + self.mlp(self.post_attention_layernorm(x_BSE)), k_cache, v_cache
+    def forward(self, x_BSE: torch.Tensor, *inputs: Any) -> tuple[Any, ...]:
+        """The reference path, with the inputs and results of :meth:`Attention.forward`."""
+        return self._layer(self.self_attn, x_BSE, *inputs)
+
+    def forward_dialect(self, x_BSE: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The traced path, with the inputs and results of :meth:`Attention.forward_dialect`."""
+        return self._layer(self.self_attn.forward_dialect, x_BSE, *inputs)

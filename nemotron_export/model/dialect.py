@@ -12,8 +12,6 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from nemotron_export.model.decoder import NemotronDecoderLayer
-
 __all__ = ["DialectPath"]
 
 
@@ -74,10 +72,8 @@ class DialectPath(nn.Module):
         x_BSE, position_ids = self.dialect_embed(input_ids, query_start)
         keys, values = [], []
         for layer, k_cache, v_cache in zip(self.base_model.layers, k_caches, v_caches, strict=True):
-            assert isinstance(layer, NemotronDecoderLayer)
-            x_BSE, k_cache, v_cache = layer.forward_dialect(
-                x_BSE, cos, sin, position_ids, query_start, k_cache, v_cache
-            )
-            keys.append(k_cache)
-            values.append(v_cache)
+            inputs = (cos, sin, position_ids, query_start, k_cache, v_cache)
+            x_BSE, k_cache_out, v_cache_out = layer.forward_dialect(x_BSE, *inputs)
+            keys.append(k_cache_out)
+            values.append(v_cache_out)
         return self.dialect_head(x_BSE, logits_index), keys, values

@@ -27,13 +27,9 @@ def flash_attention(
     """Scaled dot-product attention in PyTorch's flash kernel, on the CPU or CUDA.
 
     Args:
-        q_BHSD: the new tokens' queries.
         k_BGTD: keys, the new tokens' included.
-        v_BGTD: values.
         mask: what is visible (boolean, or additive in q's dtype), broadcast to [B, H, S, T]; where None, each token
             sees the filled part of the cache up to its own place; the new tokens are the last S of it.
-        scale: of the scores, before the softmax.
-        dropout: probability of dropping a weight.
         filled: tokens that the cache holds, K; what comes after them is cut off where there is no mask.
 
     Returns:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from nemotron_export.model.decoder import NemotronDecoderLayer
 from nemotron_export.model.pretrained import NemotronPreTrainedModel
 
 __all__ = ["LARGEST_RECTIFIED", "rectified_maxima", "set_fp32_mlp"]
@@ -20,7 +19,6 @@ LARGEST_RECTIFIED = 128.0
 def set_fp32_mlp(model: NemotronPreTrainedModel, layers: Collection[int]) -> None:
     """Sets which layers compute the square and ``down_proj`` in fp32; the others do not."""
     for index, layer in enumerate(model.base_model.layers):
-        assert isinstance(layer, NemotronDecoderLayer)
         layer.mlp.fp32 = index in layers
 
 

@@ -1,11 +1,11 @@
-"""Classification heads over the base model: sequences, tokens, answer spans.
+"""The heads over the base model: next tokens, classes of sequences and of tokens, answer spans.
 
-Shapes: B sequences, S new tokens, C classes, E hidden_size.
+Shapes: B sequences, S new tokens, K positions that get logits, C classes, E hidden_size, V vocab_size.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, TypedDict, Unpack
+from typing import Any, ClassVar
 
 import torch
 from nemotron_errors import RequestError
@@ -13,10 +13,11 @@ from torch import nn
 
 from nemotron_export.config.config import NemotronConfig
 from nemotron_export.model.cache import Cache
-from nemotron_export.model.losses import classification_loss, span_loss, token_loss
+from nemotron_export.model.generation import generate
+from nemotron_export.model.losses import causal_lm_loss, classification_loss, span_loss, token_loss
 from nemotron_export.model.modeling import NemotronModel
 from nemotron_export.model.outputs import (
-    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
     QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
     TokenClassifierOutput,
@@ -25,7 +26,7 @@ from nemotron_export.model.outputs import (
 from nemotron_export.model.pretrained import NemotronPreTrainedModel
 
 __all__ = [
-    "BackboneOptions",
+    "NemotronForCausalLM",
     "NemotronForQuestionAnswering",
     "NemotronForSequenceClassification",
     "NemotronForTokenClassification",
@@ -34,23 +35,18 @@ __all__ = [
 _DEFAULT_CLASSIFIER_DROPOUT = 0.1
 
 
-class BackboneOptions(TypedDict, total=False):
-    """Options that every head passes to :meth:`NemotronModel.forward` as they are."""
-
-    output_attentions: bool | None
-    output_hidden_states: bool | None
-    cache_position: torch.Tensor | None
-
-
 class _NemotronWithHead(NemotronPreTrainedModel):
-    """A base model and one projection over its last hidden state."""
+    """A base model and one projection over its last hidden state.
+
+    Every forward takes the arguments of :meth:`NemotronModel.forward`; the rarer ones are its ``options``.
+    """
 
     def __init__(
-        self, config: NemotronConfig, attn_implementation: str, head: str, classes: int, *, bias: bool
+        self, config: NemotronConfig, attn_implementation: str, head: str, outputs: int, *, bias: bool
     ) -> None:
         super().__init__(config, attn_implementation)
         setattr(self, self.base_model_prefix, NemotronModel(config, attn_implementation))
-        projection = nn.Linear(config.hidden_size, classes, bias=bias)
+        projection = nn.Linear(config.hidden_size, outputs, bias=bias)
         nn.init.normal_(projection.weight, 0.0, config.initializer_range)
         if bias:
             nn.init.zeros_(projection.bias)
@@ -60,27 +56,74 @@ class _NemotronWithHead(NemotronPreTrainedModel):
     def head(self, hidden_BSE: torch.Tensor) -> torch.Tensor:
         return getattr(self, self._head_name)(hidden_BSE)
 
-    def _hidden(
+
+def _keep_positions(hidden_BSE: torch.Tensor, kept: int | torch.Tensor) -> torch.Tensor:
+    if isinstance(kept, int):
+        return hidden_BSE[:, -kept:]
+    if kept.ndim == 1:
+        return hidden_BSE[:, kept]
+    if kept.dtype == torch.bool:
+        return hidden_BSE[kept]
+    return torch.take_along_dim(hidden_BSE, kept.unsqueeze(-1), dim=1)
+
+
+class NemotronForCausalLM(_NemotronWithHead):
+    """The language model: base model and lm_head (no bias), tied to the embedding where the config says so."""
+
+    task = "causal-lm"
+    model: NemotronModel
+    lm_head: nn.Linear
+
+    def __init__(self, config: NemotronConfig, attn_implementation: str = "sdpa") -> None:
+        super().__init__(config, attn_implementation, "lm_head", config.vocab_size, bias=False)
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        """Makes lm_head share the embedding's tensor where ``tie_word_embeddings`` is set."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        """Puts another head in place; where the config ties it, it takes the embedding's tensor."""
+        self.lm_head = value
+        self.tie_weights()
+
+    def forward(
         self,
-        input_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        position_ids: torch.Tensor | None,
-        past_key_values: Cache | None,
-        inputs_embeds: torch.Tensor | None,
-        use_cache: bool | None,
-        options: BackboneOptions,
-    ) -> tuple[BaseModelOutputWithPast, torch.Tensor]:
-        out = self.base_model(
-            input_ids,
-            attention_mask,
-            position_ids,
-            past_key_values,
-            inputs_embeds,
-            use_cache,
-            return_dict=True,
-            **options,
-        )
-        return out, out.last_hidden_state
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        *,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        return_dict: bool | None = None,
+        **options: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits [B, S, V], or those of the positions to keep.
+
+        Args:
+            labels: [B, S], -100 where no loss is wanted; the loss is next-token cross-entropy in fp32.
+            logits_to_keep: logits for the last so many positions (0: all); or for the positions given as [K], as
+                [B, K], or as a boolean [B, S], which flattens sequences and positions to one axis.
+        """
+        inputs = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
+        out = self.model(*inputs, **options, return_dict=True)
+        logits = self.head(_keep_positions(out.last_hidden_state, logits_to_keep))
+        loss = None if labels is None else causal_lm_loss(logits, labels)
+        result = CausalLMOutputWithPast(loss, logits, out.past_key_values, out.hidden_states, out.attentions)
+        return finish(result, return_dict, self.config)
+
+    def generate(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **params: Any
+    ) -> torch.Tensor:
+        """Continues each sequence by the runtime's loop; see :func:`nemotron_export.model.generation.generate`."""
+        return generate(self, input_ids, attention_mask, **params)
 
 
 class NemotronForSequenceClassification(_NemotronWithHead):
@@ -103,11 +146,12 @@ class NemotronForSequenceClassification(_NemotronWithHead):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        *,
         use_cache: bool | None = None,
         return_dict: bool | None = None,
-        **options: Unpack[BackboneOptions],
+        **options: Any,
     ) -> SequenceClassifierOutputWithPast:
-        """Arguments as :meth:`NemotronModel.forward`, and labels as :func:`classification_loss` takes them.
+        """Labels are as :func:`classification_loss` takes them.
 
         Returns:
             Logits [B, C]. With inputs_embeds, padding cannot be seen, and the last token is pooled.
@@ -116,8 +160,8 @@ class NemotronForSequenceClassification(_NemotronWithHead):
             RequestError: several sequences without a pad token in the config.
         """
         inputs = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
-        out, hidden_BSE = self._hidden(*inputs, options)
-        logits_BSC = self.head(hidden_BSE)
+        out = self.base_model(*inputs, **options, return_dict=True)
+        logits_BSC = self.head(out.last_hidden_state)
         each = torch.arange(len(logits_BSC), device=logits_BSC.device)
         pooled_BC = logits_BSC[each, self._pooled(input_ids, logits_BSC)]
         loss = None
@@ -161,14 +205,15 @@ class NemotronForTokenClassification(_NemotronWithHead):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        *,
         use_cache: bool | None = None,
         return_dict: bool | None = None,
-        **options: Unpack[BackboneOptions],
+        **options: Any,
     ) -> TokenClassifierOutput:
-        """Arguments as :meth:`NemotronModel.forward`, and labels [B, S]. Logits are [B, S, C]."""
+        """Logits [B, S, C] and, of labels [B, S], a loss."""
         inputs = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
-        out, hidden_BSE = self._hidden(*inputs, options)
-        logits_BSC = self.head(self.dropout(hidden_BSE))
+        out = self.base_model(*inputs, **options, return_dict=True)
+        logits_BSC = self.head(self.dropout(out.last_hidden_state))
         loss = None if labels is None else token_loss(logits_BSC, labels)
         result = TokenClassifierOutput(loss, logits_BSC, out.hidden_states, out.attentions)
         return finish(result, return_dict, self.config)
@@ -193,14 +238,15 @@ class NemotronForQuestionAnswering(_NemotronWithHead):
         inputs_embeds: torch.Tensor | None = None,
         start_positions: torch.Tensor | None = None,
         end_positions: torch.Tensor | None = None,
+        *,
         use_cache: bool | None = None,
         return_dict: bool | None = None,
-        **options: Unpack[BackboneOptions],
+        **options: Any,
     ) -> QuestionAnsweringModelOutput:
-        """Arguments as :meth:`NemotronModel.forward`, and the span's positions [B]. Logits are [B, S] each."""
+        """Logits [B, S] of starts and of ends and, of the span's positions [B], a loss."""
         inputs = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
-        out, hidden_BSE = self._hidden(*inputs, options)
-        start_BS1, end_BS1 = self.head(hidden_BSE).split(1, dim=-1)
+        out = self.base_model(*inputs, **options, return_dict=True)
+        start_BS1, end_BS1 = self.head(out.last_hidden_state).split(1, dim=-1)
         start_BS, end_BS = start_BS1.squeeze(-1).contiguous(), end_BS1.squeeze(-1).contiguous()
         loss = None
         if start_positions is not None and end_positions is not None:

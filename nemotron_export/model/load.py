@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from nemotron_export.checkpoint import Checkpoint
-from nemotron_export.model.causal import NemotronForCausalLM
 from nemotron_export.model.heads import (
+    NemotronForCausalLM,
     NemotronForQuestionAnswering,
     NemotronForSequenceClassification,
     NemotronForTokenClassification,

@@ -22,7 +22,6 @@ def causal_mask(
     """The mask for one forward.
 
     Args:
-        hidden_BSE: gives sequences, tokens, dtype and device.
         attention_mask: [B, past + S], 0 at padding; or a ready mask [B, 1, S, K].
         cache: the cache before it takes the new tokens.
         position_ids: [1 or B, S]; without cache and mask, positions that do not count up mark packed sequences.

@@ -21,15 +21,10 @@ __all__ = ["NemotronPreTrainedModel"]
 
 
 class NemotronPreTrainedModel(DialectPath):
-    """A Nemotron of any head.
-
-    Args:
-        config: the model's config.
-        attn_implementation: "sdpa", "eager" or "flash_attention".
+    """A Nemotron of any head; ``attn_implementation`` is "sdpa", "eager" or "flash_attention".
 
     Attributes:
         task: the class's key in :data:`TASKS`.
-        config: the model's config.
         generation_config: the checkpoint's settings for ``generate``; empty where there are none.
     """
 
@@ -94,8 +89,6 @@ class NemotronPreTrainedModel(DialectPath):
         Args:
             checkpoint: opened for this class's task.
             dtype: what the model runs in; every tensor is cast to it, as transformers does.
-            attn_implementation: "eager", "sdpa" or "flash_attention".
-            device: where the weights go.
 
         Returns:
             The model in eval mode. Memory: one copy of the weights in ``dtype``.
@@ -116,15 +109,7 @@ class NemotronPreTrainedModel(DialectPath):
         return model.eval()
 
     def save_pretrained(self, directory: str | Path, max_shard_size: int | str = "5GB") -> Path:
-        """Writes config and weights, which transformers reads; see :func:`nemotron_export.checkpoint.save_checkpoint`.
-
-        Args:
-            directory: made where it is missing.
-            max_shard_size: bytes of a file, or a text such as "5GB".
-
-        Raises:
-            CheckpointError, RequestError, ResourceError: see there.
-        """
+        """Writes config and weights, which transformers reads; arguments and errors as of :func:`save_checkpoint`."""
         return save_checkpoint(
             directory, self.config, self.state_dict(), task=self._checked_task(), max_shard_size=max_shard_size,
             generation_config=self.generation_config or None,
@@ -149,8 +134,7 @@ class NemotronPreTrainedModel(DialectPath):
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The token embedding."""
-        embedding = self.base_model.embed_tokens
-        assert isinstance(embedding, nn.Embedding)
+        embedding: nn.Embedding = self.base_model.embed_tokens
         return embedding
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 
 from nemotron_export.config.config import NemotronConfig
 
-__all__ = ["RotaryEmbedding", "Rotation", "apply_rotary", "rope_frequencies", "rope_tables"]
+__all__ = ["RotaryEmbedding", "Rotation", "rope_frequencies", "rope_tables"]
 
 
 def _exponents(dim: int) -> torch.Tensor:
@@ -89,9 +89,7 @@ def _llama3(config: NemotronConfig, dim: int) -> torch.Tensor:
 def rope_frequencies(config: NemotronConfig, length: int | None = None) -> tuple[torch.Tensor, float]:
     """Inverse frequencies fp32 [R/2] and the factor on cos and sin.
 
-    Args:
-        config: the model's config.
-        length: the running sequence's length, for the types whose frequencies depend on it (dynamic, longrope).
+    ``length`` is the running sequence's, for the types whose frequencies depend on it (dynamic, longrope).
     """
     rope: dict[str, Any] = config.rope_parameters
     dim = config.rotary_dim
@@ -148,21 +146,16 @@ class RotaryEmbedding(nn.Module):
         return self.frequencies
 
 
-def apply_rotary(x_BHSD: torch.Tensor, cos_BSR: torch.Tensor, sin_BSR: torch.Tensor) -> torch.Tensor:
-    """Rotates the first R lanes (half-split pairs), passes the rest."""
-    cos, sin = cos_BSR.unsqueeze(1), sin_BSR.unsqueeze(1)
-    width = cos.shape[-1]
-    rotated, tail = x_BHSD[..., :width], x_BHSD[..., width:]
-    half = width // 2
-    quarter_turn = torch.cat((-rotated[..., half:], rotated[..., :half]), dim=-1)
-    return torch.cat((rotated * cos + quarter_turn * sin, tail), dim=-1)
-
-
 class Rotation(nn.Module):
-    """:func:`apply_rotary` as a module of its own, so that a hook sees what was rotated."""
+    """Rotates the first R lanes (half-split pairs), passes the rest; a module, so that a hook sees what was rotated."""
 
     def forward(self, x_BHSD: torch.Tensor, cos_BSR: torch.Tensor, sin_BSR: torch.Tensor) -> torch.Tensor:
-        return apply_rotary(x_BHSD, cos_BSR, sin_BSR)
+        cos, sin = cos_BSR.unsqueeze(1), sin_BSR.unsqueeze(1)
+        width = cos.shape[-1]
+        rotated, tail = x_BHSD[..., :width], x_BHSD[..., width:]
+        half = width // 2
+        quarter_turn = torch.cat((-rotated[..., half:], rotated[..., :half]), dim=-1)
+        return torch.cat((rotated * cos + quarter_turn * sin, tail), dim=-1)
 
 
 def rope_tables(
@@ -171,9 +164,7 @@ def rope_tables(
     """cos and sin tables [P, R/2] of positions 0 to P - 1, computed in fp32 and cast.
 
     Args:
-        config: the model's config.
         num_positions: P.
-        dtype: the dtype of the activations.
         max_seq_len: the longest sequence that will run; P may be larger, for positions that hold no token.
 
     Raises:

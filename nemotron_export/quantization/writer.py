@@ -9,15 +9,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from nemotron_errors import ResourceError
 from nemotron_runtime.bundle.records import WeightsFile
 
 from nemotron_export.checkpoint import Checkpoint
+from nemotron_export.checkpoint.file_layout import write_array
 from nemotron_export.checkpoint.scan import ALGORITHM, CHUNK_BYTES
 from nemotron_export.checkpoint.tensor_reader import TensorReader
 from nemotron_export.quantization.layout import QUANTIZED_FILE, QuantizedLayout, QuantizedTensor
@@ -86,7 +84,7 @@ def _quantize(
         for name, part in layout.format.encode(weight_RI.numpy()).items():
             entry = tensor.operands[name]
             row_bytes = entry.length // entry.shape[0]
-            _write(file, np.ascontiguousarray(part), entry.offset + first * row_bytes)
+            write_array(file, part, entry.offset + first * row_bytes)
         return weight_RI.numel()
 
     total, done = sum(tensor.source.num_elements for tensor in layout.tensors), 0
@@ -110,13 +108,6 @@ def _blocks(layout: QuantizedLayout, values: int) -> Iterator[_Block]:
         step = max(1, values // features)
         for first in range(0, rows, step):
             yield tensor, first, min(step, rows - first)
-
-
-def _write(file: int, part: npt.NDArray[Any], offset: int) -> None:
-    view = memoryview(part.data).cast("B")
-    while view:
-        written = os.pwrite(file, view, offset)
-        view, offset = view[written:], offset + written
 
 
 def _chunk_digests(path: Path, size: int) -> tuple[str, ...]:

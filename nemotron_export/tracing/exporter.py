@@ -14,11 +14,11 @@ from nemotron_graphs.ops import DOMAIN, DOMAIN_VERSION
 from nemotron_export.tracing.translations import TRANSLATIONS
 from nemotron_export.tracing.writer import GraphWriter
 
-__all__ = ["OPSET", "ExampleInput", "TracedPart", "trace_module"]
+__all__ = ["IR_VERSION", "OPSET_IMPORTS", "ExampleInput", "TracedPart", "trace_module"]
 
 # The oldest opset that holds all that the graphs use; every ONNX Runtime since 1.18 reads it.
-OPSET = 21
-_IR_VERSION = 10
+OPSET_IMPORTS = {"": 21, DOMAIN: DOMAIN_VERSION}
+IR_VERSION = 10
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,10 @@ def trace_module(
         [*(values[node] for node in data), *weights.values()],
         outputs,
         nodes=writer.nodes,
-        opset_imports={"": OPSET, DOMAIN: DOMAIN_VERSION},
+        opset_imports=dict(OPSET_IMPORTS),
         name="nemotron",
     )
-    return TracedPart(ir.Model(graph, ir_version=_IR_VERSION), tuple(weights))
+    return TracedPart(ir.Model(graph, ir_version=IR_VERSION), tuple(weights))
 
 
 def _export(module: torch.nn.Module, inputs: Sequence[ExampleInput]) -> torch.export.ExportedProgram:

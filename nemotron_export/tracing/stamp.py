@@ -11,18 +11,16 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass
 
+from nemotron_export.tracing.exporter import IR_VERSION, OPSET_IMPORTS
+
 __all__ = ["GraphBuilder"]
 
 
 class GraphBuilder:
-    """Grows one flat graph out of copies of traced parts.
+    """Grows one flat graph out of copies of traced parts."""
 
-    Args:
-        opset_imports: versions of the domains that the parts use.
-    """
-
-    def __init__(self, opset_imports: Mapping[str, int]) -> None:
-        self._graph = ir.Graph([], [], nodes=[], opset_imports=dict(opset_imports), name="nemotron")
+    def __init__(self) -> None:
+        self._graph = ir.Graph([], [], nodes=[], opset_imports=dict(OPSET_IMPORTS), name="nemotron")
         self._weights: dict[str, ir.Value] = {}
 
     def input(self, name: str, dtype: ir.DataType, dims: Sequence[int | str]) -> ir.Value:
@@ -49,7 +47,9 @@ class GraphBuilder:
         copies: dict[ir.Value, ir.Value] = dict(zip(part.inputs, inputs, strict=False))
         for value in part.inputs[len(inputs) :]:
             assert value.name
-            copies[value] = self._weight(weights[value.name], value)
+            name = weights[value.name]
+            like = ir.Value(name=name, shape=_copy(value.shape), type=value.type)
+            copies[value] = self._weights.setdefault(name, like)
         for node in part:
             outputs = [
                 ir.Value(name=f"{prefix}{v.name}", shape=_copy(v.shape), type=v.type, const_value=v.const_value)
@@ -67,21 +67,16 @@ class GraphBuilder:
             )
         return [copies[v] for v in part.outputs]
 
-    def finish(self, outputs: Mapping[str, ir.Value], *, ir_version: int = 10) -> ir.Model:
+    def finish(self, outputs: Mapping[str, ir.Value]) -> ir.Model:
         """Names the outputs and gives the model; the weights become its last inputs."""
         for name, value in outputs.items():
             value.name = name
             self._graph.outputs.append(value)
         self._graph.inputs.extend(self._weights.values())
-        model = ir.Model(self._graph, ir_version=ir_version)
+        model = ir.Model(self._graph, ir_version=IR_VERSION)
         # parts that were traced apart may use a name twice
         NameFixPass()(model)
         return model
-
-    def _weight(self, name: str, like: ir.Value) -> ir.Value:
-        if name not in self._weights:
-            self._weights[name] = ir.Value(name=name, shape=_copy(like.shape), type=like.type)
-        return self._weights[name]
 
 
 def _copy(shape: ir.Shape | None) -> ir.Shape | None:

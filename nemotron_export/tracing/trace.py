@@ -6,52 +6,33 @@ positions).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
+from typing import Any
 
 import onnx_ir as ir
 import torch
 from nemotron_formats.cache import CacheSpec, cache_specs
-from nemotron_graphs.ops import DOMAIN, DOMAIN_VERSION
 
 from nemotron_export.checkpoint.expected import backbone_prefix
 from nemotron_export.config.config import NemotronConfig
-from nemotron_export.model.decoder import NemotronDecoderLayer
 from nemotron_export.model.fp32_mlp import set_fp32_mlp
 from nemotron_export.model.load import MODEL_CLASSES
 from nemotron_export.model.pretrained import NemotronPreTrainedModel
-from nemotron_export.tracing.exporter import OPSET, ExampleInput, TracedPart, trace_module
+from nemotron_export.tracing.exporter import ExampleInput, TracedPart, trace_module
 from nemotron_export.tracing.stamp import GraphBuilder
 
 __all__ = ["output_name", "trace"]
 
 
-class _Embed(torch.nn.Module):
-    def __init__(self, model: NemotronPreTrainedModel) -> None:
+class _Part(torch.nn.Module):
+    """A method of a module as the forward that a trace takes."""
+
+    def __init__(self, module: torch.nn.Module, method: str) -> None:
         super().__init__()
-        self.model = model
+        self.module, self.method = module, method
 
-    def forward(self, *args: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.model.dialect_embed(*args)
-
-
-class _Layer(torch.nn.Module):
-    def __init__(self, model: NemotronPreTrainedModel) -> None:
-        super().__init__()
-        layer = model.base_model.layers[0]
-        assert isinstance(layer, NemotronDecoderLayer)
-        self.layer = layer
-
-    def forward(self, *args: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return self.layer.forward_dialect(*args)
-
-
-class _Head(torch.nn.Module):
-    def __init__(self, model: NemotronPreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *args: torch.Tensor) -> torch.Tensor:
-        return self.model.dialect_head(*args)
+    def forward(self, *args: torch.Tensor) -> Any:
+        return getattr(self.module, self.method)(*args)
 
 
 def _meta_model(
@@ -97,13 +78,6 @@ def _caches(config: NemotronConfig, dtype: torch.dtype) -> tuple[CacheSpec, ...]
     return (*found[::2], *found[1::2])
 
 
-def _part(
-    module: torch.nn.Module, described: Mapping[str, ExampleInput], inputs: tuple[str, ...], outputs: tuple[str, ...]
-) -> TracedPart:
-    wrapped = next(name for name, _ in module.named_children())
-    return trace_module(module, [described[n] for n in inputs], outputs, wrapped=wrapped)
-
-
 def trace(
     config: NemotronConfig, dtype: torch.dtype, task: str = "causal-lm", fp32_mlp_layers: Collection[int] = ()
 ) -> ir.Model:
@@ -112,8 +86,7 @@ def trace(
     Nothing is loaded: the modules live on the meta device.
 
     Args:
-        config: the checkpoint's config.
-        dtype: the dtype that the graph computes in.
+        dtype: what the graph computes in.
         task: a key of ``MODEL_CLASSES``.
         fp32_mlp_layers: layers whose MLP computes in fp32 after its first projection; see :class:`MLP`.
 
@@ -126,15 +99,20 @@ def trace(
     """
     model = _meta_model(config, dtype, 1, task)
     described = _inputs(config, dtype)
-    embed = _part(_Embed(model), described, ("input_ids", "query_start"), ("hidden_out", "position_ids_out"))
+
+    def part(module: torch.nn.Module, method: str, inputs: tuple[str, ...], *outputs: str) -> TracedPart:
+        return trace_module(_Part(module, method), [described[n] for n in inputs], outputs, wrapped="module")
+
+    embed = part(model, "dialect_embed", ("input_ids", "query_start"), "hidden_out", "position_ids_out")
     layers = {}
     # one trace for each kind of layer that there is
     for fp32_mlp in {index in fp32_mlp_layers for index in range(config.num_hidden_layers)}:
         set_fp32_mlp(model, [0] if fp32_mlp else [])
-        layers[fp32_mlp] = _part(_Layer(model), described, _LAYER_INPUTS, ("hidden_out", "k_cache_out", "v_cache_out"))
-    head = _part(_Head(model), described, ("hidden", "logits_index"), ("logits",))
+        layer = model.base_model.layers[0]
+        layers[fp32_mlp] = part(layer, "forward_dialect", _LAYER_INPUTS, "hidden_out", "k_cache_out", "v_cache_out")
+    head = part(model, "dialect_head", ("hidden", "logits_index"), "logits")
 
-    builder = GraphBuilder({"": OPSET, DOMAIN: DOMAIN_VERSION})
+    builder = GraphBuilder()
     ir_dtype = embed.model.graph.outputs[0].dtype
     assert ir_dtype is not None
     given = {
@@ -147,11 +125,11 @@ def trace(
     hidden, position_ids = builder.stamp(embed.model.graph, [given["input_ids"], given["query_start"]], embedded, "")
     updated: dict[int, list[ir.Value]] = {}
     for index in range(config.num_hidden_layers):
-        layer, path = layers[index in fp32_mlp_layers], f"{backbone_prefix(task)}layers.{index}."
+        traced, path = layers[index in fp32_mlp_layers], f"{backbone_prefix(task)}layers.{index}."
         own = [given[c.input_name] for c in caches if c.layer == index]
         inputs = [hidden, given["cos"], given["sin"], position_ids, given["query_start"], *own]
-        named = {name: f"{path}{name}" for name in layer.weights}
-        hidden, *updated[index] = builder.stamp(layer.model.graph, inputs, named, path)
+        named = {name: f"{path}{name}" for name in traced.weights}
+        hidden, *updated[index] = builder.stamp(traced.model.graph, inputs, named, path)
     head_weights = {name: _tied(config, name) for name in head.weights}
     (logits,) = builder.stamp(head.model.graph, [hidden, given["logits_index"]], head_weights, "")
     outputs = {c.output_name: updated[c.layer].pop(0) for c in caches}

@@ -22,11 +22,11 @@ __all__ = ["TRANSLATIONS", "dialect"]
 Rule = Callable[..., ir.Value]
 
 
-def dialect(op_type: str) -> Rule:
-    """The rule of a dialect op: one node of the domain."""
+def dialect(op_type: str, domain: str = DOMAIN) -> Rule:
+    """The rule of an op that is one node with the same inputs, of the dialect unless another domain is named."""
 
     def rule(g: GraphWriter, *args: Arg) -> ir.Value:
-        return g.node(op_type, args, domain=DOMAIN)
+        return g.node(op_type, args, domain=domain)
 
     return rule
 
@@ -48,13 +48,6 @@ def _binary(op_type: str) -> Rule:
         like = a if isinstance(a, ir.Value) else b
         assert isinstance(like, ir.Value)
         return g.node(op_type, [g.constant_like(each, like) for each in (a, b)])
-
-    return rule
-
-
-def _unary(op_type: str) -> Rule:
-    def rule(g: GraphWriter, x: ir.Value) -> ir.Value:
-        return g.node(op_type, [x])
 
     return rule
 
@@ -111,7 +104,7 @@ TRANSLATIONS: dict[Any, Rule] = {
     _aten.layer_norm.default: _layer_norm,
     _aten.add.Tensor: _binary("Add"),
     _aten.mul.Tensor: _binary("Mul"),
-    _aten.relu.default: _unary("Relu"),
+    _aten.relu.default: dialect("Relu", domain=""),
     _aten.view.default: _reshape,
     _aten.reshape.default: _reshape,
     _aten.unsqueeze.default: _unsqueeze,
