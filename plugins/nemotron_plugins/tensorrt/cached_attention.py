@@ -28,12 +28,14 @@ class CachedAttention(SplitAttentionOp):
     """The kernel ``prefill`` takes any number of tokens, those of :class:`SplitAttentionOp` as many as fit a tile."""
 
     name = "CachedAttention"
-    inputs = (Operand("T", "BSHD"), Operand("T", "BGTD"), Operand("T", "BGTD"), Operand("I", "B"))
-    outputs = (Operand("T", "BSHD"),)
+    inputs = (
+        Operand("q", "T", "BSHD"), Operand("k_cache", "T", "BGTD"), Operand("v_cache", "T", "BGTD"),
+        Operand("query_start", "I", "B"),
+    )  # fmt: skip
+    outputs = (Operand("out", "T", "BSHD"),)
 
     @classmethod
     def launches(cls, request: KernelRequest, gpu: Gpu) -> dict[str, Launch]:
-        """See :meth:`PluginOp.launches`."""
         sizes = cls.sizes_of(request.shapes)
         heads: dict[str, Any] = {"query_heads": sizes["H"], "kv_heads": sizes["G"], "head_dim": sizes["D"]}
         if sizes["H"] % sizes["G"]:
@@ -53,18 +55,8 @@ class CachedAttention(SplitAttentionOp):
         return needed
 
     def enqueue(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], workspace: int, stream: int) -> None:
-        """See :meth:`PluginOp.enqueue`."""
-        q, k_cache, v_cache, query_start = inputs
-        B, S = q.shape[:2]
-        values = {
-            "q_ptr": q.address,
-            "k_cache_ptr": k_cache.address,
-            "v_cache_ptr": v_cache.address,
-            "query_start_ptr": query_start.address,
-            "out_ptr": outputs[0].address,
-            "tokens": S,
-            "capacity": k_cache.shape[2],
-        }
+        B, S = inputs[0].shape[:2]
+        values = self._addresses(inputs, outputs) | {"tokens": S, "capacity": inputs[1].shape[2]}
         if self._decode_tokens(B) < S:
             self._launch(_PREFILL, stream, values, B=B, S=S)
         else:

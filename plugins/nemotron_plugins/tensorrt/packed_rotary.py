@@ -30,10 +30,11 @@ class PackedRotaryOp(PluginOp):
 
     attributes = {"num_heads": int, "num_kv_heads": int}  # noqa: RUF012
     inputs = (
-        Operand("T", "BSW"), Operand("T", "PR"), Operand("T", "PR"), Operand("I", "BS"), Operand("T", "BGTD"),
-        Operand("T", "BGTD"), Operand("I", "B"),
+        Operand("qkv", "T", "BSW"), Operand("cos", "T", "PR"), Operand("sin", "T", "PR"),
+        Operand("position", "I", "BS"), Operand("k_cache", "T", "BGTD"), Operand("v_cache", "T", "BGTD"),
+        Operand("query_start", "I", "B"),
     )  # fmt: skip
-    outputs = (Operand("T", "BSHD"), Operand("T", "BGTD"), Operand("T", "BGTD"))
+    outputs = (Operand("out", "T", "BSHD"), Operand("k_cache", "T", "BGTD"), Operand("v_cache", "T", "BGTD"))
     aliases = {1: 4, 2: 5}  # noqa: RUF012
 
     def __init__(self, request: KernelRequest, kernels: Mapping[str, CompiledKernel]) -> None:
@@ -62,19 +63,12 @@ class PackedRotaryOp(PluginOp):
 
     def _arguments(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], stream: int) -> dict[str, int]:
         """The arguments that every such kernel takes; a cache whose output lies elsewhere is copied there first."""
-        _, cos, sin, position_ids, k_cache, v_cache, _ = inputs
-        for source, target in ((k_cache, outputs[1]), (v_cache, outputs[2])):
+        for output, index in self.aliases.items():
+            source, target = inputs[index], outputs[output]
             if source.address != target.address:
                 # a session binds both to one memory; a builder that times the node may not
                 _log.warning("%s: a cache is copied, as TensorRT gave other memory for the output", self.name)
                 size = math.prod(source.shape) * item_bytes(self.dtype)
                 copy_on_device(stream, target.address, source.address, size)
-        return {
-            "cos_ptr": cos.address,
-            "sin_ptr": sin.address,
-            "position_ptr": position_ids.address,
-            "k_cache_ptr": outputs[1].address,
-            "v_cache_ptr": outputs[2].address,
-            "capacity": k_cache.shape[2],
-            "positions": cos.shape[0],
-        }
+        # the kernels write the caches, which are therefore the outputs
+        return self._addresses(inputs, outputs) | {"capacity": inputs[4].shape[2], "positions": inputs[1].shape[0]}

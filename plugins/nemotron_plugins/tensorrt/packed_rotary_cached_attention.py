@@ -30,7 +30,6 @@ class PackedRotaryCachedAttention(PackedRotaryOp, SplitAttentionOp):
 
     @classmethod
     def launches(cls, request: KernelRequest, gpu: Gpu) -> dict[str, Launch]:
-        """See :meth:`PluginOp.launches`."""
         rotary = cls._rotary(request)
         heads = {name: rotary[name] for name in ("query_heads", "kv_heads", "head_dim")}
         decode = partial(rotary_cached_attention_decode_rule, **rotary, dtype=request.dtype, pdl=gpu.pdl)
@@ -42,11 +41,6 @@ class PackedRotaryCachedAttention(PackedRotaryOp, SplitAttentionOp):
         return max(sum(self._partial_bytes(B, B * self.sizes["H"])) for B in most)
 
     def enqueue(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], workspace: int, stream: int) -> None:
-        """See :meth:`PluginOp.enqueue`."""
         B = inputs[0].shape[0]
-        values = self._arguments(inputs, outputs, stream) | {
-            "qkv_ptr": inputs[0].address,
-            "query_start_ptr": inputs[6].address,
-            "out_ptr": outputs[0].address,
-        }
+        values = self._arguments(inputs, outputs, stream)
         self._launch_split(B * self.sizes["H"], workspace, stream, values, B=B, S=1)

@@ -24,7 +24,6 @@ class PackedRotaryKVCacheUpdate(PackedRotaryOp):
 
     @classmethod
     def launches(cls, request: KernelRequest, gpu: Gpu) -> dict[str, Launch]:
-        """See :meth:`PluginOp.launches`."""
         tokens, rotary = request.shapes[0][1], cls._rotary(request)
         found = {}
         if tokens in (None, 1):
@@ -34,15 +33,8 @@ class PackedRotaryKVCacheUpdate(PackedRotaryOp):
         return found
 
     def enqueue(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], workspace: int, stream: int) -> None:
-        """See :meth:`PluginOp.enqueue`."""
-        qkv, write_index = inputs[0], inputs[6]
-        B, S = qkv.shape[:2]
-        values = self._arguments(inputs, outputs, stream) | {
-            "q_ptr": qkv.address,
-            "k_ptr": qkv.address,
-            "v_ptr": qkv.address,
-            "write_index_ptr": write_index.address,
-            "q_out_ptr": outputs[0].address,
-            "tokens": S,
-        }
+        B, S = inputs[0].shape[:2]
+        values = self._arguments(inputs, outputs, stream)
+        values |= {f"{part}_ptr": values["qkv_ptr"] for part in "qkv"}
+        values |= {"write_index_ptr": values["query_start_ptr"], "q_out_ptr": values["out_ptr"], "tokens": S}
         self._launch(_DECODE if S == 1 else _MANY, stream, values, B=B, S=S)
