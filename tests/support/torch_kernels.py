@@ -16,7 +16,7 @@ from nemotron_plugins.compiling.compiler import kernel_function
 from nemotron_plugins.launches.candidates import tournament
 from nemotron_plugins.launches.launch import CompiledKernel, Gpu, Launch, LaunchRecord
 from nemotron_plugins.requests import logits_request, request_of
-from nemotron_plugins.tensorrt import PLUGIN_OPS, operator, split_attention
+from nemotron_plugins.tensorrt import PLUGIN_OPS, attention, operator
 from nemotron_plugins.tensorrt.operator import Tensor
 
 from support.plugin_libraries import record_of
@@ -84,7 +84,7 @@ def run_op(
     with ExitStack() as patches:
         patches.enter_context(mock.patch.object(operator, "LoadedKernel", TritonKernel))
         if splits is not None:
-            patches.enter_context(mock.patch.object(split_attention, "decode_splits", return_value=splits))
+            patches.enter_context(mock.patch.object(attention, "decode_splits", return_value=splits))
         kernels = {
             variant: CompiledKernel(b"", record_of(launch, b"", dtype=dtype))
             for variant, launch in launches_of(request, gpu_of(like)).items()

@@ -1,4 +1,4 @@
-"""What the plugins have in common that rotate packed heads and update both caches in place.
+"""The plugin of ``PackedRotaryKVCacheUpdate``, and what it shares with the attention that also rotates packed heads.
 
 Shapes: B sequences, S new tokens, H query heads, G key/value heads, D head_dim, T cache capacity, P positions in the
 table, R half the rotary_dim, W = (H + 2G) × D.
@@ -14,13 +14,17 @@ from typing import Any
 from nemotron_formats.dtypes import item_bytes
 
 from nemotron_plugins.driver.kernel import copy_on_device
-from nemotron_plugins.launches.launch import CompiledKernel
+from nemotron_plugins.launches.launch import CompiledKernel, Gpu, Launch
+from nemotron_plugins.launches.rotary import rotary_kv_cache_update_rule
 from nemotron_plugins.requests import KernelRequest
 from nemotron_plugins.tensorrt.operator import Operand, PluginOp, Tensor
 
-__all__ = ["PackedRotaryOp"]
+__all__ = ["PackedRotaryKVCacheUpdate", "PackedRotaryOp"]
 
 _log = logging.getLogger(__name__)
+_DECODE, _MANY = "decode", "many"
+# more tokens than make a small launch
+_MANY_TOKENS = 1 << 20
 
 
 class PackedRotaryOp(PluginOp):
@@ -72,3 +76,26 @@ class PackedRotaryOp(PluginOp):
                 copy_on_device(stream, target.address, source.address, size)
         # the kernels write the caches, which are therefore the outputs
         return self._addresses(inputs, outputs) | {"capacity": inputs[4].shape[2], "positions": inputs[1].shape[0]}
+
+
+class PackedRotaryKVCacheUpdate(PackedRotaryOp):
+    """The first output is the rotated q. ``decode`` takes one token per sequence, ``many`` several."""
+
+    name = "PackedRotaryKVCacheUpdate"
+
+    @classmethod
+    def launches(cls, request: KernelRequest, gpu: Gpu) -> dict[str, Launch]:
+        tokens, rotary = request.shapes[0][1], cls._rotary(request)
+        found = {}
+        if tokens in (None, 1):
+            found[_DECODE] = rotary_kv_cache_update_rule(**rotary, max_tokens=request.sequences, pdl=gpu.pdl)
+        if tokens != 1:
+            found[_MANY] = rotary_kv_cache_update_rule(**rotary, max_tokens=_MANY_TOKENS, pdl=gpu.pdl)
+        return found
+
+    def enqueue(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], workspace: int, stream: int) -> None:
+        B, S = inputs[0].shape[:2]
+        values = self._arguments(inputs, outputs, stream)
+        values |= {f"{part}_ptr": values["qkv_ptr"] for part in "qkv"}
+        values |= {"write_index_ptr": values["query_start_ptr"], "q_out_ptr": values["out_ptr"], "tokens": S}
+        self._launch(_DECODE if S == 1 else _MANY, stream, values, B=B, S=S)
