@@ -16,7 +16,7 @@ from nemotron_plugins.compiling.compiler import kernel_function
 from nemotron_plugins.launches.candidates import tournament
 from nemotron_plugins.launches.launch import CompiledKernel, Gpu, Launch, LaunchRecord
 from nemotron_plugins.requests import KernelRequest, logits_request, request_of
-from nemotron_plugins.tensorrt import PLUGIN_OPS, operator, split_attention
+from nemotron_plugins.tensorrt import PLUGIN_OPS, attention, operator
 from nemotron_plugins.tensorrt.operator import Tensor
 
 from support.plugin_libraries import record_of
@@ -65,7 +65,7 @@ def run_op(
     )  # fmt: skip
     with ExitStack() as patches:
         if splits is not None:
-            patches.enter_context(mock.patch.object(split_attention, "decode_splits", return_value=splits))
+            patches.enter_context(mock.patch.object(attention, "decode_splits", return_value=splits))
         call, outputs = prepare_op(request, inputs, launches_of(request, gpu_of(like)))
     call()
     return outputs

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
 
 import nemotron_errors
 from nemotron_errors import GraphError, ResourceError
@@ -75,12 +75,11 @@ def compile_in_processes(
         GraphError: a process ended by itself: the compiler crashed.
         RuntimeError: any other exception in a worker; its traceback is a note.
     """
-    found: list[CompiledKernel | None] = [None] * len(jobs)
+    found: dict[int, CompiledKernel] = {}
     left = iter(enumerate(jobs))
-    done = 0
     with ExitStack() as held:
         selector = held.enter_context(selectors.DefaultSelector())
-        for number, job in _first(left, workers):
+        for number, job in islice(left, workers):
             worker = _Worker(held)
             worker.send(number, job)
             selector.register(worker.answers, selectors.EVENT_READ, worker)
@@ -88,20 +87,13 @@ def compile_in_processes(
             for ready, _ in selector.select():
                 worker = ready.data
                 found[worker.number] = worker.receive()
-                done += 1
-                on_done(done)
+                on_done(len(found))
                 following = next(left, None)
                 if following is None:
                     selector.unregister(worker.answers)
                 else:
                     worker.send(*following)
-    kernels = [kernel for kernel in found if kernel is not None]
-    assert len(kernels) == len(jobs), "every job has its kernel"
-    return kernels
-
-
-def _first(left: Any, count: int) -> list[tuple[int, CompileJob]]:
-    return [pair for _, pair in zip(range(count), left, strict=False)]
+    return [found[number] for number in range(len(jobs))]
 
 
 class _Worker:

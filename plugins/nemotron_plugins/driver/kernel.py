@@ -42,12 +42,9 @@ class LoadedKernel:
     def __init__(self, record: LaunchRecord, cubin: bytes) -> None:
         found = hashlib.sha256(cubin).hexdigest()
         if found != record.cubin_sha256:
-            raise BundleError(
-                f"a cubin of {len(cubin)} bytes with SHA-256 {found}",
-                f"SHA-256 {record.cubin_sha256}, as its record says",
-                _REBUILD,
-                where=record.kernel,
-            )
+            expected = f"SHA-256 {record.cubin_sha256}, as its record says"
+            found = f"a cubin of {len(cubin)} bytes with SHA-256 {found}"
+            raise BundleError(found, expected, _REBUILD, where=record.kernel)
         scratch = {name: size for name, size in record.scratch_bytes.items() if size}
         if scratch:
             found = ", ".join(f"{size} bytes of {name}" for name, size in scratch.items())
@@ -128,13 +125,8 @@ class _LoadedKernels:
         """The handle of a kernel that may run on ``device``."""
         driver, where = self.driver, record.kernel
         kinds = driver.api.CUdevice_attribute
-        major, minor = (
-            int(driver("DeviceGetAttribute", attribute, device, where=where))
-            for attribute in (
-                kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
-                kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
-            )
-        )
+        parts = (getattr(kinds, f"CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{part}") for part in ("MAJOR", "MINOR"))
+        major, minor = (int(driver("DeviceGetAttribute", part, device, where=where)) for part in parts)
         if record.architecture != f"sm_{major}{minor}":
             found, expected = f"kernels for {record.architecture}", f"kernels for sm_{major}{minor}, this GPU's"
             raise BundleError(found, expected, _REBUILD, where=record.kernel)

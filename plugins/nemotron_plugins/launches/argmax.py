@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nemotron_plugins.launches.launch import Gpu, GridAxis, Launch, next_power_of_two
+from nemotron_plugins.launches.launch import Gpu, GridAxis, Launch, declared, next_power_of_two
 
 __all__ = ["argmax_combine_rule", "argmax_launches", "argmax_rule"]
 
@@ -15,12 +15,10 @@ def argmax_rule(*, vocab: int, multiprocessors: int, pdl: bool = False) -> Launc
     parts = max(1, min(_MAX_PARTS, next_power_of_two(multiprocessors), next_power_of_two(-(-vocab // _BLOCK))))
     return Launch(
         kernel="argmax.argmax_kernel",
-        arguments=(("logits_ptr", "*fp32"), ("partial_ptr", "*fp32"), ("partial_index_ptr", "*i64")),
+        arguments=declared("*fp32 logits_ptr partial_ptr, *i64 partial_index_ptr"),
         constexprs={"VOCAB": vocab, "PARTS": parts, "BLOCK": _BLOCK, "PDL": pdl},
         grid=(GridAxis(1, ("B",)), GridAxis(parts)),
         num_warps=4,
-        num_stages=1,
-        fp_fusion=True,
         pdl=pdl,
     )
 
@@ -29,12 +27,10 @@ def argmax_combine_rule(*, parts: int, pdl: bool = False) -> Launch:
     """The launch of ``argmax_combine_kernel`` after an ``argmax_kernel`` of so many parts."""
     return Launch(
         kernel="argmax.argmax_combine_kernel",
-        arguments=(("partial_ptr", "*fp32"), ("partial_index_ptr", "*i64"), ("token_ptr", "*i64")),
+        arguments=declared("*fp32 partial_ptr, *i64 partial_index_ptr token_ptr"),
         constexprs={"PARTS": parts, "PDL": pdl},
         grid=(GridAxis(1, ("B",)),),
         num_warps=4,
-        num_stages=1,
-        fp_fusion=True,
         pdl=pdl,
     )
 

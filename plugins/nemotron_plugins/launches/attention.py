@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 from nemotron_formats.dtypes import item_bytes
 
-from nemotron_plugins.launches.launch import Constant, GridAxis, Launch, next_power_of_two
+from nemotron_plugins.launches.launch import Constant, GridAxis, Launch, declared, next_power_of_two
 
 __all__ = [
     "MAX_DECODE_ROWS",
@@ -26,9 +27,9 @@ _MAX_SPLITS = 64
 _MANY_SPLITS = 16
 # architectures whose blocks have about 100 KB of shared memory; the others have 163 KB or more
 _SMALL_SHARED_MEMORY = (86, 89, 120)
-_INPUTS = (("q_ptr", "*T"), ("k_cache_ptr", "*T"), ("v_cache_ptr", "*T"), ("query_start_ptr", "*i64"))
-_PARTIALS = (("partial_ptr", "*fp32"), ("partial_lse_ptr", "*fp32"))
-_SIZES = (("tokens", "i32"), ("capacity", "i32"))
+_INPUTS = "*T q_ptr k_cache_ptr v_cache_ptr, *i64 query_start_ptr"
+_PARTIALS = "*fp32 partial_ptr partial_lse_ptr"
+_SIZES = "i32 tokens capacity"
 
 
 def _constexprs(query_heads: int, kv_heads: int, head_dim: int, pdl: bool) -> dict[str, Constant]:
@@ -53,13 +54,7 @@ def decode_splits(*, kv_heads: int, sequences: int, capacity: int, multiprocesso
 
 
 def cached_attention_decode_rule(
-    *,
-    query_heads: int,
-    kv_heads: int,
-    head_dim: int,
-    dtype: str,
-    splits: int,
-    pdl: bool = False,
+    *, query_heads: int, kv_heads: int, head_dim: int, dtype: str, splits: int, pdl: bool = False
 ) -> Launch:
     """The launch of ``cached_attention_decode_kernel`` for as many new tokens as its tile has place for.
 
@@ -81,45 +76,27 @@ def cached_attention_decode_rule(
     }
     return Launch(
         kernel="cached_attention_decode.cached_attention_decode_kernel",
-        arguments=(
-            *_INPUTS,
-            ("out_ptr", "*T"),
-            *_PARTIALS,
-            *_SIZES,
-        ),
+        arguments=declared(f"{_INPUTS}, *T out_ptr, {_PARTIALS}, {_SIZES}"),
         constexprs=constexprs,
         grid=(GridAxis(kv_heads, ("B",)), GridAxis(splits)),
         num_warps=4,
         num_stages=stages,
-        fp_fusion=True,
         pdl=pdl,
     )
 
 
-def rotary_cached_attention_decode_rule(
-    *,
-    query_heads: int,
-    kv_heads: int,
-    head_dim: int,
-    rotary_dim: int,
-    dtype: str,
-    splits: int,
-    pdl: bool = False,
-) -> Launch:
-    """The launch of ``rotary_cached_attention_decode_kernel``: attention's, for one new token per sequence."""
-    attention = cached_attention_decode_rule(
-        query_heads=query_heads, kv_heads=kv_heads, head_dim=head_dim, dtype=dtype, splits=splits, pdl=pdl,
-    )  # fmt: skip
+def rotary_cached_attention_decode_rule(*, rotary_dim: int, **attention_sizes: Any) -> Launch:
+    """The launch of ``rotary_cached_attention_decode_kernel``: attention's, for one new token per sequence.
+
+    The other arguments are those of :func:`cached_attention_decode_rule`.
+    """
+    attention = cached_attention_decode_rule(**attention_sizes)
     return dataclasses.replace(
         attention,
         kernel="rotary_cached_attention_decode.rotary_cached_attention_decode_kernel",
-        arguments=(
-            *((f"{name}_ptr", "*T") for name in ("qkv", "cos", "sin")),
-            ("position_ptr", "*i64"),
-            ("query_start_ptr", "*i64"),
-            *((f"{name}_ptr", "*T") for name in ("k_cache", "v_cache", "out")),
-            *_PARTIALS,
-            *((name, "i32") for name in ("capacity", "positions")),
+        arguments=declared(
+            "*T qkv_ptr cos_ptr sin_ptr, *i64 position_ptr query_start_ptr, *T k_cache_ptr v_cache_ptr out_ptr, "
+            f"{_PARTIALS}, i32 capacity positions"
         ),
         constexprs=attention.constexprs | {"HALF": rotary_dim // 2},
     )
@@ -129,7 +106,7 @@ def cached_attention_combine_rule(*, query_heads: int, head_dim: int, splits: in
     """The launch of ``cached_attention_combine_kernel`` after a decode of the same ``splits``, where they pass 1."""
     return Launch(
         kernel="cached_attention_decode.cached_attention_combine_kernel",
-        arguments=(*_PARTIALS, ("out_ptr", "*T")),
+        arguments=declared(f"{_PARTIALS}, *T out_ptr"),
         constexprs={
             "HEAD_DIM": head_dim,
             "BLOCK_DIM": max(_MIN_TILE, next_power_of_two(head_dim)),
@@ -138,20 +115,12 @@ def cached_attention_combine_rule(*, query_heads: int, head_dim: int, splits: in
         },
         grid=(GridAxis(query_heads, ("B", "S")),),
         num_warps=max(1, splits // 32),
-        num_stages=1,
-        fp_fusion=True,
         pdl=pdl,
     )
 
 
 def cached_attention_prefill_rule(
-    *,
-    query_heads: int,
-    kv_heads: int,
-    head_dim: int,
-    dtype: str,
-    architecture: int,
-    pdl: bool = False,
+    *, query_heads: int, kv_heads: int, head_dim: int, dtype: str, architecture: int, pdl: bool = False
 ) -> Launch:
     """The launch of ``cached_attention_prefill_kernel``; tiles fit the shared memory of ``architecture`` (90, …)."""
     constexprs = _constexprs(query_heads, kv_heads, head_dim, pdl)
@@ -163,14 +132,12 @@ def cached_attention_prefill_rule(
         block_m, block_n, warps, stages = (64, 32, 4, 1) if small else (64, 32, 4, 2)
     else:
         block_m, block_n, warps, stages = (64, 64, 4, 2) if small else (128, 64, 8, 2)
-    constexprs |= {"BLOCK_M": block_m, "BLOCK_N": block_n}
     return Launch(
         kernel="cached_attention_prefill.cached_attention_prefill_kernel",
-        arguments=(*_INPUTS, ("out_ptr", "*T"), *_SIZES),
-        constexprs=constexprs,
+        arguments=declared(f"{_INPUTS}, *T out_ptr, {_SIZES}"),
+        constexprs=constexprs | {"BLOCK_M": block_m, "BLOCK_N": block_n},
         grid=(GridAxis(query_heads // kv_heads, ("S",), block_m), GridAxis(kv_heads, ("B",))),
         num_warps=warps,
         num_stages=stages,
-        fp_fusion=True,
         pdl=pdl,
     )

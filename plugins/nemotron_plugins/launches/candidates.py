@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nemotron_plugins.launches.launch import Gpu, GridAxis, Launch
+from nemotron_plugins.launches.launch import Gpu, GridAxis, Launch, declared
 
 __all__ = ["candidates_launches", "candidates_merge_rule", "candidates_rule", "tournament"]
 
@@ -26,16 +26,10 @@ def candidates_rule(*, vocab: int, pdl: bool = False) -> Launch:
     assert 0 < vocab < _MOST
     return Launch(
         kernel="candidates.candidates_kernel",
-        arguments=(
-            ("logits_ptr", "*fp32"),
-            ("temperature_ptr", "*fp32"),
-            ("key_ptr", "*i64"),
-            ("mass_ptr", "*fp32"),
-        ),
+        arguments=declared("*fp32 logits_ptr temperature_ptr, *i64 key_ptr, *fp32 mass_ptr"),
         constexprs={"VOCAB": vocab, "LOG_BLOCK": _LOG_BLOCK, "LOG_COUNT": _LOG_COUNT, "PDL": pdl},
         grid=(GridAxis(1, ("B",)), GridAxis(tournament(vocab, _LOG_BLOCK, _LOG_COUNT)[0])),
         num_warps=8,
-        num_stages=1,
         fp_fusion=False,
         pdl=pdl,
     )
@@ -45,11 +39,10 @@ def candidates_merge_rule(*, pdl: bool = False) -> Launch:
     """A launch of ``candidates_merge_kernel``: B rows of keys, each in P parts."""
     return Launch(
         kernel="candidates.candidates_merge_kernel",
-        arguments=(("key_ptr", "*i64"), ("largest_key_ptr", "*i64"), ("keys", "i32")),
+        arguments=declared("*i64 key_ptr largest_key_ptr, i32 keys"),
         constexprs={"LOG_BLOCK": _LOG_BLOCK, "LOG_COUNT": _LOG_COUNT, "PDL": pdl},
         grid=(GridAxis(1, ("B",)), GridAxis(1, ("P",))),
         num_warps=8,
-        num_stages=1,
         fp_fusion=False,
         pdl=pdl,
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from nemotron_errors import BundleError
 
-__all__ = ["CompiledKernel", "Gpu", "GridAxis", "Launch", "LaunchRecord", "next_power_of_two"]
+__all__ = ["CompiledKernel", "Gpu", "GridAxis", "Launch", "LaunchRecord", "declared", "next_power_of_two"]
 
 Constant = int | float | bool
 _FIRST_WITH_PDL = 90
@@ -18,6 +18,12 @@ _FIRST_WITH_PDL = 90
 def next_power_of_two(n: int) -> int:
     """The smallest power of two that is at least n; 1 for n below 1."""
     return 1 << max(n - 1, 0).bit_length()
+
+
+def declared(text: str) -> tuple[tuple[str, str], ...]:
+    """The arguments of a kernel, name and type, from types and the names that have each: ``*T x_ptr y_ptr, i32 n``."""
+    groups = (group.split() for group in text.split(","))
+    return tuple((name, kind) for kind, *names in groups for name in names)
 
 
 @dataclass(frozen=True)
@@ -54,13 +60,14 @@ class GridAxis:
         return -(-self.times * math.prod(sizes[name] for name in self.sizes) // self.per_block)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Launch:
     """How one kernel is compiled and launched.
 
     Attributes:
         kernel: ``file.function`` in :mod:`nemotron_plugins.kernels`.
-        arguments: name and type of each run-time argument, in the kernel's order; ``*T`` is a pointer to activations.
+        arguments: name and type of each run-time argument, in the kernel's order, as Triton writes types (``*i64``,
+            ``i32``); ``*T`` is a pointer to activations.
         constexprs: compile-time arguments.
         grid: one to three axes.
         num_warps: warps of 32 threads per block.
@@ -75,8 +82,8 @@ class Launch:
     constexprs: dict[str, Constant]
     grid: tuple[GridAxis, ...]
     num_warps: int
-    num_stages: int
-    fp_fusion: bool
+    num_stages: int = 1
+    fp_fusion: bool = True
     pdl: bool
 
     def grid_of(self, **sizes: int) -> tuple[int, ...]:
@@ -84,53 +91,33 @@ class Launch:
         return tuple(axis.blocks(sizes) for axis in self.grid)
 
 
-@dataclass(frozen=True)
-class LaunchRecord:
-    """Everything a driver needs to launch a cubin without Triton.
+@dataclass(frozen=True, kw_only=True)
+class LaunchRecord(Launch):
+    """Everything a driver needs to launch a cubin without Triton; its arguments' types have no ``T``.
 
     Attributes:
-        kernel: ``file.function`` in :mod:`nemotron_plugins.kernels`.
         entry: name of the function in the cubin.
         architecture: for example ``sm_90``.
         dtype: of the activations: ``float32``, ``float16`` or ``bfloat16``.
-        arguments: name and type of each argument, in order, as Triton writes types (``*bf16``, ``*i64``, ``i32``).
         hidden_arguments: pointers that follow them; null where the scratch of that name has no bytes.
-        constexprs: what was fixed at compilation.
-        grid: blocks along each axis, by the sizes of a call.
-        num_warps: warps of 32 threads per block.
-        num_stages: depth of the software pipeline.
         shared_bytes: dynamic shared memory per block.
         cluster: blocks per cluster along each axis.
         scratch_bytes: global scratch per block, by hidden argument.
         scratch_alignment: in bytes, by hidden argument.
-        fp_fusion: whether multiply-add fusion was allowed.
-        pdl: whether the launch carries the attribute of programmatic stream serialization.
         triton: version of the compiler.
         cubin_sha256: of the cubin that it belongs to.
     """
 
-    kernel: str
     entry: str
     architecture: str
     dtype: str
-    arguments: tuple[tuple[str, str], ...]
     hidden_arguments: tuple[str, ...]
-    constexprs: dict[str, Constant]
-    grid: tuple[GridAxis, ...]
-    num_warps: int
-    num_stages: int
     shared_bytes: int
     cluster: tuple[int, int, int]
     scratch_bytes: dict[str, int]
     scratch_alignment: dict[str, int]
-    fp_fusion: bool
-    pdl: bool
     triton: str
     cubin_sha256: str
-
-    def grid_of(self, **sizes: int) -> tuple[int, ...]:
-        """Blocks along each axis for the sizes of a call."""
-        return tuple(axis.blocks(sizes) for axis in self.grid)
 
     def to_json(self) -> str:
         """JSON text that :meth:`from_json` reads back into an equal record."""

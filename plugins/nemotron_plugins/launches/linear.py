@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from nemotron_formats.dtypes import item_bytes
 
-from nemotron_plugins.launches.launch import Constant, GridAxis, Launch, next_power_of_two
+from nemotron_plugins.launches.launch import Constant, GridAxis, Launch, declared, next_power_of_two
 
 __all__ = [
     "ROW_BUCKETS",
@@ -71,91 +72,65 @@ def _prefetch(blocks: _Blocks, rows: int, inputs: int, *, normed: bool, pdl: boo
     return max(0, min(_PREFETCH, inputs - blocks.inputs))
 
 
-def _constexprs(
-    blocks: _Blocks, rows: int, inputs: int, outputs: int, has_bias: bool, pdl: bool, *, normed: bool
-) -> dict[str, Constant]:
-    return {
-        "INPUTS": inputs,
-        "OUTPUTS": outputs,
-        "ROWS": rows,
-        "BLOCK_ROWS": 1 if rows == 1 else _MIN_TILE,
-        "BLOCK_OUT": blocks.outputs,
-        "BLOCK_IN": blocks.inputs,
-        "HAS_BIAS": has_bias,
-        "PREFETCH": _prefetch(blocks, rows, inputs, normed=normed, pdl=pdl),
-        "PDL": pdl,
-    }
-
-
 def _launch(
-    kernel: str,
-    arguments: tuple[tuple[str, str], ...],
-    constexprs: dict[str, Constant],
-    blocks: _Blocks,
-    outputs: int,
-    rows: int,
-    pdl: bool,
-) -> Launch:
+    kernel: str, arguments: str, *, inputs: int, outputs: int, dtype: str, rows: int, has_bias: bool, pdl: bool,
+    norm: dict[str, Constant] | None = None,
+) -> Launch:  # fmt: skip
+    """The launch of a projection, with the constants of its norm where it has one."""
+    normed = norm is not None
+    blocks = _blocks(rows, inputs, outputs, dtype, normed=normed)
     return Launch(
         kernel=kernel,
-        arguments=(*arguments, ("rows", "i32")),
-        constexprs=constexprs,
+        arguments=declared(f"{arguments}, i32 rows"),
+        constexprs={
+            "INPUTS": inputs,
+            "OUTPUTS": outputs,
+            "ROWS": rows,
+            "BLOCK_ROWS": 1 if rows == 1 else _MIN_TILE,
+            "BLOCK_OUT": blocks.outputs,
+            "BLOCK_IN": blocks.inputs,
+            "HAS_BIAS": has_bias,
+            "PREFETCH": _prefetch(blocks, rows, inputs, normed=normed, pdl=pdl),
+            "PDL": pdl,
+            **(norm or {}),
+        },
         grid=(GridAxis(outputs, (), blocks.outputs), GridAxis(1, ("B", "S"), rows)),
         num_warps=blocks.num_warps,
         num_stages=blocks.num_stages,
-        fp_fusion=True,
         pdl=pdl,
     )
 
 
 def layernorm_linear_rule(
-    *,
-    inputs: int,
-    outputs: int,
-    epsilon: float,
-    activation: str,
-    output: str,
-    dtype: str,
-    rows: int,
-    has_bias: bool = False,
-    pdl: bool = False,
+    *, inputs: int, epsilon: float, activation: str, output: str, rows: int, **projection: Any
 ) -> Launch:
     """The launch of ``layernorm_linear_kernel``; for several rows, after that of :func:`layernorm_rows_rule`.
 
     Args:
         inputs: width of x.
-        outputs: rows of the weight.
         epsilon: of the norm.
         activation: ``none`` or ``relu_squared``.
         output: ``same`` (the run dtype) or ``float32``.
-        dtype: run dtype.
         rows: of :data:`ROW_BUCKETS`; see :func:`row_bucket`.
-        has_bias: whether there is a bias; its pointer is null otherwise.
-        pdl: programmatic dependent launch.
+        projection: the other arguments of :func:`linear_residual_rule`.
     """
-    blocks = _blocks(rows, inputs, outputs, dtype, normed=True)
-    constexprs = _constexprs(blocks, rows, inputs, outputs, has_bias, pdl, normed=True) | {
+    norm: dict[str, Constant] = {
         "EPSILON": epsilon,
         "BLOCK_STATISTICS": min(next_power_of_two(inputs), _STATISTICS_TILE),
         "HAS_NORM": rows == 1,
         "RELU_SQUARED": activation == "relu_squared",
     }
-    arguments = (
-        ("x_ptr", "*T"),
-        ("norm_weight_ptr", "*T"),
-        ("norm_bias_ptr", "*T"),
-        ("weight_ptr", "*T"),
-        ("bias_ptr", "*T"),
-        ("out_ptr", "*fp32" if output == "float32" else "*T"),
-    )
-    return _launch("layernorm_linear.layernorm_linear_kernel", arguments, constexprs, blocks, outputs, rows, pdl)
+    out = "*fp32" if output == "float32" else "*T"
+    arguments = f"*T x_ptr norm_weight_ptr norm_bias_ptr weight_ptr bias_ptr, {out} out_ptr"
+    kernel = "layernorm_linear.layernorm_linear_kernel"
+    return _launch(kernel, arguments, inputs=inputs, rows=rows, norm=norm, **projection)
 
 
 def layernorm_rows_rule(*, inputs: int, epsilon: float, pdl: bool = False) -> Launch:
     """The launch of ``layernorm_rows_kernel``, for any number of rows; see :func:`layernorm_linear_rule`."""
     return Launch(
         kernel="layernorm_rows.layernorm_rows_kernel",
-        arguments=(("x_ptr", "*T"), ("norm_weight_ptr", "*T"), ("norm_bias_ptr", "*T"), ("out_ptr", "*T")),
+        arguments=declared("*T x_ptr norm_weight_ptr norm_bias_ptr out_ptr"),
         constexprs={
             "INPUTS": inputs,
             "EPSILON": epsilon,
@@ -164,8 +139,6 @@ def layernorm_rows_rule(*, inputs: int, epsilon: float, pdl: bool = False) -> La
         },
         grid=(GridAxis(1, ("B", "S")),),
         num_warps=8,
-        num_stages=1,
-        fp_fusion=True,
         pdl=pdl,
     )
 
@@ -173,14 +146,17 @@ def layernorm_rows_rule(*, inputs: int, epsilon: float, pdl: bool = False) -> La
 def linear_residual_rule(
     *, inputs: int, outputs: int, dtype: str, rows: int, has_bias: bool = False, pdl: bool = False
 ) -> Launch:
-    """The launch of ``linear_residual_kernel``; see :func:`layernorm_linear_rule` for the arguments."""
-    blocks = _blocks(rows, inputs, outputs, dtype, normed=False)
-    constexprs = _constexprs(blocks, rows, inputs, outputs, has_bias, pdl, normed=False)
-    arguments = (
-        ("x_ptr", "*T"),
-        ("weight_ptr", "*T"),
-        ("bias_ptr", "*T"),
-        ("residual_ptr", "*T"),
-        ("out_ptr", "*T"),
-    )
-    return _launch("linear_residual.linear_residual_kernel", arguments, constexprs, blocks, outputs, rows, pdl)
+    """The launch of ``linear_residual_kernel``.
+
+    Args:
+        inputs: width of x.
+        outputs: rows of the weight.
+        dtype: run dtype.
+        rows: of :data:`ROW_BUCKETS`; see :func:`row_bucket`.
+        has_bias: whether there is a bias; its pointer is null otherwise.
+        pdl: programmatic dependent launch.
+    """
+    return _launch(
+        "linear_residual.linear_residual_kernel", "*T x_ptr weight_ptr bias_ptr residual_ptr out_ptr",
+        inputs=inputs, outputs=outputs, dtype=dtype, rows=rows, has_bias=has_bias, pdl=pdl,
+    )  # fmt: skip

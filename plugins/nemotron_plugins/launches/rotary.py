@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nemotron_plugins.launches.launch import GridAxis, Launch, next_power_of_two
+from nemotron_plugins.launches.launch import GridAxis, Launch, declared, next_power_of_two
 
 __all__ = ["rotary_kv_cache_update_rule"]
 
@@ -11,13 +11,7 @@ _FEW_TOKENS = 64
 
 
 def rotary_kv_cache_update_rule(
-    *,
-    query_heads: int,
-    kv_heads: int,
-    head_dim: int,
-    rotary_dim: int,
-    max_tokens: int,
-    pdl: bool = False,
+    *, query_heads: int, kv_heads: int, head_dim: int, rotary_dim: int, max_tokens: int, pdl: bool = False
 ) -> Launch:
     """The launch of ``rotary_kv_cache_update_kernel``.
 
@@ -29,19 +23,11 @@ def rotary_kv_cache_update_rule(
     kv_parts = -(-kv_heads // block_heads)
     tail = head_dim - rotary_dim
     query, kv = query_heads * head_dim, kv_heads * head_dim
-    pointers = ("q", "k", "v", "cos", "sin")
     return Launch(
         kernel="rotary_kv_cache_update.rotary_kv_cache_update_kernel",
-        arguments=(
-            *((f"{name}_ptr", "*T") for name in pointers),
-            ("position_ptr", "*i64"),
-            ("write_index_ptr", "*i64"),
-            ("q_out_ptr", "*T"),
-            ("k_cache_ptr", "*T"),
-            ("v_cache_ptr", "*T"),
-            ("tokens", "i32"),
-            ("capacity", "i32"),
-            ("positions", "i32"),
+        arguments=declared(
+            "*T q_ptr k_ptr v_ptr cos_ptr sin_ptr, *i64 position_ptr write_index_ptr, "
+            "*T q_out_ptr k_cache_ptr v_cache_ptr, i32 tokens capacity positions"
         ),
         constexprs={
             "QUERY_HEADS": query_heads,
@@ -60,7 +46,6 @@ def rotary_kv_cache_update_rule(
         },
         grid=(GridAxis(1, ("B", "S")), GridAxis(query_parts + 2 * kv_parts)),
         num_warps=1 if block_heads == 2 else 4,
-        num_stages=1,
         # the definition rounds each product; a fused multiply-add would not
         fp_fusion=False,
         pdl=pdl,

@@ -7,7 +7,7 @@ Whoever builds or loads an engine calls :func:`register` first, builds inside :f
 from __future__ import annotations
 
 from nemotron_plugins.tensorrt.errors import take_error
-from nemotron_plugins.tensorrt.library import use_library
+from nemotron_plugins.tensorrt.plugin import use_library
 from nemotron_plugins.tensorrt.registry import PLUGIN_OPS, register
 
 __all__ = ["PLUGIN_OPS", "register", "take_error", "use_library"]

@@ -43,11 +43,13 @@ class Operand:
     """An input or output of an op, as its schema has it.
 
     Attributes:
+        name: the kernels' argument ``<name>_ptr`` is its address.
         dtype: T run dtype, I int64, F float32.
         sizes: a letter per axis; ``*X`` at the end stands for all further axes, whose product is X.
         optional: whether the input, the last one, may be left out.
     """
 
+    name: str
     dtype: str
     sizes: str
     optional: bool = False
@@ -204,6 +206,12 @@ class PluginOp(ABC):
             if len(tensor.shape) != len(shape) or any(size not in (-1, known) for size, known in pairs if known):
                 expected = f"{['any' if size is None else size for size in shape]}, as its kernels take it"
                 self._refuse(f"input {index} of shape {list(tensor.shape)}", expected)
+
+    def _addresses(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> dict[str, int]:
+        """The kernels' pointer arguments; null for an input that is left out."""
+        found = {f"{operand.name}_ptr": 0 for operand in self.inputs}
+        pairs = [*zip(self.inputs, inputs, strict=False), *zip(self.outputs, outputs, strict=True)]
+        return found | {f"{operand.name}_ptr": tensor.address for operand, tensor in pairs}
 
     def _launch(self, variant: str, stream: int, values: Mapping[str, int], **sizes: int) -> None:
         kernel = self._loaded[variant]

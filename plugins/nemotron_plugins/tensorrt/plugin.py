@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from nemotron_errors import GraphError
 from nemotron_formats.dtypes import DTYPES
 
+from nemotron_plugins.library import KernelLibrary
 from nemotron_plugins.tensorrt.errors import record_error
 from nemotron_plugins.tensorrt.fields import Field, kernel_fields, kernels_of, request_field, request_in
-from nemotron_plugins.tensorrt.library import current_library
 from nemotron_plugins.tensorrt.operator import PluginOp, Tensor
 from nemotron_plugins.tensorrt.raw_fields import FieldCollection, field_reader
 
-__all__ = ["PLUGIN_VERSION", "make_op", "plugin_classes"]
+__all__ = ["PLUGIN_VERSION", "make_op", "plugin_classes", "use_library"]
 
 PLUGIN_VERSION = "1"
 _NAMESPACE = ""
 # TensorRT's names of dtypes → numpy's
 _DTYPES = {each.tensorrt: each.name for each in DTYPES.values()}
+_library: ContextVar[KernelLibrary | None] = ContextVar("kernel_library", default=None)
 _Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+@contextmanager
+def use_library(library: KernelLibrary) -> Iterator[None]:
+    """Nodes that are parsed inside take their kernels from ``library``; it is of this thread."""
+    token = _library.set(library)
+    try:
+        yield
+    finally:
+        _library.reset(token)
 
 
 def make_op(op: type[PluginOp], fields: Sequence[Field]) -> PluginOp:
@@ -34,14 +47,10 @@ def make_op(op: type[PluginOp], fields: Sequence[Field]) -> PluginOp:
     request = request_in(op.name, fields)
     kernels = kernels_of(op.name, fields)
     if not kernels:
-        library = current_library()
+        library = _library.get()
         if library is None:
-            raise GraphError(
-                "no kernels",
-                "kernels to build with",
-                "build inside nemotron_plugins.tensorrt.use_library",
-                where=op.name,
-            )
+            remedy = "build inside nemotron_plugins.tensorrt.use_library"
+            raise GraphError("no kernels", "kernels to build with", remedy, where=op.name)
         kernels = library.of(request)
         if not kernels:
             remedy = "build the library of the requests of all nodes"

@@ -8,12 +8,10 @@ from typing import Any
 
 from nemotron_errors import MissingDependencyError
 
-from nemotron_plugins.tensorrt.cached_attention import CachedAttention
-from nemotron_plugins.tensorrt.layernorm_linear import LayerNormLinear
-from nemotron_plugins.tensorrt.linear_residual import LinearResidual
+from nemotron_plugins.tensorrt.attention import CachedAttention, PackedRotaryCachedAttention
+from nemotron_plugins.tensorrt.linear import LayerNormLinear, LinearResidual
 from nemotron_plugins.tensorrt.operator import PluginOp
-from nemotron_plugins.tensorrt.packed_rotary_cached_attention import PackedRotaryCachedAttention
-from nemotron_plugins.tensorrt.packed_rotary_kv_cache_update import PackedRotaryKVCacheUpdate
+from nemotron_plugins.tensorrt.packed_rotary import PackedRotaryKVCacheUpdate
 from nemotron_plugins.tensorrt.plugin import PLUGIN_VERSION, plugin_classes
 
 __all__ = ["PLUGIN_OPS", "register"]
