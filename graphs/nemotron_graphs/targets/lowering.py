@@ -15,7 +15,7 @@ from nemotron_formats.tensors import FileSpan, WeightInput
 
 from nemotron_graphs import passes
 from nemotron_graphs.ops import DOMAIN
-from nemotron_graphs.passes.fuse.qkv import PARTS
+from nemotron_graphs.passes.bind.weights import is_weight, stored_parts
 from nemotron_graphs.targets.record import OnStage, PassRecord, run_passes
 from nemotron_graphs.targets.target import GraphRecipe, LoweringContext, ModelCounts, Passes, Target
 
@@ -62,7 +62,6 @@ def lower(target: Target, model: ir.Model, context: LoweringContext, on_stage: O
     """Makes the target's graphs of a dialect graph, which a target of one graph uses up.
 
     Args:
-        target: the target.
         model: the dialect graph, as ``trace`` gave it.
         context: what is bound to it.
         on_stage: told of every graph after each pass.
@@ -138,9 +137,9 @@ def weight_inputs(model: ir.Model, context: LoweringContext) -> tuple[WeightInpu
     """
     found = []
     for value in model.graph.inputs:
-        if value.name not in context.weights and PARTS not in value.meta:
+        if not is_weight(value, context.weights):
             continue
-        parts = [context.weights[name] for name in value.meta.get(PARTS, (value.name,))]
+        parts, shape = stored_parts(value, context.weights)
         run, stored = _dtype_name(value), {part.dtype_name for part in parts}
         if stored != {run}:
             disk = ", ".join(sorted(stored))
@@ -149,12 +148,6 @@ def weight_inputs(model: ir.Model, context: LoweringContext) -> tuple[WeightInpu
                 f"{run}: an engine reads the checkpoint's weights as they are",
                 f"build with --dtype {disk}, or convert the checkpoint to {run} first",
                 where="--dtype",
-            )
-        shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
-        if value.shape is None or tuple(value.shape) != shape:
-            raise ir.passes.PreconditionError(
-                f"weight '{value.name}': found shape {list(shape)} on disk; "
-                f"expected {value.shape}; check the checkpoint against its config"
             )
         found.append(WeightInput(str(value.name), run, shape, tuple(part.span for part in parts)))
     return tuple(found)
