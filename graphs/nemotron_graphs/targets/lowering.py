@@ -16,6 +16,7 @@ from nemotron_formats.tensors import FileSpan, WeightInput
 from nemotron_graphs import passes
 from nemotron_graphs.ops import DOMAIN
 from nemotron_graphs.passes.bind.weights import is_weight, stored_parts
+from nemotron_graphs.passes.matching import dtype_of, nodes_of, produced_by
 from nemotron_graphs.targets.record import OnStage, PassRecord, run_passes
 from nemotron_graphs.targets.target import GraphRecipe, LoweringContext, ModelCounts, Passes, Target
 
@@ -122,11 +123,9 @@ def _check(
 
 
 def _counts(model: ir.Model, context: LoweringContext) -> ModelCounts:
-    layers = sum((node.domain, node.op_type) == (DOMAIN, "CachedAttention") for node in model.graph)
-    last = model.graph.outputs[0].producer()
-    head = last is not None and (last.domain, last.op_type) == (DOMAIN, "Linear")
-    encoded, half = bool(context.encoded), context.cos.shape[1]
-    return ModelCounts(layers, context.fp32_mlp_layers, int(head), encoded, half)
+    layers = len(nodes_of(model.graph, "CachedAttention", DOMAIN))
+    head = produced_by(model.graph.outputs[0], "Linear", DOMAIN) is not None
+    return ModelCounts(layers, context.fp32_mlp_layers, int(head), bool(context.encoded), context.cos.shape[1])
 
 
 def weight_inputs(model: ir.Model, context: LoweringContext) -> tuple[WeightInput, ...]:
@@ -155,5 +154,4 @@ def weight_inputs(model: ir.Model, context: LoweringContext) -> tuple[WeightInpu
 
 def _dtype_name(value: ir.Value) -> str:
     """numpy's name of a value's dtype."""
-    assert value.dtype is not None
-    return dtype_of_onnx(int(value.dtype)).name
+    return dtype_of_onnx(int(dtype_of(value))).name
