@@ -33,10 +33,6 @@ class Builder:
 
     The methods are called in their order here; each may refuse the request.
 
-    Args:
-        target: the target.
-        request: what the user asked.
-
     Raises:
         RequestError: options that the target does not take.
     """
@@ -65,13 +61,7 @@ class Builder:
             check_runs_here(self.target, f"target {self.target.name}", building=True)
 
     def plan(self, checkpoint: Checkpoint, dtype: str, limits: Limits) -> None:
-        """Checks whether such a bundle can be built, before anything is made.
-
-        Args:
-            checkpoint: the checkpoint.
-            dtype: run dtype.
-            limits: of the bundle.
-        """
+        """Checks whether such a bundle can be built, before anything is made."""
 
     def needs(self, estimate: Estimate, checkpoint: Checkpoint) -> Estimate:
         """What of an estimate the build takes on the host."""

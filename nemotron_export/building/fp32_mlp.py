@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ class Fp32MlpLayers:
     """
 
     layers: tuple[int, ...] = ()
-    maxima: tuple[float, ...] | None = field(default=None)
+    maxima: tuple[float, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """What the reference records; empty where the dtype holds any square."""
@@ -48,12 +48,9 @@ def choose_fp32_mlp_layers(
     Without a measurement every layer is computed in fp32 there: the weights alone cannot tell.
 
     Args:
-        checkpoint: the checkpoint.
-        dtype: run dtype.
         max_seq_len: prompts stay within it.
         measure: whether PyTorch may run (a build with its parity check).
         mode: how the reference is made; "layerwise" leaves no model to measure.
-        progress: told (stage, done, total).
 
     Raises:
         RequestError: fp16 for a model that does not fit into memory.

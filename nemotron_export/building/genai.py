@@ -35,7 +35,7 @@ class GenaiBuilder(Builder):
     """Folders that ONNX Runtime GenAI loads."""
 
     def plan(self, checkpoint: Checkpoint, dtype: str, limits: Limits) -> None:
-        """See :meth:`Builder.plan`; refuses a head that generates no text."""
+        """Refuses a head that generates no text."""
         if checkpoint.task != "causal-lm":
             raise RequestError(
                 f"task {checkpoint.task}", f"causal-lm for target {self.target.name}, which generates text",
@@ -45,7 +45,7 @@ class GenaiBuilder(Builder):
     def write(
         self, lowered: Lowered, checkpoint: Checkpoint, limits: Limits, folder: Path, progress: Progress
     ) -> dict[str, Any]:
-        """See :meth:`Builder.write`; adds genai_config.json."""
+        """Adds genai_config.json."""
         lowered.save(folder)
         text = json.dumps(genai_config(checkpoint, limits, lowered.session), indent=2, ensure_ascii=False)
         (folder / GENAI_CONFIG).write_text(text + "\n", encoding="utf-8")
@@ -57,12 +57,7 @@ def genai_config(checkpoint: Checkpoint, limits: Limits, session: dict[str, Any]
 
     Token ids and search defaults come from generation_config.json, then from config.json. ``context_length`` and the
     default ``max_length`` are the bundle's max_seq_len: the RoPE tables reach no further, and GenAI makes a cache of
-    ``max_length`` slots. ``nemotron`` is a type that GenAI runs as any decoder.
-
-    Args:
-        checkpoint: the checkpoint.
-        limits: the bundle's limits.
-        session: the session entry of the manifest.
+    ``max_length`` tokens. ``nemotron`` is a type that GenAI runs as any decoder.
     """
     config, generation = checkpoint.config, checkpoint.generation_config
 

@@ -33,9 +33,6 @@ def make_graphs(
     """Traces the model in the run dtype and lowers it; no weight is read.
 
     Args:
-        checkpoint: an opened checkpoint.
-        target: where the graphs run.
-        dtype: run dtype.
         limits: RoPE tables have ``max_seq_len`` rows.
         weights_mode: where the weights will be; see :func:`place_weights`.
         quantized: weights that the graphs take in another format.

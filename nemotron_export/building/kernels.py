@@ -16,7 +16,6 @@ def bind_kernels(model: ir.Model, limits: Limits) -> list[KernelRequest]:
 
     Args:
         model: a lowered graph; a size without a number varies from call to call.
-        limits: of the bundle.
     """
     found: dict[KernelRequest, None] = {}
     for node in model.graph:

@@ -23,9 +23,8 @@ def choose_limits(
     """Fills in what is not given, and refuses what the model was not made for.
 
     Args:
-        config: the checkpoint's config.
         max_seq_len: prompt and new tokens together; min(max_position_embeddings, 4096) by default.
-        max_batch: rows at once.
+        max_batch: sequences at once.
         prefill_chunk: prompt tokens computed at once; never more than max_seq_len.
 
     Raises:
@@ -38,9 +37,13 @@ def choose_limits(
             f"{length} positions", f"at most max_position_embeddings = {positions}",
             "lower it, or use a checkpoint whose config allows more", where="--max-seq-len",
         )  # fmt: skip
-    rows = DEFAULT_MAX_BATCH if max_batch is None else max_batch
+    sequences = DEFAULT_MAX_BATCH if max_batch is None else max_batch
     chunk = min(DEFAULT_PREFILL_CHUNK if prefill_chunk is None else prefill_chunk, length)
-    for option, value, least in (("--max-seq-len", length, 2), ("--max-batch", rows, 1), ("--prefill-chunk", chunk, 1)):
+    for option, value, least in (
+        ("--max-seq-len", length, 2),
+        ("--max-batch", sequences, 1),
+        ("--prefill-chunk", chunk, 1),
+    ):
         if value < least:
             raise LimitError(str(value), f"at least {least}", "raise it", where=option)
-    return Limits(max_seq_len=length, max_batch=rows, prefill_chunk=chunk)
+    return Limits(max_seq_len=length, max_batch=sequences, prefill_chunk=chunk)

@@ -17,7 +17,7 @@ from nemotron_export.building.plan import BuildPlan, make_plan
 from nemotron_export.building.request import BuildRequest
 from nemotron_export.building.small_files import copy_small_files, describe_files, manifest_document
 from nemotron_export.building.weight_files import place_weights
-from nemotron_export.checkpoint import Checkpoint, ScanReport, scan
+from nemotron_export.checkpoint import Checkpoint, scan
 from nemotron_export.files.workspace import check_output, staging
 from nemotron_export.parity.device import default_device
 from nemotron_export.parity.reference import reference_for
@@ -67,7 +67,9 @@ def build(checkpoint: str | Path, output: str | Path, *, progress: Progress = si
 
 def _write(plan: BuildPlan, folder: Path, progress: Progress) -> None:
     """Everything that the folder of a bundle holds, its parity still pending."""
-    scanned = _scan(plan, progress) if plan.request.scan else None
+    scanned = None
+    if plan.request.scan:
+        scanned = scan(plan.checkpoint, progress=lambda done, total: progress("scan weights", done, total))
     wide = choose_fp32_mlp_layers(
         plan.checkpoint, plan.dtype, plan.limits.max_seq_len,
         measure=plan.request.parity, mode=plan.reference, progress=progress,
@@ -84,24 +86,15 @@ def _write(plan: BuildPlan, folder: Path, progress: Progress) -> None:
         lambda done, total: progress("copy weights", done, total),
     )  # fmt: skip
     if plan.quantized is not None:
-        records["quantization"] = _quantize(plan, folder, progress)
+        file = write_quantized(
+            plan.checkpoint, plan.quantized, folder, lambda done, total: progress("quantize weights", done, total)
+        )
+        records["quantization"] = asdict(plan.quantized.record(file))
     if plan.request.parity:
         _write_reference(plan, wide, folder, progress)
     reason = "not checked yet" if plan.request.parity else "built with --no-parity"
     document = manifest_document(plan, lowered, scanned, wide.layers, directory, describe_files(folder), reason)
     write_manifest(folder, Manifest.from_dict({**document, **records}))
-
-
-def _scan(plan: BuildPlan, progress: Progress) -> ScanReport:
-    return scan(plan.checkpoint, progress=lambda done, total: progress("scan weights", done, total))
-
-
-def _quantize(plan: BuildPlan, folder: Path, progress: Progress) -> dict[str, Any]:
-    assert plan.quantized is not None
-    file = write_quantized(
-        plan.checkpoint, plan.quantized, folder, lambda done, total: progress("quantize weights", done, total)
-    )
-    return asdict(plan.quantized.record(file))
 
 
 def _write_reference(plan: BuildPlan, wide: Fp32MlpLayers, folder: Path, progress: Progress) -> None:

@@ -31,11 +31,7 @@ class BuildPlan:
     """What was decided.
 
     Attributes:
-        request: what the user asked.
-        builder: makes the target's files.
-        checkpoint: the checkpoint.
         dtype: run dtype.
-        limits: of the bundle.
         weights: where the weights will be, see :func:`place_weights`.
         reference: how the reference is made: "whole" or "layerwise".
         quantized: what is stored in another weight format; None without.
@@ -62,8 +58,6 @@ def make_plan(request: BuildRequest, builder: Builder, source: Path, place: Path
     """Opens the checkpoint, fills in what the request leaves open, and refuses what cannot be built.
 
     Args:
-        request: what the user asked.
-        builder: of its target.
         source: the checkpoint's folder.
         place: the bundle's folder.
 

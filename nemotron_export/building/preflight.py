@@ -59,10 +59,7 @@ def estimate(
     """Estimates a build.
 
     Args:
-        config: the checkpoint's config.
-        num_parameters: its number of parameters.
-        stored_bytes: size of its weight files.
-        run_dtype: dtype that the bundle computes in.
+        stored_bytes: size of the checkpoint's weight files.
         capacity: of a sequence's cache.
         sequences: that the parity check runs at once.
         weights_mode: "reference", "link", "copy" or "embedded", which writes them into two engines.
@@ -94,7 +91,6 @@ def check_resources(needed: Estimate, output: Path, *, memory: int | None = None
     """Compares an estimate with what there is.
 
     Args:
-        needed: the estimate.
         output: the bundle's place; its nearest existing parent tells the file system.
         memory: bytes available; measured where None.
         disk: bytes free; measured where None.

@@ -68,7 +68,7 @@ class TensorRTBuilder(Builder):
         return ".".join(str(self.trt.__version__).split(".")[:3])
 
     def find(self) -> None:
-        """See :meth:`Builder.find`.
+        """Looks for GPU, driver, TensorRT and Triton.
 
         Raises:
             MissingDependencyError: no GPU, driver, cuda-python, TensorRT or Triton, or a TensorRT without the layers
@@ -87,7 +87,7 @@ class TensorRTBuilder(Builder):
             )  # fmt: skip
 
     def plan(self, checkpoint: Checkpoint, dtype: str, limits: Limits) -> None:
-        """See :meth:`Builder.plan`.
+        """Checks dtype, architectures and GPU memory.
 
         Raises:
             GraphError: weights in another dtype, or a GPU that kernels are not compiled for.
@@ -102,14 +102,14 @@ class TensorRTBuilder(Builder):
         check_device_memory(estimate_device(checkpoint.config, held, limits, dtype), self.gpu, first=first)
 
     def needs(self, estimate: Estimate, checkpoint: Checkpoint) -> Estimate:
-        """See :meth:`Builder.needs`: weights and caches are on the GPU, but for engines that hold the weights."""
+        """Weights and caches are on the GPU, but for engines that hold the weights."""
         weights = _EMBEDDING_COPIES * checkpoint.num_bytes if self.request.embed_weights else 0
         return replace(estimate, weights=weights, caches=0)
 
     def write(
         self, lowered: Lowered, checkpoint: Checkpoint, limits: Limits, folder: Path, progress: Progress
     ) -> dict[str, Any]:
-        """See :meth:`Builder.write`: graphs, kernels and engines.
+        """Writes graphs, kernels and engines.
 
         Raises:
             EngineError: TensorRT refuses a graph.

@@ -40,18 +40,12 @@ class RTXBuilder(Builder):
     architectures: tuple[str, ...]
 
     def find(self) -> None:
-        """See :meth:`Builder.find`."""
         if self.request.parity:
             check_runs_here(self.target, f"target {self.target.name}", building=True)
         self.trt = load_product("tensorrt-rtx")
 
     def plan(self, checkpoint: Checkpoint, dtype: str, limits: Limits) -> None:
-        """See :meth:`Builder.plan`.
-
-        Raises:
-            GraphError: weights in another dtype.
-            RequestError: an architecture that NVIDIA's builder does not know.
-        """
+        """Raises GraphError for weights in another dtype, RequestError for an architecture that it cannot build for."""
         check_stored_dtype(checkpoint, dtype)
         known = [name for name in dir(self.trt.ComputeCapability) if name.startswith("SM")]
         chosen: dict[str, None] = {}
@@ -66,12 +60,7 @@ class RTXBuilder(Builder):
     def write(
         self, lowered: Lowered, checkpoint: Checkpoint, limits: Limits, folder: Path, progress: Progress
     ) -> dict[str, Any]:
-        """See :meth:`Builder.write`.
-
-        Raises:
-            EngineError: NVIDIA's builder refuses the graph.
-            KeyboardInterrupt: interrupted.
-        """
+        """Raises EngineError where NVIDIA's builder refuses the graph."""
         lowered.save(folder)
         (folder / ENGINES_FOLDER).mkdir()
         model = lowered.graphs["model"].model

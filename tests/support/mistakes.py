@@ -296,11 +296,12 @@ def plant(
             context = mistake.context(context, checkpoint)
         if mistake.body is not None:
             name, changes = mistake.body
-            text = OPS[name].body(())
+            text = OPS[name].body
+            assert isinstance(text, str), "it depends on no optional input"
             for old, new in changes:
                 assert text.count(old) == 1, old
                 text = text.replace(old, new)
-            monkeypatch.setitem(OPS, name, dataclasses.replace(OPS[name], body=lambda present: text))
+            monkeypatch.setitem(OPS, name, dataclasses.replace(OPS[name], body=text))
     for value in dialect.graph.inputs:
         if value.name in ("cos", "sin"):
             value.shape = ir.Shape(["table", context.cos.shape[1]])

@@ -40,7 +40,6 @@ class GroupedIntegers(WeightFormat):
 
     @property
     def method(self) -> str:
-        """See :attr:`WeightFormat.method`."""
         return "scale search" if len(self.shares) > 1 else "round to nearest"
 
     def groups(self, features: int) -> int:
@@ -48,7 +47,6 @@ class GroupedIntegers(WeightFormat):
         return -(-features // self.group_size)
 
     def operands(self, O: int, I: int) -> tuple[Operand, ...]:  # noqa: E741
-        """See :meth:`WeightFormat.operands`."""
         n = self.groups(I)
         return (
             Operand("codes", "uint8", (O, n, self.group_size * self.bits // 8)),
@@ -90,7 +88,6 @@ class GroupedIntegers(WeightFormat):
         return {"codes": codes, "scales": scale_Rn}
 
     def decode(self, arrays: Arrays, I: int) -> _F32:  # noqa: E741
-        """See :meth:`WeightFormat.decode`."""
         codes, scale_Rn = arrays["codes"], arrays["scales"]
         if self.bits == 4:
             codes = np.stack((codes & np.uint8(15), codes >> np.uint8(4)), axis=-1).reshape(*codes.shape[:-1], -1)

@@ -5,8 +5,6 @@ Shapes: B sequences, S new tokens, T capacity of a cache, H query heads, G key/v
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 import torch
 
 from nemotron_graphs.ops.definition import OpDefinition, OpInput
@@ -27,8 +25,7 @@ def _eager(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, query_
     return out_BGgSD.permute(0, 3, 1, 2, 4).reshape(B, S, H, D).contiguous()
 
 
-def _body(present: Collection[str]) -> str:
-    return """
+_BODY = """
   zero = Constant<value_int=0>()
   one = Constant<value_int=1>()
   minus_one = Constant<value_ints=[-1]>()
@@ -81,7 +78,7 @@ cached_attention = OpDefinition(
     ),
     outputs=(("out", "[B, S, H, D]"),),
     eager=_eager,
-    body=_body,
+    body=_BODY,
     doc="Token s of sequence b attends to positions 0 to query_start[b] + s of its cache. Scores are scaled by D^-0.5 "
     "in the run dtype, softmax is computed in fp32 and cast back. Query head h reads key/value head h // (H/G).",
 )

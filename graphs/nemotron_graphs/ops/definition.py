@@ -64,8 +64,9 @@ class OpDefinition:
         inputs: in order; optional ones trail.
         outputs: name and shape letters of each output; all are of type ``output_type``.
         eager: the definition that all others are held against; attributes are keyword arguments.
-        body: gives the portable ONNX function body for the set of optional inputs that are present; it may use other
-            ops of the dialect, as nodes of its domain. Attributes are keyword arguments.
+        body: the portable ONNX function body, which may use other ops of the dialect, as nodes of its domain; or,
+            where it depends on them, what gives it for the optional inputs that are present and the attributes, which
+            are keyword arguments.
         doc: one paragraph for the schema.
         attributes: their values are known when a body is made.
         output_type: ``T``, or ``U`` where the outputs may have another dtype.
@@ -77,7 +78,7 @@ class OpDefinition:
     inputs: tuple[OpInput, ...]
     outputs: tuple[tuple[str, str], ...]
     eager: Callable[..., Any]
-    body: Callable[..., str]
+    body: str | Callable[..., str]
     doc: str
     attributes: tuple[OpAttribute, ...] = ()
     output_type: str = "T"
@@ -159,6 +160,7 @@ class OpDefinition:
         """
         values = self.attributes_of(attributes or {})
         names = [i.name for i in self.inputs if not i.optional or i.name in present]
+        body = self.body if isinstance(self.body, str) else self.body(present, **values)
         results = ", ".join(name for name, _ in self.outputs)
         head = f'<domain: "{DOMAIN}", opset_import: ["": {opset}, "{DOMAIN}": {DOMAIN_VERSION}]>'
-        return f"{head}\n{self.name} ({', '.join(names)}) => ({results}) {{\n{self.body(present, **values)}\n}}"
+        return f"{head}\n{self.name} ({', '.join(names)}) => ({results}) {{\n{body}\n}}"

@@ -5,8 +5,6 @@ Shapes: B sequences, G key/value heads, T capacity of a cache, S new tokens, D h
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 import torch
 
 from nemotron_graphs.ops.definition import OpDefinition, OpInput
@@ -26,8 +24,7 @@ def _eager(cache: torch.Tensor, new: torch.Tensor, write_index: torch.Tensor) ->
     return updated_BGTD
 
 
-def _body(present: Collection[str]) -> str:
-    return """
+_BODY = """
   zero = Constant<value_int=0>()
   one = Constant<value_int=1>()
   new_BGSD = Transpose<perm=[0, 2, 1, 3]>(new)
@@ -53,7 +50,7 @@ kv_cache_update = OpDefinition(
     ),
     outputs=(("updated", "[B, G, T, D]"),),
     eager=_eager,
-    body=_body,
+    body=_BODY,
     doc="Writes token s of sequence b to position write_index[b] + s of its cache, which must exist. A "
     "target may write in place where nothing else reads the old cache.",
 )

@@ -37,21 +37,6 @@ def _eager(
     return y
 
 
-def _fake(
-    x: torch.Tensor,
-    norm_weight: torch.Tensor,
-    norm_bias: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    *,
-    epsilon: float,
-    activation: str = "none",
-    output: str = "same",
-) -> torch.Tensor:
-    dtype = torch.float32 if output == "float32" else x.dtype
-    return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=dtype)
-
-
 def _body(present: Collection[str], epsilon: float, activation: str, output: str) -> str:
     names = ["normed", "weight", *(["bias"] if "bias" in present else [])]
     # in fp32 and rounded once, as PyTorch has it; what LayerNormalization does in 16 bits differs among runtimes
@@ -97,7 +82,7 @@ layernorm_linear = OpDefinition(
     ),
     outputs=(("y", "[B, S, O]"),),
     eager=_eager,
-    fake=_fake,
+    fake=_eager,
     body=_body,
     doc="Linear(LayerNorm(x), weight, bias), the norm's gamma being norm_weight + 1, and then relu² where "
     "`activation` says so. With `output` float32 the product is not rounded to the run dtype.",

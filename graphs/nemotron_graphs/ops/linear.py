@@ -19,10 +19,6 @@ def _eager(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     return F.linear(x, weight, bias)
 
 
-def _fake(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    return x.new_empty((*x.shape[:-1], weight.shape[0]))
-
-
 def _body(present: Collection[str]) -> str:
     # Gemm with transB reads the weight as it is stored; an explicit Transpose would be materialised
     bias = ", bias" if "bias" in present else ""
@@ -47,7 +43,7 @@ linear = OpDefinition(
     ),
     outputs=(("y", "[B, S, O]"),),
     eager=_eager,
-    fake=_fake,
+    fake=_eager,
     body=_body,
     doc="x times the transpose of weight, plus bias. The weight keeps the [out, in] layout of the checkpoint.",
 )

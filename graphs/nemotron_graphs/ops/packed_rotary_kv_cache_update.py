@@ -34,17 +34,9 @@ def _eager(
 
 
 def _fake(
-    qkv: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    position_ids: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    write_index: torch.Tensor,
-    *,
-    num_heads: int,
-    num_kv_heads: int,
+    qkv: torch.Tensor, *others: torch.Tensor, num_heads: int, num_kv_heads: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    *_, k_cache, v_cache, _ = others
     q_rotated = qkv.new_empty((*qkv.shape[:2], num_heads, k_cache.shape[-1]))
     return q_rotated, contiguous_like(k_cache), contiguous_like(v_cache)
 

@@ -5,8 +5,6 @@ Shapes: B sequences, S new tokens, H heads, D head_dim, P positions in the table
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 import torch
 
 from nemotron_graphs.ops.definition import OpDefinition, OpInput
@@ -22,8 +20,7 @@ def _eager(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, position_ids: 
     return torch.cat((first * cos_BS1h - second * sin_BS1h, second * cos_BS1h + first * sin_BS1h, tail), dim=-1)
 
 
-def _body(present: Collection[str]) -> str:
-    return """
+_BODY = """
   heads_axis = Constant<value_ints=[2]>()
   lane_axis = Constant<value_ints=[-1]>()
   start = Constant<value_ints=[0]>()
@@ -56,6 +53,6 @@ partial_rotary_embedding = OpDefinition(
     ),
     outputs=(("y", "[B, S, H, D]"),),
     eager=_eager,
-    body=_body,
+    body=_BODY,
     doc="Rotates lanes i and i + R/2 of each head by the angle of the token's position; lanes from R on pass.",
 )

@@ -8,8 +8,6 @@ the table, R rotary_dim.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 import torch
 
 from nemotron_graphs.ops.definition import OpDefinition, OpInput
@@ -38,8 +36,7 @@ def _eager(
     )
 
 
-def _body(present: Collection[str]) -> str:
-    return """
+_BODY = """
   q_rotated = nemotron.PartialRotaryEmbedding(q, cos, sin, position_ids)
   k_rotated = nemotron.PartialRotaryEmbedding(k, cos, sin, position_ids)
   k_updated = nemotron.KVCacheUpdate(k_cache, k_rotated, write_index)
@@ -52,15 +49,13 @@ rotary_kv_cache_update = OpDefinition(
         OpInput("q", "T", "[B, S, H, D]"),
         OpInput("k", "T", "[B, S, G, D]"),
         OpInput("v", "T", "[B, S, G, D]"),
-        OpInput("cos", "T", "[P, R/2]"),
-        OpInput("sin", "T", "[P, R/2]"),
-        OpInput("position_ids", "I", "[B, S]"),
+        *partial_rotary_embedding.inputs[1:],
         OpInput("k_cache", "T", "[B, G, T, D]"),
         OpInput("v_cache", "T", "[B, G, T, D]"),
         OpInput("write_index", "I", "[B]"),
     ),
     outputs=(("q_rotated", "[B, S, H, D]"), ("k_updated", "[B, G, T, D]"), ("v_updated", "[B, G, T, D]")),
     eager=_eager,
-    body=_body,
+    body=_BODY,
     doc="PartialRotaryEmbedding of q and k, then KVCacheUpdate of the rotated k and of v.",
 )

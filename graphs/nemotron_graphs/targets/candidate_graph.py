@@ -1,6 +1,6 @@
 """The auxiliary graph of a language model: the top-k candidates of a decode step, found where the logits are.
 
-Shapes: B rows, V vocabulary, C candidates, R parts of the vocabulary, N tokens of a part.
+Shapes: B sequences, V vocabulary, C candidates, R parts of the vocabulary, N tokens of a part.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
+from nemotron_graphs.passes.matching import dtype_of, size_of
 from nemotron_graphs.targets.lowering import Lowered, LoweredGraph
 
 __all__ = ["CANDIDATES_FILE", "add_candidates", "candidate_graph"]
@@ -30,12 +31,9 @@ def add_candidates(lowered: Lowered, count: int) -> Lowered:
     model = lowered.main.model
     logits = model.graph.outputs[0]
     assert logits.name == "logits", "a language model's graph"
-    assert logits.dtype is not None
-    assert logits.shape is not None
-    vocab_size = logits.shape[-1]
-    assert isinstance(vocab_size, int)
+    vocab_size = size_of(logits, -1)
     count = min(count, vocab_size)
-    graph = LoweredGraph(candidate_graph(vocab_size, count, logits.dtype, model), CANDIDATES_FILE)
+    graph = LoweredGraph(candidate_graph(vocab_size, count, dtype_of(logits), model), CANDIDATES_FILE)
     session = {**lowered.session, "candidates": {"graph": CANDIDATES_FILE, "count": count}}
     return replace(lowered, session=session, graphs={**lowered.graphs, "candidates": graph})
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from nemotron_graphs import passes
-from nemotron_graphs.targets.onnx_passes import onnx_passes, packed_projections
-from nemotron_graphs.targets.target import GraphRecipe, Passes, Target
+from nemotron_graphs.targets.onnx_passes import onnx_graph, packed_projections
+from nemotron_graphs.targets.target import Passes, Target
 
 __all__ = ["genai_cpu", "genai_cuda"]
 
@@ -54,11 +54,7 @@ genai_cpu = Target(
     name="genai-cpu",
     description="a folder that ONNX Runtime GenAI loads, on the CPU",
     dtypes=("float32",),
-    graphs={
-        "model": GraphRecipe(
-            "model.onnx", onnx_passes(_cpu_lowering, _cpu_finishing), {"GroupQueryAttention": lambda n: n.layers}
-        )
-    },
+    graphs=onnx_graph(_cpu_lowering, _cpu_finishing, {"GroupQueryAttention": lambda n: n.layers}),
     provider="CPUExecutionProvider",
     device="cpu",
     extra="genai",
@@ -69,17 +65,15 @@ genai_cuda = Target(
     name="genai-cuda",
     description="a folder that ONNX Runtime GenAI loads, on NVIDIA GPUs",
     dtypes=("bfloat16", "float16"),
-    graphs={
-        "model": GraphRecipe(
-            "model.onnx",
-            onnx_passes(_cuda_lowering, _cuda_finishing),
-            {
-                "GroupQueryAttention": lambda n: n.layers,
-                "packed projection": packed_projections,
-                "SkipLayerNormalization": lambda n: 2 * n.layers,
-            },
-        )
-    },
+    graphs=onnx_graph(
+        _cuda_lowering,
+        _cuda_finishing,
+        {
+            "GroupQueryAttention": lambda n: n.layers,
+            "packed projection": packed_projections,
+            "SkipLayerNormalization": lambda n: 2 * n.layers,
+        },
+    ),
     provider="CUDAExecutionProvider",
     device="cuda",
     extra="genai-cuda",

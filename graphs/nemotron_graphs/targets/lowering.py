@@ -15,7 +15,8 @@ from nemotron_formats.tensors import FileSpan, WeightInput
 
 from nemotron_graphs import passes
 from nemotron_graphs.ops import DOMAIN
-from nemotron_graphs.passes.fuse.qkv import PARTS
+from nemotron_graphs.passes.bind.weights import is_weight, stored_parts
+from nemotron_graphs.passes.matching import dtype_of, nodes_of, produced_by
 from nemotron_graphs.targets.record import OnStage, PassRecord, run_passes
 from nemotron_graphs.targets.target import GraphRecipe, LoweringContext, ModelCounts, Passes, Target
 
@@ -62,7 +63,6 @@ def lower(target: Target, model: ir.Model, context: LoweringContext, on_stage: O
     """Makes the target's graphs of a dialect graph, which a target of one graph uses up.
 
     Args:
-        target: the target.
         model: the dialect graph, as ``trace`` gave it.
         context: what is bound to it.
         on_stage: told of every graph after each pass.
@@ -123,11 +123,9 @@ def _check(
 
 
 def _counts(model: ir.Model, context: LoweringContext) -> ModelCounts:
-    layers = sum((node.domain, node.op_type) == (DOMAIN, "CachedAttention") for node in model.graph)
-    last = model.graph.outputs[0].producer()
-    head = last is not None and (last.domain, last.op_type) == (DOMAIN, "Linear")
-    encoded, half = bool(context.encoded), context.cos.shape[1]
-    return ModelCounts(layers, context.fp32_mlp_layers, int(head), encoded, half)
+    layers = len(nodes_of(model.graph, "CachedAttention", DOMAIN))
+    head = produced_by(model.graph.outputs[0], "Linear", DOMAIN) is not None
+    return ModelCounts(layers, context.fp32_mlp_layers, int(head), bool(context.encoded), context.cos.shape[1])
 
 
 def weight_inputs(model: ir.Model, context: LoweringContext) -> tuple[WeightInput, ...]:
@@ -138,9 +136,9 @@ def weight_inputs(model: ir.Model, context: LoweringContext) -> tuple[WeightInpu
     """
     found = []
     for value in model.graph.inputs:
-        if value.name not in context.weights and PARTS not in value.meta:
+        if not is_weight(value, context.weights):
             continue
-        parts = [context.weights[name] for name in value.meta.get(PARTS, (value.name,))]
+        parts, shape = stored_parts(value, context.weights)
         run, stored = _dtype_name(value), {part.dtype_name for part in parts}
         if stored != {run}:
             disk = ", ".join(sorted(stored))
@@ -150,17 +148,10 @@ def weight_inputs(model: ir.Model, context: LoweringContext) -> tuple[WeightInpu
                 f"build with --dtype {disk}, or convert the checkpoint to {run} first",
                 where="--dtype",
             )
-        shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
-        if value.shape is None or tuple(value.shape) != shape:
-            raise ir.passes.PreconditionError(
-                f"weight '{value.name}': found shape {list(shape)} on disk; "
-                f"expected {value.shape}; check the checkpoint against its config"
-            )
         found.append(WeightInput(str(value.name), run, shape, tuple(part.span for part in parts)))
     return tuple(found)
 
 
 def _dtype_name(value: ir.Value) -> str:
     """numpy's name of a value's dtype."""
-    assert value.dtype is not None
-    return dtype_of_onnx(int(value.dtype)).name
+    return dtype_of_onnx(int(dtype_of(value))).name

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nemotron_graphs.targets.onnx_passes import onnx_passes
-from nemotron_graphs.targets.target import GraphRecipe, Target
+from nemotron_graphs.targets.onnx_passes import onnx_graph
+from nemotron_graphs.targets.target import Target
 
 __all__ = ["onnx"]
 
@@ -11,7 +11,7 @@ onnx = Target(
     name="onnx",
     description="standard ONNX ops (opset 21), for any runtime",
     dtypes=("float32", "float16", "bfloat16"),
-    graphs={"model": GraphRecipe("model.onnx", onnx_passes())},
+    graphs=onnx_graph(),
     executor="onnxruntime",
     provider="CPUExecutionProvider",
     device="cpu",

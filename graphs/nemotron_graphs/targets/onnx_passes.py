@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from nemotron_formats.tensors import EncodedWeight
 
 from nemotron_graphs import passes
-from nemotron_graphs.targets.target import LoweringContext, ModelCounts, Passes
+from nemotron_graphs.targets.target import GraphRecipe, LoweringContext, ModelCounts, Passes
 
-__all__ = ["onnx_passes", "packed_projections"]
+__all__ = ["onnx_graph", "packed_projections"]
 
 # MatMulNBits on ONNX Runtime: activations become int8, by group and token, for the product. Left as they are, the 8-bit
 # op of the CPU provider converts the whole weight in every call (22 ms in place of 0.07 ms for [3072, 768]), and the
@@ -27,17 +28,19 @@ def _integers(weights: Mapping[str, EncodedWeight]) -> Any:
     return passes.LowerLinearToMatMulNBitsPass(weights, _INT8_ACTIVATIONS)
 
 
-def onnx_passes(
+def onnx_graph(
     lowering: Callable[[], Passes] = tuple,
     finishing: Callable[[], Passes] = tuple,
+    forms: Mapping[str, Callable[[ModelCounts], int]] = MappingProxyType({}),
     encoded: Callable[[Mapping[str, EncodedWeight]], Any] = _integers,
-) -> Callable[[LoweringContext], Passes]:
-    """All passes of a graph for ONNX Runtime.
+) -> dict[str, GraphRecipe]:
+    """The one graph of a target of ONNX Runtime.
 
     Args:
         lowering: makes the passes that lower the dialect's ops to the target's own; what they leave becomes standard
             ops.
         finishing: makes the passes that come last, when weights and tables are bound.
+        forms: of the recipe.
         encoded: makes the pass of projections whose weights are in another format.
     """
 
@@ -58,4 +61,4 @@ def onnx_passes(
             *finishing(),
         )
 
-    return make
+    return {"model": GraphRecipe("model.onnx", make, forms)}

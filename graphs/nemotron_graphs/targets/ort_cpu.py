@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from nemotron_graphs import passes
-from nemotron_graphs.targets.onnx_passes import onnx_passes, packed_projections
-from nemotron_graphs.targets.target import GraphRecipe, Passes, Target
+from nemotron_graphs.targets.onnx_passes import onnx_graph, packed_projections
+from nemotron_graphs.targets.target import Passes, Target
 
 __all__ = ["ort_cpu"]
 
@@ -17,17 +17,14 @@ ort_cpu = Target(
     name="ort-cpu",
     description="ONNX Runtime on the CPU: grouped-query attention on a shared cache, fused projections",
     dtypes=("float32",),
-    graphs={
-        "model": GraphRecipe(
-            "model.onnx",
-            onnx_passes(_lowering),
+    graphs=onnx_graph(
+        _lowering,
+        forms={
+            "GroupQueryAttention": lambda n: n.layers,
             # codes of three projections stay apart: one copy of them is enough on the host
-            {
-                "GroupQueryAttention": lambda n: n.layers,
-                "packed projection": lambda n: 0 if n.encoded else packed_projections(n),
-            },
-        )
-    },
+            "packed projection": lambda n: 0 if n.encoded else packed_projections(n),
+        },
+    ),
     executor="onnxruntime",
     provider="CPUExecutionProvider",
     device="cpu",

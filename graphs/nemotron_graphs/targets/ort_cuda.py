@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from nemotron_graphs import passes
-from nemotron_graphs.targets.onnx_passes import onnx_passes, packed_projections
-from nemotron_graphs.targets.target import GraphRecipe, LoweringContext, Passes, Target
+from nemotron_graphs.targets.onnx_passes import onnx_graph, packed_projections
+from nemotron_graphs.targets.target import LoweringContext, Passes, Target
 
 __all__ = ["ort_cuda"]
 
@@ -40,18 +40,16 @@ ort_cuda = Target(
     name="ort-cuda",
     description="ONNX Runtime on NVIDIA GPUs: grouped-query attention on a shared cache, a CUDA graph per decode step",
     dtypes=("bfloat16", "float16"),
-    graphs={
-        "model": GraphRecipe(
-            "model.onnx",
-            onnx_passes(_lowering, _finishing),
-            {
-                "GroupQueryAttention": lambda n: n.layers,
-                "packed projection": packed_projections,
-                # the first norm follows no sum, and the last one the positions that are wanted
-                "SkipLayerNormalization": lambda n: 2 * n.layers - 1,
-            },
-        )
-    },
+    graphs=onnx_graph(
+        _lowering,
+        _finishing,
+        {
+            "GroupQueryAttention": lambda n: n.layers,
+            "packed projection": packed_projections,
+            # the first norm follows no sum, and the last one the positions that are wanted
+            "SkipLayerNormalization": lambda n: 2 * n.layers - 1,
+        },
+    ),
     executor="onnxruntime-cuda",
     provider="CUDAExecutionProvider",
     device="cuda",

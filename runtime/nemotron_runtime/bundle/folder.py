@@ -44,8 +44,6 @@ class Bundle:
     """A bundle whose small files are intact and whose weights are the ones it was built from, by size and header.
 
     Attributes:
-        directory: the bundle's folder.
-        manifest: its manifest.
         weights_directory: where the weights are now.
     """
 
@@ -58,7 +56,6 @@ class Bundle:
         """Opens and checks a bundle: manifest, hash of every small file, size and header hash of every weights file.
 
         Args:
-            path: the bundle's folder.
             weights_dir: where the weights are, if they are no longer where the manifest says.
             allow_unverified: open a bundle whose parity is pending.
 
@@ -171,8 +168,7 @@ def _check_small_file(path: Path, size: int, sha256: str) -> None:
         found_size = path.stat().st_size
         if found_size != size:
             raise BundleError(f"{found_size} bytes", f"{size} bytes", remedy, where=str(path))
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = file_record(path).sha256
     except OSError as error:
         raise BundleError(_problem(error), "a file of the bundle", remedy, where=str(path)) from error
     if found != sha256:

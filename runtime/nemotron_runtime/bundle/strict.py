@@ -26,15 +26,12 @@ def read_dataclass(kind: type[_T], value: object, where: str) -> _T:
     if not isinstance(value, dict):
         raise BundleError(_describe(value), "an object", _REMEDY, where=where)
     hints = typing.get_type_hints(kind)
-    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    required = {
-        field.name
-        for field in dataclasses.fields(kind)  # type: ignore[arg-type]
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    }
-    if unknown := sorted(set(value) - names):
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    no_default = (dataclasses.MISSING, dataclasses.MISSING)
+    required = {name for name, field in fields.items() if (field.default, field.default_factory) == no_default}
+    if unknown := sorted(set(value) - set(fields)):
         raise BundleError(
-            f"unknown keys {', '.join(unknown)}", f"keys {', '.join(sorted(names))}", _REMEDY, where=where
+            f"unknown keys {', '.join(unknown)}", f"keys {', '.join(sorted(fields))}", _REMEDY, where=where
         )
     if missing := sorted(required - set(value)):
         raise BundleError(f"no {', '.join(missing)}", "these keys", _REMEDY, where=where)

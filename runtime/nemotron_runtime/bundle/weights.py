@@ -31,7 +31,6 @@ def map_weights(bundle: Bundle, *, verify_chunks: bool = True) -> dict[str, mmap
     """Maps every weights file read-only; nothing is copied.
 
     Args:
-        bundle: the bundle.
         verify_chunks: hash every chunk before returning.
 
     Returns:

@@ -56,8 +56,6 @@ def plan_pieces(bundle: Bundle, parts: Iterable[FileSpan], most: int) -> list[Pi
     Files that the build did not scan have no digests: of those the parts alone are read.
 
     Args:
-        bundle: the bundle.
-        parts: what is needed.
         most: bytes of a piece, at most.
 
     Returns:
@@ -97,7 +95,6 @@ class PieceReader:
     """Threads that read; as a context manager it ends them, and closes the files.
 
     Args:
-        bundle: the bundle.
         pieces: what will be read, which names the files that are opened.
         threads: how many pieces are read at once.
 

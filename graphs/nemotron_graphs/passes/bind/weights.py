@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import onnx_ir as ir
 from nemotron_formats.tensors import FileSpan, TensorEntry
@@ -10,7 +10,7 @@ from nemotron_formats.tensors import FileSpan, TensorEntry
 from nemotron_graphs.passes.fuse.qkv import PARTS
 from nemotron_graphs.passes.matching import add_cast, cast_output, dtype_of, is_op, onnx_dtype
 
-__all__ = ["PACKED_FILE", "BindWeightsPass"]
+__all__ = ["PACKED_FILE", "BindWeightsPass", "is_weight", "stored_parts"]
 
 PACKED_FILE = "packed"
 
@@ -43,10 +43,10 @@ class BindWeightsPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         self.packed = []
-        bound = [value for value in model.graph.inputs if value.name in self.weights or PARTS in value.meta]
+        bound = [value for value in model.graph.inputs if is_weight(value, self.weights)]
         packed_bytes = 0
         for value in bound:
-            parts = [self.weights[name] for name in value.meta.get(PARTS, (value.name,))]
+            parts, shape = stored_parts(value, self.weights)
             if PARTS in value.meta:
                 self.packed.append(tuple(part.span for part in parts))
                 span = FileSpan(PACKED_FILE, packed_bytes, sum(part.length for part in parts))
@@ -55,31 +55,43 @@ class BindWeightsPass(ir.passes.InPlacePass):
                 span = parts[0].span
                 if self.folder and "/" not in span.file:
                     span = FileSpan(f"{self.folder}/{span.file}", span.offset, span.length)
-            self._bind(model.graph, value, parts, span)
+            names = {part.dtype_name for part in parts}
+            if len(names) != 1:
+                raise ir.passes.PreconditionError(
+                    f"'{value.name}': found parts of {', '.join(sorted(names))}; expected one dtype; "
+                    "convert the checkpoint to one"
+                )
+            run_dtype, disk_dtype = dtype_of(value), onnx_dtype(parts[0])
+            value.type = ir.TensorType(disk_dtype)
+            value.const_value = ir.ExternalTensor(
+                span.file, span.offset, span.length, disk_dtype, shape=ir.Shape(shape), name=value.name or ""
+            )
+            model.graph.inputs.remove(value)
+            model.graph.register_initializer(value)
+            if run_dtype != disk_dtype:
+                _cast(model.graph, value, run_dtype)
         return ir.passes.PassResult(model, bool(bound))
 
-    def _bind(self, graph: ir.Graph, value: ir.Value, parts: Sequence[TensorEntry], span: FileSpan) -> None:
-        names = {part.dtype_name for part in parts}
-        if len(names) != 1:
-            raise ir.passes.PreconditionError(
-                f"'{value.name}': found parts of {', '.join(sorted(names))}; expected one dtype; "
-                "convert the checkpoint to one"
-            )
-        shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:]) if parts[0].shape else ()
-        if value.shape is None or tuple(value.shape) != shape:
-            raise ir.passes.PreconditionError(
-                f"weight '{value.name}': found shape {list(shape)} on disk; "
-                f"expected {value.shape}; check the checkpoint against its config"
-            )
-        run_dtype, disk_dtype = dtype_of(value), onnx_dtype(parts[0])
-        value.type = ir.TensorType(disk_dtype)
-        value.const_value = ir.ExternalTensor(
-            span.file, span.offset, span.length, disk_dtype, shape=ir.Shape(shape), name=value.name or ""
+
+def is_weight(value: ir.Value, weights: Mapping[str, TensorEntry]) -> bool:
+    """Whether an input is a weight, or several weights put together."""
+    return value.name in weights or PARTS in value.meta
+
+
+def stored_parts(value: ir.Value, weights: Mapping[str, TensorEntry]) -> tuple[list[TensorEntry], tuple[int, ...]]:
+    """The weights whose rows such an input has, and their shape together.
+
+    Raises:
+        PreconditionError: another shape than the input's.
+    """
+    parts = [weights[name] for name in value.meta.get(PARTS, (value.name,))]
+    shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:]) if parts[0].shape else ()
+    if value.shape is None or tuple(value.shape) != shape:
+        raise ir.passes.PreconditionError(
+            f"weight '{value.name}': found shape {list(shape)} on disk; "
+            f"expected {value.shape}; check the checkpoint against its config"
         )
-        graph.inputs.remove(value)
-        graph.register_initializer(value)
-        if run_dtype != disk_dtype:
-            _cast(graph, value, run_dtype)
+    return parts, shape
 
 
 def _cast(graph: ir.Graph, weight: ir.Value, run_dtype: ir.DataType) -> None:

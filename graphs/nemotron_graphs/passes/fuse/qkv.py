@@ -74,8 +74,9 @@ class PackQKVPass(FusionPass):
 def pack_projections(graph: ir.Graph, values: Sequence[ir.Value | None], concat: bool = False) -> ir.Value:
     """Puts ``Linear(x, w_qkv)`` next to three projections of one x, which the caller then replaces and removes.
 
+    The graph gets the node, and the packed weight and bias as inputs.
+
     Args:
-        graph: gets the node, and the packed weight and bias as inputs.
         values: results of the projections of queries, keys and values.
         concat: make them by ``Concat`` nodes in place of the inputs.
 
