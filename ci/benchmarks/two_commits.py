@@ -4,7 +4,7 @@
 
 A shape is prompt tokens x sequences x new tokens. Each checkout has a process of its own, which loads its bundle once;
 in each round every shape is generated once by each of them, greedily and past every end-of-sequence token, never two at
-once, the first one changing from round to round. Medians of the rounds after a first one, and the ratio new to old.
+once, the first one changing from round to round, after 0.1 s in which the other's threads go to sleep. Medians of the rounds after a first one, and the ratio new to old.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ def measure(processes: list[subprocess.Popen[str]], shape: tuple[int, ...], roun
         order = list(zip(_NAMES, processes, strict=True))
         for name, process in order[:: 1 if number % 2 else -1]:
             assert process.stdin is not None
+            time.sleep(0.1)
             process.stdin.write(json.dumps(shape) + "\n")
             process.stdin.flush()
             found[name].append(_answer(process))
