@@ -4,7 +4,8 @@
 
 A shape is prompt tokens x sequences x new tokens. Each checkout has a process of its own, which loads its bundle once;
 in each round every shape is generated once by each of them, greedily and past every end-of-sequence token, never two at
-once, the first one changing from round to round, after 0.1 s in which the other's threads go to sleep. Medians of the rounds after a first one, and the ratio new to old.
+once, the first one changing from round to round, each after 0.1 s in which the other's threads go to sleep. Medians of
+the rounds after a first one, and the ratio new to old.
 """
 
 from __future__ import annotations
