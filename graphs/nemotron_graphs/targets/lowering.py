@@ -106,14 +106,14 @@ def _check(
     target: Target, name: str, recipe: GraphRecipe, model: ir.Model, chosen: Passes, counts: ModelCounts
 ) -> None:
     """Refuses a graph in which a fusion found fewer places than it must, or that has ops that nothing lowers."""
-    for each in chosen:
-        if not isinstance(each, passes.FusionPass) or each.forms not in recipe.forms:
-            continue
-        wanted = recipe.forms[each.forms](counts)
+    fusions = {each.forms: each for each in chosen if isinstance(each, passes.FusionPass)}
+    for form, count in recipe.forms.items():
+        assert form in fusions, f"no pass of graph '{name}' forms {form}"
+        each, wanted = fusions[form], count(counts)
         if each.found < wanted:
             reasons = "; ".join(each.missed[:3]) or "no node that it could begin at"
             raise GraphError(
-                f"{each.found} {each.forms} in graph '{name}' ({reasons})",
+                f"{each.found} {form} in graph '{name}' ({reasons})",
                 f"{wanted} of {counts.layers} layers",
                 "report it with the checkpoint's config.json: the graph would be slower than it says",
                 where=f"target {target.name}",
